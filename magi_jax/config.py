@@ -1,0 +1,227 @@
+"""The schema of an experiment: frozen dataclasses, filled once from a ConfigDict.
+
+A config file (`configs/*.py`) starts from `default()`, sets what differs and returns the ConfigDict; `from_config_dict`
+turns it into a `Config`. An unknown or ill-typed field is a `ConfigError` that names it. Fields marked A1..A23 settle an
+ambiguity of the MAGI paper (arXiv 2501.12389): the default is the reading we recommend.
+"""
+
+import dataclasses
+import typing
+from typing import Any, Literal
+
+from ml_collections import ConfigDict
+
+
+class ConfigError(ValueError):
+    """A config that cannot be used; the message names the field and the way out."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which videos, and how clips are cut from them."""
+
+    source: str = 'bouncing_objects/shapes'  # a TFDS name, or 'video_folder'
+    path: str = ''  # TFDS data_dir or the folder of videos; '' = ~/.cache/magi_jax
+    train_split: str = 'train'
+    eval_split: str = 'validation'
+    height: int = 64
+    width: int = 64
+    frames: int = 16  # raw frames of a clip
+    max_interval: int = 25  # A6: interval ~ U{1..min(max_interval, what the video allows)}, labelled with the true one
+    flip_horizontal: bool = True
+    flip_vertical: bool = False
+    batch_size: int = 128  # clips of one optimizer step, over all hosts
+    threads: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerConfig:
+    """The frozen video <-> latent map, or the one being trained when objective = 'autoencoder'."""
+
+    kind: Literal['autoencoder_kl', 'identity'] = 'autoencoder_kl'
+    path: str = ''  # folder written by a finished autoencoder run (weights + latent statistics)
+    channels: int = 4  # latent channels c
+    downsample: int = 8  # pixels per latent, each axis
+    width: int = 64  # convolution width
+    blocks: int = 2  # residual blocks, each of encoder and decoder
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadConfig:
+    """MAR's diffusion head and its diffusion process (paper: 3 blocks of width 1024, noise prediction)."""
+
+    width: int = 1024
+    blocks: int = 3
+    repeats: int = 4  # independent (t, noise) draws per token and step, MAR's diffusion_batch_mul
+    timesteps: int = 1000
+    prediction: Literal['noise', 'clean', 'velocity'] = 'noise'
+    position_table: Literal['shared', 'per_frame'] = 'shared'  # A13: [N,D] or [T,N,D]
+    input_norm: bool = True  # LayerNorm before block 1 (MAR's z_proj_ln)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The spatial-temporal transformer. Defaults: the paper's 20 blocks of width 1280."""
+
+    width: int = 1280  # D
+    blocks: int = 20  # each one spatial and one temporal layer
+    heads: int = 16
+    mlp_width: int = 5120
+    patch: int = 2  # latents per token, each axis
+    dropout: float = 0.1
+    teacher_forcing: Literal['complete', 'masked'] = 'complete'  # CTF or MTF
+    mlp_layers: Literal['both', 'temporal'] = 'both'  # A10: which layers of a block carry an MLP
+    frame_table: Literal['position', 'frame', 'full'] = 'position'  # A5: learned [N,D], [D] or [T,N,D] per frame type
+    shared_projection: bool = True  # A9: observed and masked frames share Linear(C -> D)
+    noise_embedding: Literal['concat_channel', 'concat_token', 'add'] = 'concat_channel'  # A3
+    embed_at: Literal['input', 'every_block'] = 'input'  # A11: where interval and temporal positions are added
+    head: HeadConfig = HeadConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskingConfig:
+    """What is hidden and what is disturbed in training."""
+
+    ratio_mean: float = 1.0
+    ratio_std: float = 0.25
+    ratio_min: float = 0.7
+    ratio_max: float = 1.0
+    draw_per: Literal['frame', 'clip', 'batch'] = 'frame'  # A7: 'clip': one ratio and order for all frames; 'batch': one ratio
+    noise_std: tuple[float, ...] = (0.0, 0.14, 0.28, 0.42, 0.56, 0.7)  # A1, A2: std of each level; level 0 = clean, trained
+    noise_per: Literal['clip', 'frame'] = 'clip'  # A4
+    noise_visible: bool = False  # A8: also on the visible tokens of masked frames (CTF)
+    noise_masked_teacher: bool = True  # A14: noise on the inputs of MTF
+    first_frame_loss: bool = True  # A22
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoencoderLossConfig:
+    """Loss of the KL autoencoder, on random crops of single frames."""
+
+    l1: float = 0.0
+    l2: float = 1.0
+    kl: float = 1e-4
+    crop: int = 32  # pixels; 0 = whole frames
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """AdamW as in MAR; weight decay spares biases, norms and the diffusion head."""
+
+    learning_rate: float = 1e-4
+    warmup_steps: int = 10_000
+    schedule: Literal['constant', 'cosine', 'linear'] = 'constant'  # A23
+    decay_fraction: float = 1.0  # last part of training over which cosine or linear falls to 0
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.02
+    clip_norm: float = 3.0
+    ema_decay: float = 0.9999
+    ema_warmup: bool = False  # decay min(ema_decay, (1+n)/(10+n)): for short runs
+    accumulate: int = 1  # micro-batches per optimizer step
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The loop's lengths and schedules, in optimizer steps."""
+
+    steps: int = 145_000
+    log_every: int = 50
+    eval_every: int = 5_000
+    eval_batches: int = 8
+    sample_every: int = 10_000
+    checkpoint_every: int = 5_000
+    keep_checkpoints: int = 3
+    compute_dtype: Literal['bfloat16', 'float32'] = 'bfloat16'
+    remat: Literal['none', 'block'] = 'none'
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerConfig:
+    """The KV-cached sampling loop. `x0_clip = inf` with `start = 999` is the paper's exact recipe."""
+
+    mask_steps: int = 64  # K
+    denoise_steps: int = 100
+    temperature: float = 1.0  # A15
+    x0_clip: float = 3.0  # bound on predicted clean tokens, in standard deviations of the latents; inf = none
+    start: int = 999  # first diffusion timestep; the others follow evenly down to 0
+    long_video: Literal['slide', 'interpolate'] = 'slide'  # A12: how frames beyond the training length get positions
+    keep_frames: int = 8  # 'slide': frames kept as context when the window is full
+    context_level: int = 0  # A2: noise level that finished frames are labelled with
+    context_noise: bool = False  # A2: and whether that noise is really added
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; -1 = all that remain."""
+
+    data: int = -1
+    fsdp: int = 1
+    sequence: int = 1
+    tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One experiment."""
+
+    seed: int = 0
+    objective: Literal['masked_diffusion', 'autoencoder'] = 'masked_diffusion'
+    data: DataConfig = DataConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    model: ModelConfig = ModelConfig()
+    masking: MaskingConfig = MaskingConfig()
+    autoencoder_loss: AutoencoderLossConfig = AutoencoderLossConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    sampler: SamplerConfig = SamplerConfig()
+    mesh: MeshConfig = MeshConfig()
+
+
+def default() -> ConfigDict:
+    """The default experiment as a mutable, key-locked ConfigDict: the start of every config file."""
+    return to_config_dict(Config())
+
+
+def to_config_dict(config: Config) -> ConfigDict:
+    """`Config` -> ConfigDict, the inverse of `from_config_dict`."""
+    return ConfigDict(dataclasses.asdict(config), type_safe=False)
+
+
+def from_config_dict(values: ConfigDict | dict) -> Config:
+    """ConfigDict (or the plain dict of a saved config.json) -> `Config`.
+
+    Raises:
+      ConfigError: a field is unknown, or its value is not of the declared type or choice.
+    """
+    plain = values.to_dict() if isinstance(values, ConfigDict) else values
+    return _build(Config, plain, 'config')
+
+
+def _build(cls: type, values: Any, path: str) -> Any:
+    if not isinstance(values, dict):
+        raise ConfigError(f'{path} must be a group of fields, not {values!r}')
+    hints = typing.get_type_hints(cls)
+    for name in values:
+        if name not in hints:
+            raise ConfigError(f'unknown config field {path}.{name}; {path} has: {", ".join(hints)}')
+    return cls(**{name: _convert(hints[name], value, f'{path}.{name}') for name, value in values.items()})
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    """`value` as `hint`; an int is a good float, a list a good tuple, nothing else is bent."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, path)
+    if origin is Literal:
+        if value in args:
+            return value
+        raise ConfigError(f'{path} = {value!r} is not one of {", ".join(map(repr, args))}')
+    if origin is tuple and isinstance(value, (tuple, list)):
+        return tuple(_convert(args[0], item, f'{path}[{i}]') for i, item in enumerate(value))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is hint:
+        return value
+    raise ConfigError(f'{path} = {value!r} must be of type {getattr(hint, "__name__", hint)}')
