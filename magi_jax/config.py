@@ -180,7 +180,7 @@ class Config:
 
 
 def default() -> ConfigDict:
-    """The default experiment as a mutable, key-locked ConfigDict: the start of every config file."""
+    """The default experiment as a mutable ConfigDict: the start of every config file."""
     return to_config_dict(Config())
 
 
