@@ -1,0 +1,110 @@
+"""The KL autoencoder's loss: pixel errors on random crops of single frames, and the KL of the posterior to N(0, 1).
+
+Dimension key: B clips, T frames, F = B * T frames of a batch, H W pixels, S crop side, h w latents, c latent channels.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+from magi_jax.config import Config, ConfigError
+from magi_jax.tokenizers.api import make_module
+from magi_jax.tokenizers.pixels import to_float
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoencoderObjective:
+    """`init` and `loss` of the autoencoder; `module` encodes and decodes frames."""
+
+    config: Config
+    module: nn.Module
+
+    def init(self, key: jax.Array) -> dict:
+        """Fresh float32 parameters."""
+        side = self.config.tokenizer.downsample
+        return self.module.init(key, jnp.zeros((1, side, side, 3), jnp.float32))['params']
+
+    def loss(self, params: dict, batch: dict, key: jax.Array, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """One batch's loss.
+
+        Args:
+          params: of `init`.
+          batch: 'video' uint8 [B, T, H, W, 3] and 'example' int [B], the clips' indices, which seed their draws:
+            neither the order of clips nor their place on hosts changes a result.
+          key: typed key of this step.
+          train: True crops every frame at its own place and decodes posterior samples; False takes whole frames
+            and posterior means.
+
+        Returns:
+          l1 * mean |error| + l2 * mean error**2 + kl * KL, pixels in [-1, 1], both means over all values of all frames.
+          KL is in nats per latent value: the sum over c channels and h w cells divided by c h w, mean over frames.
+          Metrics are scalars: loss, l1, l2, kl (unweighted) and psnr in dB of the clipped reconstruction (peak range 2,
+          mean over frames of each frame's).
+        """
+        weights = self.config.autoencoder_loss
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch['example'])
+        frames = to_float(batch['video'])
+        if train and weights.crop:
+            frames = random_crops(frames, jax.vmap(jax.random.fold_in, (0, None))(keys, 0), weights.crop)
+        frames = rearrange(frames, 'B T S R d -> (B T) S R d')
+        mean, log_variance = self.module.apply({'params': params}, frames, method='encode')
+        latents = mean
+        if train:
+            latents = mean + jnp.exp(0.5 * log_variance) * _noise(keys, mean)
+        reconstruction = self.module.apply({'params': params}, latents, method='decode')
+        error = reconstruction - frames
+        metrics = {
+            'l1': jnp.mean(jnp.abs(error)),
+            'l2': jnp.mean(jnp.square(error)),
+            'kl': jnp.mean(0.5 * (jnp.square(mean) + jnp.exp(log_variance) - 1.0 - log_variance)),
+            'psnr': jnp.mean(psnr(jnp.clip(reconstruction, -1.0, 1.0), frames)),
+        }
+        loss = weights.l1 * metrics['l1'] + weights.l2 * metrics['l2'] + weights.kl * metrics['kl']
+        return loss, {'loss': loss, **metrics}
+
+
+def make_autoencoder_objective(config: Config) -> AutoencoderObjective:
+    """The objective of `config`.
+
+    Raises:
+      ConfigError: the tokenizer has nothing to train, or frames or crops do not fit its downsample factor.
+    """
+    if config.tokenizer.kind == 'identity':
+        raise ConfigError('tokenizer.kind = identity has no weights to train: choose autoencoder_kl')
+    factor, crop, data = config.tokenizer.downsample, config.autoencoder_loss.crop, config.data
+    if crop % factor or crop > min(data.height, data.width):
+        raise ConfigError(
+            f'autoencoder_loss.crop = {crop} must be 0 or a multiple of tokenizer.downsample = {factor}'
+            f' within the frames of {data.height}x{data.width}'
+        )
+    if data.height % factor or data.width % factor:
+        raise ConfigError(f'frames of {data.height}x{data.width} must be multiples of tokenizer.downsample = {factor}')
+    return AutoencoderObjective(config, make_module(config.tokenizer, jnp.dtype(config.train.compute_dtype)))
+
+
+def random_crops(video: jax.Array, keys: jax.Array, side: int) -> jax.Array:
+    """[B, T, H, W, 3] and a key per clip [B] -> [B, T, side, side, 3], each frame cut at its own uniform place."""
+    height, width = video.shape[2:4]
+    limits = jnp.array([height - side + 1, width - side + 1])
+
+    def crop_clip(clip: jax.Array, key: jax.Array) -> jax.Array:
+        corners = jax.random.randint(key, (clip.shape[0], 2), 0, limits[None])
+        return jax.vmap(lambda frame, at: jax.lax.dynamic_slice(frame, (at[0], at[1], 0), (side, side, 3)))(clip, corners)
+
+    return jax.vmap(crop_clip)(video, keys)
+
+
+def psnr(reconstruction: jax.Array, frames: jax.Array) -> jax.Array:
+    """Frames [F, H, W, 3] in [-1, 1] -> dB [F]; an error below 1e-10 counts as 1e-10 (106 dB)."""
+    error = jnp.mean(jnp.square(reconstruction - frames), axis=(1, 2, 3))
+    return 10.0 * jnp.log10(4.0 / jnp.maximum(error, 1e-10))
+
+
+def _noise(keys: jax.Array, latents: jax.Array) -> jax.Array:
+    """One key per clip [B] -> standard normal noise like latents [F, h, w, c], independent of the crops' draws."""
+    shape = (latents.shape[0] // keys.shape[0], *latents.shape[1:])
+    noise = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 1), shape, jnp.float32))(keys)
+    return rearrange(noise, 'B T h w c -> (B T) h w c')

@@ -1,0 +1,93 @@
+"""A tokenizer on disk: `config.json`, `params.npz` and `statistics.json`, written whole or not at all."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import tempfile
+
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from magi_jax.config import TokenizerConfig
+from magi_jax.tokenizers.api import Tokenizer, fingerprint
+
+FILES = ('params.npz', 'statistics.json')
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: str | os.PathLike, provenance: dict) -> None:
+    """Writes a folder that `load_tokenizer` reads, replacing an older one.
+
+    Args:
+      tokenizer: parameters and latent statistics to keep.
+      folder: a local folder; it appears by a rename once all files are complete.
+      provenance: what the statistics were measured on (clips, dataset, split, seed), as JSON values.
+    """
+    folder = pathlib.Path(folder).absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f'.{folder.name}.', dir=folder.parent) as scratch:
+        draft = pathlib.Path(scratch) / 'new'
+        draft.mkdir()
+        np.savez(draft / 'params.npz', **_flat(tokenizer.params))
+        _write_json(draft / 'statistics.json', {**_statistics(tokenizer), **provenance})
+        _write_json(draft / 'config.json', {
+            'tokenizer': dataclasses.asdict(dataclasses.replace(tokenizer.config, path='')),
+            'fingerprint': fingerprint(tokenizer),
+            'sha256': {name: _sha256(draft / name) for name in FILES},
+        })
+        if folder.exists():
+            folder.rename(pathlib.Path(scratch) / 'old')
+        draft.rename(folder)
+
+
+def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
+    """Reads a folder of `save_tokenizer`.
+
+    Raises:
+      FileNotFoundError: the folder or one of its files is missing.
+      ValueError: a file is damaged or was changed after it was written; the message names it.
+    """
+    folder = pathlib.Path(folder)
+    for name in ('config.json', *FILES):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f'no tokenizer in {folder}: {name} is missing; train one (objective = autoencoder)')
+    try:
+        written = json.loads((folder / 'config.json').read_text())
+        config = TokenizerConfig(**written['tokenizer'])
+        hashes = {name: written['sha256'][name] for name in FILES}
+        expected = written['fingerprint']
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(folder / 'config.json') from error
+    for name in FILES:
+        if _sha256(folder / name) != hashes[name]:
+            raise _damaged(folder / name)
+    statistics = json.loads((folder / 'statistics.json').read_text())
+    with np.load(folder / 'params.npz') as arrays:
+        params = unflatten_dict({name: jnp.asarray(value) for name, value in arrays.items()}, sep='/')
+    mean, std = (jnp.asarray(statistics[name], jnp.float32) for name in ('mean', 'std'))
+    tokenizer = Tokenizer(params, mean, std, config)
+    if fingerprint(tokenizer) != expected:
+        raise _damaged(folder / 'config.json')
+    return tokenizer
+
+
+def _flat(params: dict) -> dict[str, np.ndarray]:
+    return {name: np.asarray(value) for name, value in flatten_dict(params, sep='/').items()}
+
+
+def _statistics(tokenizer: Tokenizer) -> dict[str, list[float]]:
+    return {'mean': np.asarray(tokenizer.latent_mean).tolist(), 'std': np.asarray(tokenizer.latent_std).tolist()}
+
+
+def _write_json(path: pathlib.Path, value: dict) -> None:
+    path.write_text(json.dumps(value, indent=2) + '\n')
+
+
+def _sha256(path: pathlib.Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _damaged(path: pathlib.Path) -> ValueError:
+    return ValueError(f'{path} is damaged or was changed after it was written: copy the tokenizer folder again')

@@ -1,0 +1,39 @@
+"""Space-to-depth as a tokenizer without weights: exact, instant, for tests and for debugging a generator.
+
+Dimension key: F frames, H W pixels, f downsample, h w = H/f W/f, c = 3 f f latent channels.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+from magi_jax.config import ConfigError, TokenizerConfig
+
+
+class Identity(nn.Module):
+    """The interface of `AutoencoderKL`, with the pixels of a cell as its channels."""
+
+    downsample: int
+
+    def encode(self, frames: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """[F, H, W, 3] -> posterior mean and log variance [F, h, w, c]; the variance is exactly 0."""
+        mean = rearrange(frames, 'F (h f) (w g) d -> F h w (f g d)', f=self.downsample, g=self.downsample)
+        return mean, jnp.full_like(mean, -jnp.inf)
+
+    def decode(self, latents: jax.Array) -> jax.Array:
+        """[F, h, w, c] -> [F, H, W, 3]."""
+        return rearrange(latents, 'F h w (f g d) -> F (h f) (w g) d', f=self.downsample, g=self.downsample, d=3)
+
+    def __call__(self, frames: jax.Array) -> jax.Array:
+        return self.decode(self.encode(frames)[0])
+
+
+def build(config: TokenizerConfig, dtype: jnp.dtype) -> Identity:
+    """Raises ConfigError unless `channels` is the 3 * downsample**2 that the identity has."""
+    channels = 3 * config.downsample**2
+    if config.channels != channels:
+        raise ConfigError(
+            f'tokenizer.channels = {config.channels}, but identity with downsample {config.downsample} has {channels}'
+        )
+    return Identity(config.downsample)
