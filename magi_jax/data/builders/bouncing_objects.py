@@ -1,0 +1,251 @@
+"""TFDS builder `bouncing_objects`: videos of coloured shapes or handwritten digits that bounce off the frame's walls.
+
+Every video is a function of (kind, split, video index) alone. Starts and velocities lie on a grid of 1/1024 pixel and
+every later operation is correctly rounded, so the bytes are the same on every machine.
+
+Coordinates are (x, y) in pixels from the top left corner of the frame: pixel j covers [j, j + 1), the walls are 0 and 64.
+T frames, O = 3 object slots (absent ones hold -1 or NaN), W side of the window that an object is drawn in.
+"""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+SIDE = 64
+FRAMES = 400
+MAX_OBJECTS = 3
+SPEEDS = (1.0, 2.5)  # pixels per frame
+COUNTS = {'train': 512, 'validation': 64, 'test': 64}
+SPLITS = tuple(COUNTS)
+KINDS = ('shapes', 'digits')
+
+PALETTE = {
+    'red': (235, 45, 45),
+    'green': (50, 205, 70),
+    'blue': (60, 90, 250),
+    'yellow': (245, 215, 50),
+    'magenta': (230, 60, 215),
+    'cyan': (50, 210, 230),
+}
+SHAPES = ('disc', 'square', 'triangle')
+DISC_RADIUS = 9.5
+SQUARE_SIDE = 18.0
+TRIANGLE_INRADIUS = 11.0 / np.sqrt(3.0)  # equilateral, side 22
+DIGIT_SIDE = 24
+DIGITS_PER_VIDEO = 2
+# First and one-past-last sklearn digit of each split: no handwriting is shared between splits.
+DIGIT_RANGES = {'train': (0, 1400), 'validation': (1400, 1600), 'test': (1600, 1797)}
+
+_WINDOW = 26  # holds the largest object plus its antialiased border, wherever between two pixels its centre lies
+_GRID = 1024.0
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectSpec:
+    """What is needed to move and draw one object."""
+
+    label: int  # index into SHAPES, or the digit's class
+    colour: int  # index into PALETTE; -1 = white (digits)
+    extents: tuple[float, float, float, float]  # left, right, up, down of the centre, in pixels
+    coverage: Callable[[np.ndarray, np.ndarray], np.ndarray]  # pixel offsets dx [T,W], dy [T,W] -> [T,W,W] in [0, 1]
+
+    @property
+    def rgb(self) -> np.ndarray:
+        """Colour, uint16 [3] in [0, 255]."""
+        return np.asarray(list(PALETTE.values())[self.colour] if self.colour >= 0 else (255, 255, 255), np.uint16)
+
+
+def make_video(kind: str, split: str, index: int) -> dict[str, Any]:
+    """One example of the dataset.
+
+    Args:
+      kind: 'shapes' or 'digits'.
+      split: 'train', 'validation' or 'test'.
+      index: the video's number in its split, any non-negative integer.
+
+    Returns:
+      frames uint8 [T,64,64,3], video_id, count, labels int32 [O], colours int32 [O], sizes float32 [O,2] (width, height),
+      centres float32 [T,O,2]. Slots are in drawing order: a later object hides an earlier one.
+    """
+    rng = np.random.default_rng([KINDS.index(kind), SPLITS.index(split), index])
+    objects = _draw_shapes(rng) if kind == 'shapes' else _draw_digits(rng, split)
+    frames = np.zeros((FRAMES, SIDE, SIDE, 3), np.uint8)
+    labels, colours = np.full((2, MAX_OBJECTS), -1, np.int32)
+    sizes = np.full((MAX_OBJECTS, 2), np.nan, np.float32)
+    centres = np.full((FRAMES, MAX_OBJECTS, 2), np.nan, np.float32)
+    for slot, item in enumerate(objects):
+        path = _bounce(rng, item.extents)
+        _paint(frames, path, item)
+        left, right, up, down = item.extents
+        labels[slot], colours[slot] = item.label, item.colour
+        sizes[slot], centres[:, slot] = (left + right, up + down), path
+    return {
+        'frames': frames,
+        'video_id': f'{kind}/{split}/{index:05d}',
+        'count': len(objects),
+        'labels': labels,
+        'colours': colours,
+        'sizes': sizes,
+        'centres': centres,
+    }
+
+
+def _draw_shapes(rng: np.random.Generator) -> list[ObjectSpec]:
+    count = int(rng.integers(1, MAX_OBJECTS + 1))
+    colours = rng.permutation(len(PALETTE))[:count]
+    extents = {
+        'disc': (DISC_RADIUS,) * 4,
+        'square': (SQUARE_SIDE / 2,) * 4,
+        'triangle': (11.0, 11.0, 2 * TRIANGLE_INRADIUS, TRIANGLE_INRADIUS),
+    }
+    coverage = {'disc': _disc, 'square': _square, 'triangle': _triangle}
+    labels = rng.integers(0, len(SHAPES), count)
+    return [
+        ObjectSpec(int(label), int(colour), extents[SHAPES[label]], coverage[SHAPES[label]])
+        for label, colour in zip(labels, colours, strict=True)
+    ]
+
+
+def _draw_digits(rng: np.random.Generator, split: str) -> list[ObjectSpec]:
+    images, classes = _digits()
+    chosen = rng.integers(*DIGIT_RANGES[split], DIGITS_PER_VIDEO)
+    extents = (DIGIT_SIDE / 2,) * 4
+    return [ObjectSpec(int(classes[i]), -1, extents, functools.partial(_digit, images[i])) for i in chosen]
+
+
+def _bounce(rng: np.random.Generator, extents: tuple[float, float, float, float]) -> np.ndarray:
+    """Centres float64 [T,2] of an object that moves at constant speed and reflects elastically off the walls."""
+    left, right, up, down = extents
+    low = np.array([left, up])
+    span = SIDE - np.array([left + right, up + down])
+    start = _on_grid(rng.uniform(0.0, 1.0, 2) * span)
+    speed, angle = rng.uniform(*SPEEDS), rng.uniform(0.0, 2 * np.pi)
+    velocity = _on_grid(speed * np.array([np.cos(angle), np.sin(angle)]))
+    phase = np.mod(start + velocity * np.arange(FRAMES)[:, None], 2 * span)
+    return low + span - np.abs(phase - span)
+
+
+def _on_grid(values: np.ndarray) -> np.ndarray:
+    return np.rint(values * _GRID) / _GRID
+
+
+def _paint(frames: np.ndarray, path: np.ndarray, item: ObjectSpec) -> None:
+    """Draws an object over `frames` uint8 [T,64,64,3] in place, in a window round its centres [T,2]."""
+    corner = np.clip(np.floor(path).astype(int) - _WINDOW // 2, 0, SIDE - _WINDOW)
+    offsets = corner[:, :, None] + np.arange(_WINDOW) + 0.5 - path[:, :, None]
+    alpha = np.rint(255 * item.coverage(offsets[:, 0], offsets[:, 1])).astype(np.uint16)[:, None]
+    windows = np.lib.stride_tricks.sliding_window_view(frames, (_WINDOW, _WINDOW), axis=(1, 2), writeable=True)
+    at = (np.arange(len(frames)), corner[:, 1], corner[:, 0])
+    # uint16 holds 255 * 255 + 127: blending in whole numbers is exact and several times faster than in floats.
+    windows[at] = (windows[at] * (255 - alpha) + item.rgb[:, None, None] * alpha + 127) // 255
+
+
+def _disc(dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
+    squares = np.square(dy, dtype=np.float32)[:, :, None] + np.square(dx, dtype=np.float32)[:, None, :]
+    return np.clip(DISC_RADIUS + 0.5 - np.sqrt(squares), 0.0, 1.0)
+
+
+def _square(dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
+    half = SQUARE_SIDE / 2 + 0.5
+    return np.clip(half - np.abs(dy), 0.0, 1.0)[:, :, None] * np.clip(half - np.abs(dx), 0.0, 1.0)[:, None, :]
+
+
+def _triangle(dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
+    dx, dy = dx.astype(np.float32)[:, None, :], dy.astype(np.float32)[:, :, None]
+    outside = np.maximum(dy, np.abs(dx) * np.float32(np.sqrt(0.75)) - dy * np.float32(0.5))
+    return np.clip(np.float32(TRIANGLE_INRADIUS + 0.5) - outside, 0.0, 1.0)
+
+
+def _digit(image: np.ndarray, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
+    """Bilinear resampling of `image` [24,24] at subpixel offsets: exact in float64, the offsets being on the grid."""
+    texels = np.arange(DIGIT_SIDE) + 0.5 - DIGIT_SIDE / 2
+    rows, columns = (np.maximum(0.0, 1.0 - np.abs(d[:, :, None] - texels)) for d in (dy, dx))
+    return rows @ image @ columns.transpose(0, 2, 1) / 255.0
+
+
+@functools.cache
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    """All sklearn digits, smoothly enlarged: float64 [1797,24,24] of whole numbers in [0, 255], and classes [1797]."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    small = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
+    size = (DIGIT_SIDE, DIGIT_SIDE)
+    large = [np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)) for image in small]
+    return np.stack(large).astype(np.float64), bunch.target
+
+
+@dataclasses.dataclass(kw_only=True)
+class BouncingConfig(tfds.core.BuilderConfig):
+    """`kind` decides what the objects are; `counts` how many videos each split has (tests make tiny sets)."""
+
+    kind: str = 'shapes'
+    counts: dict[str, int] = dataclasses.field(default_factory=lambda: dict(COUNTS))
+
+
+class BouncingObjects(tfds.core.ShardBasedBuilder):
+    """Writes `make_video` for every video of every split; each frame is compressed on its own, so clips read fast."""
+
+    VERSION = tfds.core.Version('1.0.0')
+    RELEASE_NOTES = {'1.0.0': 'First version.'}
+    BUILDER_CONFIGS = [
+        BouncingConfig(name='shapes', kind='shapes', description='1-3 plain shapes of distinct colours'),
+        BouncingConfig(name='digits', kind='digits', description='two handwritten digits'),
+    ]
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        frame = tfds.features.Tensor(shape=(SIDE, SIDE, 3), dtype=np.uint8, encoding='zlib')
+        centres = tfds.features.Tensor(shape=(FRAMES, MAX_OBJECTS, 2), dtype=np.float32, encoding='bytes')
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description='Objects that bounce off the walls of a 64x64 frame, with labels and true trajectories.',
+            features=tfds.features.FeaturesDict({
+                'frames': tfds.features.Sequence(frame, length=FRAMES),
+                'video_id': tfds.features.Text(),
+                'count': np.int32,
+                'labels': tfds.features.Tensor(shape=(MAX_OBJECTS,), dtype=np.int32),
+                'colours': tfds.features.Tensor(shape=(MAX_OBJECTS,), dtype=np.int32),
+                'sizes': tfds.features.Tensor(shape=(MAX_OBJECTS, 2), dtype=np.float32),
+                'centres': centres,
+            }),
+        )
+
+    def _shard_iterators_per_split(self, dl_manager: tfds.download.DownloadManager) -> dict[str, list[Callable]]:
+        counts = self.builder_config.counts
+        return {split: [functools.partial(self._examples, split, counts[split])] for split in counts}
+
+    def _examples(self, split: str, count: int) -> Iterator[tuple[str, dict[str, Any]]]:
+        make = functools.partial(make_video, self.builder_config.kind, split)
+        # The next video is drawn while TFDS compresses this one: both release the GIL.
+        with futures.ThreadPoolExecutor(1) as pool:
+            following = pool.submit(make, 0)
+            for index in range(count):
+                example = following.result()
+                following = pool.submit(make, index + 1)
+                yield example['video_id'], example
+
+
+def prepare(name: str = 'bouncing_objects/shapes', data_dir: str = '') -> tfds.core.DatasetBuilder:
+    """The built dataset `name`, built first if it is absent (TFDS renames a finished build into place).
+
+    Args:
+      name: 'bouncing_objects/shapes' or 'bouncing_objects/digits'.
+      data_dir: TFDS folder; '' = ~/.cache/magi_jax.
+
+    Raises:
+      ValueError: there is no such dataset.
+    """
+    dataset, _, config = name.partition('/')
+    if dataset != BouncingObjects.name or config not in KINDS:
+        raise ValueError(f'no dataset {name!r}; there are: {", ".join(f"{BouncingObjects.name}/{kind}" for kind in KINDS)}')
+    folder = os.path.expanduser(data_dir or '~/.cache/magi_jax')
+    builder = BouncingObjects(config=config, data_dir=folder, file_format='array_record')
+    builder.download_and_prepare(file_format='array_record')
+    return builder
