@@ -56,7 +56,6 @@ class HeadConfig:
     timesteps: int = 1000
     prediction: Literal['noise', 'clean', 'velocity'] = 'noise'
     position_table: Literal['shared', 'per_frame'] = 'shared'  # A13: [N,D] or [T,N,D]
-    input_norm: bool = True  # LayerNorm before block 1 (MAR's z_proj_ln)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +74,7 @@ class ModelConfig:
     shared_projection: bool = True  # A9: observed and masked frames share Linear(C -> D)
     noise_embedding: Literal['concat_channel', 'concat_token', 'add'] = 'concat_channel'  # A3
     embed_at: Literal['input', 'every_block'] = 'input'  # A11: where interval and temporal positions are added
+    input_norm: bool = True  # LayerNorm before block 1 (MAR's z_proj_ln)
     head: HeadConfig = HeadConfig()
 
 

@@ -1,0 +1,78 @@
+"""The cosine diffusion process and its respaced form as tables (improved DDPM, as MAR uses it; MAGI §5.1).
+
+Dimension key: S steps of the process.
+"""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@flax.struct.dataclass
+class Process:
+    """Tables of a diffusion process, float32 [S] computed in float64, indexed by the step i.
+
+    Attributes:
+      timestep: int32, the step of the full process that i stands for: what the network is told.
+      sqrt_abar: weight of the clean token in x_i.
+      sqrt_one_minus_abar: weight of the noise in x_i.
+      log_beta: upper end of the learned log variance.
+      posterior_log_variance: lower end; step 0 takes the value of step 1, being infinite itself.
+      posterior_clean: weight of the clean token in the mean of q(x_{i-1} | x_i, x_0).
+      posterior_noisy: weight of x_i in it.
+    """
+
+    timestep: jax.Array
+    sqrt_abar: jax.Array
+    sqrt_one_minus_abar: jax.Array
+    log_beta: jax.Array
+    posterior_log_variance: jax.Array
+    posterior_clean: jax.Array
+    posterior_noisy: jax.Array
+
+    @property
+    def steps(self) -> int:
+        return self.timestep.shape[0]
+
+
+def cosine_betas(steps: int) -> np.ndarray:
+    """float64 [S]: beta_i = min(1 - abar((i+1)/S) / abar(i/S), 0.999), abar(u) = cos^2((u + 0.008)/1.008 * pi/2)."""
+    abar = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * np.pi / 2) ** 2
+    return np.minimum(1 - abar[1:] / abar[:-1], 0.999)
+
+
+def full_process(steps: int) -> Process:
+    """All `steps` steps: the process of training."""
+    return _process(cosine_betas(steps), np.arange(steps))
+
+
+def respaced_process(train_steps: int, steps: int, start: int) -> Process:
+    """`steps` of the `train_steps` steps, evenly from 0 to `start` with rounding to the nearest: for sampling.
+
+    The betas are rebuilt from the chosen steps' abar, so that x_i has the marginal that training saw at `timestep[i]`.
+
+    Raises:
+      ValueError: more steps than there are between 0 and start.
+    """
+    if not 1 < steps <= start + 1 <= train_steps:
+        raise ValueError(f'cannot take {steps} denoise steps from timestep {start} of {train_steps}')
+    timesteps = np.rint(np.arange(steps) * (start / (steps - 1))).astype(np.int64)
+    abar = np.cumprod(1 - cosine_betas(train_steps))[timesteps]
+    return _process(1 - abar / np.append(1.0, abar[:-1]), timesteps)
+
+
+def _process(betas: np.ndarray, timesteps: np.ndarray) -> Process:
+    abar = np.cumprod(1 - betas)
+    previous = np.append(1.0, abar[:-1])
+    variance = betas * (1 - previous) / (1 - abar)
+    tables = {
+        'sqrt_abar': np.sqrt(abar),
+        'sqrt_one_minus_abar': np.sqrt(1 - abar),
+        'log_beta': np.log(betas),
+        'posterior_log_variance': np.log(np.append(variance[1], variance[1:])),
+        'posterior_clean': betas * np.sqrt(previous) / (1 - abar),
+        'posterior_noisy': (1 - previous) * np.sqrt(1 - betas) / (1 - abar),
+    }
+    tables = {name: jnp.asarray(table, jnp.float32) for name, table in tables.items()}
+    return Process(timestep=jnp.asarray(timesteps, jnp.int32), **tables)

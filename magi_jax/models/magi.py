@@ -1,0 +1,188 @@
+"""MAGI: the spatial-temporal transformer over observed and masked frames (arXiv 2501.12389 §4, §A).
+
+Dimension key: B clips, T trained frames, R rows (frames handed in), N tokens of a frame, C token width, D width,
+L blocks, F cache slots.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from magi_jax.config import ModelConfig
+from magi_jax.layers.blocks import KeysValues, Trunk, dense, layer_norm
+from magi_jax.layers.kv_cache import KVCache
+from magi_jax.layers.positions import read_table, sincos_1d, sincos_2d
+from magi_jax.masking.frames import cached_causal, causal, complete_teacher_forcing
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipShape:
+    """Sizes that the data and the tokenizer fix: T frames of rows x columns tokens of C channels, and table sizes."""
+
+    frames: int
+    rows: int
+    columns: int
+    token_width: int
+    intervals: int
+    noise_levels: int
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.columns
+
+
+class Magi(nn.Module):
+    """Tokens and masks in, one condition vector a masked token out, for the diffusion head.
+
+    Attributes:
+      config: widths, depth and the settled ambiguities.
+      shape: sizes of the trained clips.
+      dtype: of the matrix products; parameters, norms, softmax and positions stay float32.
+      remat: what the backward pass recomputes.
+    """
+
+    config: ModelConfig
+    shape: ClipShape
+    dtype: Any = jnp.bfloat16
+    remat: Literal['none', 'block'] = 'none'
+
+    def setup(self) -> None:
+        width, shape, config = self.config.width, self.shape, self.config
+        self.trunk = Trunk(config, self.dtype, self.remat)
+        self.observed_projection = dense(width, ('token', 'embed'), self.dtype, 'token_projection')
+        self.masked_projection = self.observed_projection
+        if not config.shared_projection:
+            self.masked_projection = dense(width, ('token', 'embed'), self.dtype, 'masked_token_projection')
+        self.mask_token = self._table('mask_token', (width,))
+        table = {'position': (shape.tokens, width), 'frame': (width,), 'full': (shape.frames, shape.tokens, width)}
+        if config.teacher_forcing == 'complete':
+            self.observed_table = self._table('observed_table', table[config.frame_table])
+        self.masked_table = self._table('masked_table', table[config.frame_table])
+        head_rows = (shape.frames,) if config.head.position_table == 'per_frame' else ()
+        self.head_table = self._table('head_table', (*head_rows, shape.tokens, width))
+        self.interval_table = self._table('interval_table', (shape.intervals, width))
+        self.noise_table = self._table('noise_table', (shape.noise_levels, width))
+        if config.noise_embedding == 'concat_channel':
+            self.noise_projection = dense(width, ('mlp', 'embed'), self.dtype, 'noise_projection')
+        if config.input_norm:
+            self.input_norm = layer_norm('input_norm')
+        self.output_norm = layer_norm('output_norm')
+
+    def _table(self, name: str, shape: tuple[int, ...]) -> Array:
+        axes = (None,) * (len(shape) - 1) + ('embed',)
+        return self.param(name, nn.with_logical_partitioning(nn.initializers.normal(0.02), axes), shape)
+
+    def __call__(
+        self, observed: Array, masked: Array, mask: Array, interval: Array, level: Array, deterministic: bool = True
+    ) -> Array:
+        """The training pass over whole clips: under CTF every masked frame sees the complete frames before it.
+
+        Args:
+          observed: [B, T, N, C] noised tokens of the complete frames; unused under MTF.
+          masked: [B, T, N, C] tokens of the frames to predict.
+          mask: bool [B, T, N], True = hidden.
+          interval: int32 [B] in 1..shape.intervals, frames between two rows.
+          level: int32 [B, T] noise level of the observed rows (of the masked rows under MTF).
+          deterministic: False draws dropout from the rng 'dropout'.
+
+        Returns:
+          z [B, T, N, D] float32, meaningful where mask is True.
+        """
+        frames = self.shape.frames
+        positions = jnp.arange(frames, dtype=jnp.float32)
+        if self.config.teacher_forcing == 'masked':
+            x, conditioning = self._embed(masked, mask, interval, level, positions)
+            rows = causal(frames)
+        else:
+            clean = jnp.zeros_like(level)
+            parts = [
+                self._embed(observed, None, interval, level, positions),
+                self._embed(masked, mask, interval, clean, positions),
+            ]
+            x, conditioning = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), *parts)
+            rows = complete_teacher_forcing(frames)
+        x, _ = self.trunk(x, None, jnp.asarray(rows), conditioning, deterministic)
+        return self._condition(x[:, -frames:], positions)
+
+    def observe(self, tokens: Array, level: Array, interval: Array, positions: Array, cache: KVCache) -> KeysValues:
+        """Reads R complete frames behind those in the cache; the caller appends what comes back.
+
+        Args:
+          tokens: [B, R, N, C].
+          level: int32 [B, R].
+          interval: int32 [B].
+          positions: float32 [R], each in [0, T-1].
+          cache: with `cache.length` frames before these.
+
+        Returns:
+          Keys and values [L, B, R, N, D] of the temporal layers.
+        """
+        visible = None
+        if self.config.teacher_forcing == 'masked':
+            visible = jnp.zeros(tokens.shape[:3], bool)
+        x, conditioning = self._embed(tokens, visible, interval, level, positions)
+        mask = cached_causal(tokens.shape[1], cache.capacity, cache.length)
+        return self.trunk(x, (cache.k, cache.v), mask, conditioning, True)[1]
+
+    def predict(self, tokens: Array, mask: Array, interval: Array, position: Array, cache: KVCache) -> Array:
+        """The condition for the hidden tokens of one new frame behind the cached ones.
+
+        Args:
+          tokens: [B, N, C], revealed where mask is False.
+          mask: bool [B, N].
+          interval: int32 [B].
+          position: float32 scalar in [0, T-1].
+          cache: the complete frames before it.
+
+        Returns:
+          z [B, N, D] float32; equal to the training pass's row for the same frames, mask and level.
+        """
+        level, positions = jnp.zeros((tokens.shape[0], 1), jnp.int32), position[None]
+        x, conditioning = self._embed(tokens[:, None], mask[:, None], interval, level, positions)
+        rows = cached_causal(1, cache.capacity, cache.length)
+        x, _ = self.trunk(x, (cache.k, cache.v), rows, conditioning, True)
+        return self._condition(x, positions)[:, 0]
+
+    def _embed(
+        self, tokens: Array, mask: Array | None, interval: Array, level: Array, positions: Array
+    ) -> tuple[Array, Array | None]:
+        """Tokens [B,R,N,C] of observed (mask None) or masked frames -> x [B,R,N',D], conditioning for A11 or None.
+
+        N' = N + 1 when the noise level is a token of its own (A3, 'concat_token'), else N.
+        """
+        config, shape = self.config, self.shape
+        if mask is None:
+            x, table = self.observed_projection(tokens), self.observed_table
+        else:
+            x, table = self.masked_projection(tokens), self.masked_table
+            x = jnp.where(mask[..., None], self.mask_token[None, None, None], x)
+        table = read_table(table, positions) if config.frame_table == 'full' else table
+        table = jnp.expand_dims(table, tuple(range(4 - table.ndim)))
+        time = read_table(jnp.asarray(sincos_1d(shape.frames, config.width)), positions)[None, :, None]
+        time_and_interval = time + self.interval_table[interval - 1][:, None, None]
+        x = x.astype(jnp.float32) + jnp.asarray(sincos_2d(shape.rows, shape.columns, config.width))[None, None] + table
+        x = self._add_noise_level(x + time_and_interval, self.noise_table[level][:, :, None])
+        if config.input_norm:
+            x = self.input_norm(x)
+        return x, (time_and_interval if config.embed_at == 'every_block' else None)
+
+    def _add_noise_level(self, x: Array, noise: Array) -> Array:
+        """x [B,R,N,D], noise [B,R,1,D] -> [B,R,N',D] (A3)."""
+        if self.config.noise_embedding == 'add':
+            return x + noise
+        if self.config.noise_embedding == 'concat_token':
+            return jnp.concatenate([x, noise], axis=2)
+        both = jnp.concatenate([x, jnp.broadcast_to(noise, x.shape)], axis=-1)
+        return self.noise_projection(both).astype(jnp.float32)
+
+    def _condition(self, x: Array, positions: Array) -> Array:
+        """Trunk output [B,R,N',D] -> z [B,R,N,D] with the head's position table (MAR) added after the last norm."""
+        table = self.head_table[None]
+        if self.config.head.position_table == 'per_frame':
+            table = read_table(self.head_table, positions)
+        return self.output_norm(x[:, :, : self.shape.tokens]) + table[None]

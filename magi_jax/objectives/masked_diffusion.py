@@ -1,0 +1,120 @@
+"""MAGI's training objective: diffusion loss on the masked tokens of every frame (arXiv 2501.12389 §4, MAR).
+
+Dimension key: B clips, T latent frames, N tokens of a frame, C token width, D width, M diffusion draws a token.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from magi_jax.config import Config
+from magi_jax.diffusion.gaussian import add_noise, diffusion_loss
+from magi_jax.diffusion.schedule import full_process
+from magi_jax.masking.tokens import draw_masks
+from magi_jax.models.diffusion_head import DiffusionHead
+from magi_jax.models.magi import ClipShape, Magi
+from magi_jax.tokenizers.api import Tokenizer
+from magi_jax.tokenizers.patches import patchify
+from magi_jax.tokenizers.pixels import to_float
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedDiffusion:
+    """The objective of MAGI under complete or masked teacher forcing. Trained: trunk and head; frozen: the tokenizer."""
+
+    config: Config
+    shape: ClipShape
+
+    @property
+    def trunk(self) -> Magi:
+        return Magi(self.config.model, self.shape, jnp.dtype(self.config.train.compute_dtype), self.config.train.remat)
+
+    @property
+    def head(self) -> DiffusionHead:
+        dtype = jnp.dtype(self.config.train.compute_dtype)
+        return DiffusionHead(self.config.model.head, self.shape.token_width, dtype)
+
+    def init(self, key: Array) -> dict[str, Any]:
+        """Boxed parameters {'trunk': ..., 'head': ...} (float32, with logical axis names)."""
+        trunk_key, head_key = jax.random.split(key)
+        shape = self.shape
+        tokens = jnp.zeros((1, shape.frames, shape.tokens, shape.token_width))
+        mask, ones = jnp.ones(tokens.shape[:3], bool), jnp.ones((1,), jnp.int32)
+        level = jnp.zeros((1, shape.frames), jnp.int32)
+        z = jnp.zeros((1, self.config.model.width))
+        return {
+            'trunk': self.trunk.init(trunk_key, tokens, tokens, mask, ones, level)['params'],
+            'head': self.head.init(head_key, tokens[0, 0, :1], ones, z)['params'],
+        }
+
+    def loss(
+        self, params: dict[str, Any], tokenizer: Tokenizer, batch: dict[str, Array], key: Array, train: bool
+    ) -> tuple[Array, dict[str, Array]]:
+        """Mean over the masked tokens of the batch (all devices) of squared error + variational bound.
+
+        Args:
+          params: from `init`, unboxed.
+          tokenizer: frozen.
+          batch: 'video' uint8 [B, T_raw, H, W, 3], 'interval' int32 [B], 'example' int [B] (unique in the run).
+          key: of this step; everything random about a clip follows from (key, example), whatever row it sits in.
+          train: dropout on.
+
+        Returns:
+          (loss, {'loss', 'mse', 'vb'}), float32 scalars.
+        """
+        clip_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch['example'])
+        purposes = jax.vmap(lambda k: jax.random.split(k, 3), out_axes=1)(clip_keys)
+        latents = tokenizer.encode(to_float(batch['video']), purposes[0])
+        clean = jax.lax.stop_gradient(patchify(latents, self.config.model.patch))
+        z, mask = self._trunk_output(params['trunk'], clean, batch['interval'], key, purposes[1], train)
+        mse, vb = self._head_loss(params['head'], clean, z, purposes[2])
+        weight = mask.astype(jnp.float32)
+        if not self.config.masking.first_frame_loss:
+            weight = weight.at[:, 0].set(0.0)
+        mse, vb = (jnp.sum(jnp.mean(x, axis=1) * weight) / jnp.sum(weight) for x in (mse, vb))
+        return mse + vb, {'loss': mse + vb, 'mse': mse, 'vb': vb}
+
+    def _trunk_output(
+        self, params: Any, clean: Array, interval: Array, key: Array, clip_keys: Array, train: bool
+    ) -> tuple[Array, Array]:
+        """Corrupts the clips and runs the trunk -> z [B,T,N,D], mask bool [B,T,N]."""
+        mask_key, dropout_key = jax.random.split(key)
+        masking, shape = self.config.masking, self.shape
+        keys = jax.vmap(lambda k: jax.random.split(k, 3), out_axes=1)(clip_keys)
+        mask = draw_masks(mask_key, keys[0], shape.frames, shape.tokens, masking)
+        levels = 1 if masking.noise_per == 'clip' else shape.frames
+        level = jax.vmap(lambda k: jax.random.randint(k, (levels,), 0, shape.noise_levels))(keys[1])
+        level = jnp.broadcast_to(level, (level.shape[0], shape.frames))
+        noise = jax.vmap(lambda k: jax.random.normal(k, clean.shape[1:]))(keys[2])
+        noised = clean + jnp.asarray(masking.noise_std)[level][..., None, None] * noise
+        masked_input = clean
+        if self.config.model.teacher_forcing == 'masked':
+            masked_input = noised if masking.noise_masked_teacher else clean
+            level = level if masking.noise_masked_teacher else jnp.zeros_like(level)
+        elif masking.noise_visible:
+            masked_input = noised
+        rngs = {'dropout': dropout_key} if train else None
+        z = self.trunk.apply(
+            {'params': params}, noised, masked_input, mask, interval, level, deterministic=not train, rngs=rngs
+        )
+        return z, mask
+
+    def _head_loss(self, params: Any, clean: Array, z: Array, clip_keys: Array) -> tuple[Array, Array]:
+        """(mse, vb), each [B, M, T, N], for M independent diffusion draws a token."""
+        head = self.config.model.head
+        process = full_process(head.timesteps)
+        shape = (head.repeats, *clean.shape[1:])
+
+        def draw(clip_key: Array) -> tuple[Array, Array]:
+            i_key, noise_key = jax.random.split(clip_key)
+            return jax.random.randint(i_key, shape[:-1], 0, head.timesteps), jax.random.normal(noise_key, shape)
+
+        i, noise = jax.vmap(draw)(clip_keys)
+        clean = jnp.broadcast_to(clean[:, None], noise.shape)
+        x = add_noise(process, clean, noise, i)
+        output = self.head.apply({'params': params}, x, i, z[:, None])
+        return diffusion_loss(process, head.prediction, output, clean, noise, i)
