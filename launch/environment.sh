@@ -1,0 +1,73 @@
+# shellcheck shell=bash
+# Sourced by the other scripts: makes .venv with exactly requirements.txt, and sets
+#   ROOT    the repository
+#   PYTHON  the interpreter of .venv
+# A finished installation leaves a copy of requirements.txt in .venv. Without that copy .venv is built anew; when the copy
+# differs, the new versions are installed over the old ones. Needs no root.
+
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+PYTHON="$ROOT/.venv/bin/python"
+
+# Prints the first interpreter that can make a virtual environment for us (a name on PATH may be a dead shim or lack ensurepip).
+find_python() {
+  local name
+  for name in python3.12 python3.11 python3; do
+    if "$name" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      command -v "$name"
+      return
+    fi
+  done
+  echo "error: no Python >= 3.11 with venv found; get one with 'sudo apt-get install python3.11-venv'," \
+    "or without root with uv (https://docs.astral.sh/uv): 'uv python install 3.12'" >&2
+  return 1
+}
+
+# show_seconds TEXT PID: rewrites "TEXT N s" each second on a terminal, until PID is gone or this job is killed.
+show_seconds() {
+  local began=$SECONDS
+  while kill -0 "$2" 2>/dev/null; do
+    printf '\r%s %d s ' "$1" "$((SECONDS - began))"
+    sleep 1
+  done
+}
+
+# run_quietly TEXT COMMAND...: the command's output goes to .venv/install.log, of which the end is shown if it fails.
+run_quietly() {
+  local text="$1" began=$SECONDS ticker='' status=0
+  shift
+  if [[ -t 1 ]]; then
+    show_seconds "$text" $$ &
+    ticker=$!
+  else
+    echo "$text"
+  fi
+  "$@" >"$ROOT/.venv/install.log" 2>&1 || status=$?
+  if [[ -n $ticker ]]; then
+    kill "$ticker" 2>/dev/null
+    wait "$ticker" 2>/dev/null || true
+    printf '\r'
+  fi
+  if ((status != 0)); then
+    tail -n 5 "$ROOT/.venv/install.log" >&2
+    echo "error: installation failed after $((SECONDS - began)) s; the whole log: $ROOT/.venv/install.log" >&2
+    return "$status"
+  fi
+  echo "$text done in $((SECONDS - began)) s"
+}
+
+make_environment() {
+  local wanted="$ROOT/requirements.txt" installed="$ROOT/.venv/requirements.installed" base
+  if cmp -s "$wanted" "$installed" && "$PYTHON" -c '' 2>/dev/null; then
+    return
+  fi
+  if [[ ! -e $installed ]] || ! "$PYTHON" -c '' 2>/dev/null; then
+    base="$(find_python)" || return
+    "$base" -m venv --clear "$ROOT/.venv" || return
+  fi
+  rm -f "$installed"
+  run_quietly "Installing requirements.txt into .venv (about 1.3 GB) ..." \
+    "$PYTHON" -m pip install --disable-pip-version-check --no-input -r "$wanted" || return
+  cp "$wanted" "$installed.new" && mv "$installed.new" "$installed"
+}
+
+make_environment || exit 1
