@@ -3,7 +3,7 @@
 Every video is a function of (kind, split, video index) alone. Starts and velocities lie on a grid of 1/1024 pixel and
 every later operation is correctly rounded, so the bytes are the same on every machine.
 
-Coordinates are (x, y) in pixels from the top left corner of the frame: pixel j covers [j, j + 1), the walls are 0 and 64.
+Coordinates are (x, y) in pixels from the frame's top left corner: pixel j covers [j, j + 1), the walls are 0 and 64.
 T frames, O = 3 object slots (absent ones hold -1 or NaN), W side of the window that an object is drawn in.
 """
 
@@ -70,7 +70,7 @@ def make_video(kind: str, split: str, index: int) -> dict[str, Any]:
       index: the video's number in its split, any non-negative integer.
 
     Returns:
-      frames uint8 [T,64,64,3], video_id, count, labels int32 [O], colours int32 [O], sizes float32 [O,2] (width, height),
+      frames uint8 [T,64,64,3], video_id, count, labels and colours int32 [O], sizes float32 [O,2] (width, height),
       centres float32 [T,O,2]. Slots are in drawing order: a later object hides an earlier one.
     """
     rng = np.random.default_rng([KINDS.index(kind), SPLITS.index(split), index])
@@ -206,15 +206,17 @@ class BouncingObjects(tfds.core.ShardBasedBuilder):
         return tfds.core.DatasetInfo(
             builder=self,
             description='Objects that bounce off the walls of a 64x64 frame, with labels and true trajectories.',
-            features=tfds.features.FeaturesDict({
-                'frames': tfds.features.Sequence(frame, length=FRAMES),
-                'video_id': tfds.features.Text(),
-                'count': np.int32,
-                'labels': tfds.features.Tensor(shape=(MAX_OBJECTS,), dtype=np.int32),
-                'colours': tfds.features.Tensor(shape=(MAX_OBJECTS,), dtype=np.int32),
-                'sizes': tfds.features.Tensor(shape=(MAX_OBJECTS, 2), dtype=np.float32),
-                'centres': centres,
-            }),
+            features=tfds.features.FeaturesDict(
+                {
+                    'frames': tfds.features.Sequence(frame, length=FRAMES),
+                    'video_id': tfds.features.Text(),
+                    'count': np.int32,
+                    'labels': tfds.features.Tensor(shape=(MAX_OBJECTS,), dtype=np.int32),
+                    'colours': tfds.features.Tensor(shape=(MAX_OBJECTS,), dtype=np.int32),
+                    'sizes': tfds.features.Tensor(shape=(MAX_OBJECTS, 2), dtype=np.float32),
+                    'centres': centres,
+                }
+            ),
         )
 
     def _shard_iterators_per_split(self, dl_manager: tfds.download.DownloadManager) -> dict[str, list[Callable]]:
@@ -244,8 +246,14 @@ def prepare(name: str = 'bouncing_objects/shapes', data_dir: str = '') -> tfds.c
     """
     dataset, _, config = name.partition('/')
     if dataset != BouncingObjects.name or config not in KINDS:
-        raise ValueError(f'no dataset {name!r}; there are: {", ".join(f"{BouncingObjects.name}/{kind}" for kind in KINDS)}')
+        known = ', '.join(f'{BouncingObjects.name}/{kind}' for kind in KINDS)
+        raise ValueError(f'there is no dataset {name!r}; there are: {known}')
     folder = os.path.expanduser(data_dir or '~/.cache/magi_jax')
     builder = BouncingObjects(config=config, data_dir=folder, file_format='array_record')
-    builder.download_and_prepare(file_format='array_record')
+    try:
+        builder.download_and_prepare(file_format='array_record')
+    except OSError:
+        builder = BouncingObjects(config=config, data_dir=folder, file_format='array_record')
+        if not builder.is_prepared():  # else another process of this machine built the same bytes first
+            raise
     return builder

@@ -1,0 +1,40 @@
+"""What happens to a video between its file and the network: pure functions of arrays and explicit random generators.
+
+T frames of a clip, H rows, W columns.
+"""
+
+import jax
+import numpy as np
+
+
+def draw_clip(rng: np.random.Generator, num_frames: int, frames: int, max_interval: int) -> tuple[np.ndarray, int]:
+    """Which frames a training clip is made of (MAGI section 3.4, reading A6).
+
+    Args:
+      rng: consumed by two draws.
+      num_frames: length of the video, >= frames.
+      frames: T.
+      max_interval: the largest distance between neighbouring frames.
+
+    Returns:
+      indices int64 [T], evenly spaced, and their interval: uniform on 1..min(max_interval, the largest that fits), so
+      the label is always the true distance. The start is uniform over what remains.
+    """
+    interval = int(rng.integers(1, min(max_interval, largest_interval(num_frames, frames, max_interval)) + 1))
+    start = rng.integers(0, num_frames - (frames - 1) * interval)
+    return start + interval * np.arange(frames), interval
+
+
+def largest_interval(num_frames: int, frames: int, default: int) -> int:
+    """The largest interval at which `frames` frames fit into `num_frames`; `default` for one frame, where any does."""
+    return (num_frames - 1) // (frames - 1) if frames > 1 else default
+
+
+def flip(video: np.ndarray, horizontal: bool, vertical: bool) -> np.ndarray:
+    """Mirrors [T,H,W,3] left-right and upside down, as asked."""
+    return video[:, :: -1 if vertical else 1, :: -1 if horizontal else 1]
+
+
+def to_float(video: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
+    """uint8 of any shape -> float32 in [-1, 1]; 0 -> -1, 255 -> 1."""
+    return video.astype(np.float32) / 127.5 - 1.0

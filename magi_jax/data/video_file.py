@@ -1,0 +1,184 @@
+"""Video files in and out, through PyAV.
+
+T frames, H rows, W columns. Frames come in presentation order, as many as the file has: nothing is resampled in time.
+"""
+
+import io
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+from PIL import Image
+
+
+class VideoError(ValueError):
+    """A file that cannot be used as a video; the message names the file and what is wrong with it."""
+
+
+def read_video(
+    path: str | os.PathLike, height: int | None = None, width: int | None = None, max_frames: int | None = None
+) -> np.ndarray:
+    """The frames of a video file.
+
+    Args:
+      path: any container and codec that FFmpeg knows.
+      height: of the result, with `width`: frames are scaled to cover this size, then cropped at the centre. None: as stored.
+      width: of the result; give both or neither.
+      max_frames: stop after this many frames; the rest of the file is then not checked.
+
+    Returns:
+      uint8 [T,H,W,3] RGB, T >= 1, upright (rotation metadata applied).
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      VideoError: the file is empty, damaged or has no video in it.
+    """
+    if (height is None) != (width is None):
+        raise ValueError('give both height and width, or neither')
+    scaler = VideoReformatter()
+    frames = [_to_array(*item, scaler, height, width) for item in _decode(path, max_frames)]
+    return np.stack(frames)
+
+
+def read_frames(path: str | os.PathLike, indices: Sequence[int], height: int, width: int) -> np.ndarray:
+    """The frames at `indices`, uint8 [T,height,width,3]; decodes up to the last of them and converts no others.
+
+    Raises:
+      FileNotFoundError, VideoError: as `read_video`; also when the file ends before the last index.
+    """
+    wanted = set(map(int, indices))
+    scaler = VideoReformatter()
+    found = {
+        index: _to_array(*item, scaler, height, width)
+        for index, item in enumerate(_decode(path, max(wanted) + 1))
+        if index in wanted
+    }
+    if len(found) < len(wanted):
+        raise VideoError(f'{path} has no frame {max(wanted)}; it changed after it was indexed')
+    return np.stack([found[int(index)] for index in indices])
+
+
+def count_frames(path: str | os.PathLike) -> int:
+    """How many frames really decode: reads the whole file. Raises as `read_video`."""
+    return sum(1 for _ in _decode(path, None))
+
+
+def fit(frames: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Scales uint8 [T,H,W,3] to cover (height, width) and crops at the centre -> uint8 [T,height,width,3]."""
+    if frames.shape[1:3] == (height, width):
+        return frames
+    scaler = VideoReformatter()
+    pictures = (av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), 'rgb24') for frame in frames)
+    return np.stack([_to_array(picture, 1.0, scaler, height, width) for picture in pictures])
+
+
+def write_mp4(path: str | os.PathLike, video: np.ndarray, fps: float) -> None:
+    """Writes uint8 [T,H,W,3] as H.264 (yuv420p); an odd height or width is padded by one repeated row or column.
+
+    The file appears under its name only when it is complete.
+
+    Raises:
+      OSError: it cannot be written (the folder is missing, the disk is full).
+    """
+    _check_video(video)
+    video = np.pad(video, [(0, 0), (0, video.shape[1] % 2), (0, video.shape[2] % 2), (0, 0)], mode='edge')
+    buffer = io.BytesIO()
+    with av.open(buffer, 'w', format='mp4') as container:
+        stream = container.add_stream('libx264', rate=Fraction(fps).limit_denominator(1001))
+        stream.height, stream.width = video.shape[1:3]
+        stream.pix_fmt = 'yuv420p'
+        stream.options = {'crf': '12'}
+        for image in video:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), 'rgb24')))
+        container.mux(stream.encode(None))
+    _write_whole(path, buffer.getvalue())
+
+
+def write_gif(path: str | os.PathLike, video: np.ndarray, fps: float) -> None:
+    """Writes uint8 [T,H,W,3] as an endless GIF, at most 256 colours a frame; equal neighbours become one longer frame.
+
+    The file appears under its name only when it is complete. Raises as `write_mp4`.
+    """
+    _check_video(video)
+    first, *others = (Image.fromarray(image) for image in video)
+    buffer = io.BytesIO()
+    duration = 10 * max(2, round(100 / fps))  # GIF counts in 10 ms; viewers slow anything below 20 ms down to 100
+    first.save(buffer, format='GIF', save_all=True, append_images=others, duration=duration, loop=0)
+    _write_whole(path, buffer.getvalue())
+
+
+def _check_video(video: np.ndarray) -> None:
+    if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or not video.size:
+        raise ValueError(f'a video is uint8 [T,H,W,3] with T >= 1, not {video.dtype} {list(video.shape)}')
+
+
+def _write_whole(path: str | os.PathLike, content: bytes) -> None:
+    """Writes under a temporary name beside `path`, then renames: a full disk or a kill leaves no half file."""
+    path = pathlib.Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f'cannot write {path}: there is no folder {path.parent}')
+    handle, temporary = tempfile.mkstemp(prefix=f'.{path.name}.', dir=path.parent)
+    try:
+        with open(handle, 'wb') as file:
+            file.write(content)
+        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner can read
+        os.replace(temporary, path)
+    except BaseException as error:
+        os.unlink(temporary)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, f'cannot write {path}: {error.strerror}') from error
+        raise
+
+
+def _decode(path: str | os.PathLike, limit: int | None) -> Iterator[tuple[av.VideoFrame, float]]:
+    """The first `limit` frames (None: all), each checked, with the width of a pixel over its height."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f'there is no video file {path}')
+    if not os.path.getsize(path):
+        raise VideoError(f'{path} is empty (0 bytes)')
+    count, last = 0, None
+    try:
+        with av.open(os.fspath(path)) as container:
+            if not container.streams.video:
+                raise VideoError(f'{path} has no video stream')
+            stream = container.streams.video[0]
+            stream.codec_context.thread_count = 1  # callers run in threads of their own
+            for frame in container.decode(stream):
+                if frame.is_corrupt:
+                    raise VideoError(f'{path} is damaged or cut off at frame {count}')
+                if last is not None and frame.pts is not None and frame.pts < last:
+                    raise VideoError(f'{path} has timestamps that go backwards at frame {count}')
+                last = frame.pts
+                yield frame, float(stream.sample_aspect_ratio or 1)
+                count += 1
+                if count == limit:
+                    return
+    except av.FFmpegError as error:
+        where = f'at frame {count}' if count else 'from the start'
+        raise VideoError(f'{path} cannot be decoded {where}: {error.strerror}') from error
+    if not count:
+        raise VideoError(f'{path} has no frames')
+
+
+def _to_array(
+    frame: av.VideoFrame, aspect: float, scaler: VideoReformatter, height: int | None, width: int | None
+) -> np.ndarray:
+    """One upright RGB frame uint8 [H,W,3]; scales only when the size differs."""
+    turns = frame.rotation // 90 % 4
+    if height is None:
+        # threads=1: swscale's own threads cost several times the conversion itself on small frames.
+        image = scaler.reformat(frame, format='rgb24', threads=1).to_ndarray()
+        return np.ascontiguousarray(np.rot90(image, turns))
+    if turns % 2:
+        height, width = width, height
+    scale = max(height / frame.height, width / (frame.width * aspect))
+    rows, columns = max(height, round(frame.height * scale)), max(width, round(frame.width * aspect * scale))
+    method = 'AREA' if scale < 1 else 'BICUBIC'
+    image = scaler.reformat(frame, columns, rows, 'rgb24', interpolation=method, threads=1).to_ndarray()
+    top, left = (rows - height) // 2, (columns - width) // 2
+    return np.ascontiguousarray(np.rot90(image[top : top + height, left : left + width], turns))
