@@ -1,0 +1,124 @@
+"""Metrics of a run: JSON lines to compute with, TensorBoard event files to look at.
+
+`metrics.jsonl` holds one object a line: {"step": 3, "time": 1.7e9, "values": {"loss": 0.5}}, or {"resumed_at": 2} where
+a run took up again, which takes back every earlier line of a later step. Dimension key: T frames, H, W pixels.
+"""
+
+import io
+import json
+import os
+import time
+
+import jax
+import numpy as np
+from PIL import Image
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+
+FILE = 'metrics.jsonl'
+
+
+class MetricWriter:
+    """Appends to `workdir/metrics.jsonl` and `workdir/tensorboard/`; every call is on disk (flushed) when it returns.
+
+    Processes other than 0 write nothing, so that every process of a pod can run the same code.
+
+    Args:
+      workdir: local or mounted folder, made if missing.
+      resume_step: the step of the restored checkpoint; what was written for later steps is taken back. None: keep all.
+    """
+
+    def __init__(self, workdir: str, resume_step: int | None = None):
+        self._active = jax.process_index() == 0
+        if not self._active:
+            return
+        path = os.path.join(workdir, FILE)
+        events = os.path.join(workdir, 'tensorboard')
+        os.makedirs(events, exist_ok=True)
+        _drop_torn_line(path)
+        self._lines = open(path, 'a', encoding='utf-8')  # noqa: SIM115, closed by close()
+        # tensorboardX names files by the second: a quick restart must not overwrite its predecessor.
+        self._events = EventsWriter(os.path.join(events, 'events'), f'.{time.time_ns()}')
+        if resume_step is not None:
+            self._write_line({'resumed_at': resume_step})
+            start = SessionLog(status=SessionLog.START)  # TensorBoard drops what has this step or a later one
+            self._write_event(Event(step=resume_step + 1, session_log=start))
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Writes one line with all `values` (anything `float()` takes) of an optimizer step."""
+        if not self._active:
+            return
+        values = {name: float(value) for name, value in values.items()}
+        self._write_line({'step': int(step), 'time': round(time.time(), 3), 'values': values})
+        self._write_summary(step, [Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
+
+    def video(self, step: int, name: str, video: np.ndarray, fps: float) -> None:
+        """Writes uint8 [T,H,W,3] as an animated image, to TensorBoard only."""
+        if not self._active:
+            return
+        _, height, width, _ = video.shape
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encode_gif(video, fps))
+        self._write_summary(step, [Summary.Value(tag=name, image=image)])
+
+    def close(self) -> None:
+        """Closes both files."""
+        if self._active:
+            self._lines.close()
+            self._events.close()
+
+    def _write_line(self, line: dict) -> None:
+        self._lines.write(json.dumps(line) + '\n')
+        self._lines.flush()
+
+    def _write_summary(self, step: int, values: list[Summary.Value]) -> None:
+        self._write_event(Event(step=int(step), summary=Summary(value=values)))
+
+    def _write_event(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._events.write_event(event)
+        self._events.flush()
+
+
+def encode_gif(video: np.ndarray, fps: float) -> bytes:
+    """uint8 [T,H,W,3] -> bytes of an endless GIF; frames last a multiple of 10 ms, equal neighbours are merged."""
+    first, *rest = [Image.fromarray(frame) for frame in video]
+    buffer = io.BytesIO()
+    first.save(buffer, 'GIF', save_all=True, append_images=rest, duration=10 * max(2, round(100 / fps)), loop=0)
+    return buffer.getvalue()
+
+
+def read_metrics(workdir: str) -> dict[str, dict[int, float]]:
+    """All scalars of a run as {name: {step: value}}, steps ascending; of values written twice the later one counts.
+
+    Lines that a resumed run took back do not count, nor does a last line that a killed run left half-written.
+
+    Raises:
+      FileNotFoundError: nothing was ever written there.
+      ValueError: a line that is not the last is damaged; the message names it.
+    """
+    path = os.path.join(workdir, FILE)
+    with open(path, encoding='utf-8', errors='replace') as file:
+        lines = file.read().split('\n')[:-1]  # what follows the last newline is empty or half-written
+    latest: dict[tuple[int, str], float] = {}
+    for number, text in enumerate(lines, start=1):
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f'{path} line {number} is damaged ({error}); delete that line') from error
+        if 'resumed_at' in line:
+            latest = {key: value for key, value in latest.items() if key[0] <= line['resumed_at']}
+        else:
+            latest |= {(line['step'], name): value for name, value in line['values'].items()}
+    metrics: dict[str, dict[int, float]] = {}
+    for (step, name), value in sorted(latest.items()):
+        metrics.setdefault(name, {})[step] = value
+    return metrics
+
+
+def _drop_torn_line(path: str) -> None:
+    """Cuts the file after its last newline: the next line must not be glued to what a killed run left half-written."""
+    if not os.path.exists(path):
+        return
+    with open(path, 'r+b') as file:
+        file.truncate(file.read().rfind(b'\n') + 1)
