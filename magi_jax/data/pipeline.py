@@ -20,7 +20,7 @@ def train_batches(
 ) -> Iterator[Batch]:
     """Endless training batches from `start_step` on.
 
-    Position p of the endless stream is a video (each epoch a new permutation) and a clip of it drawn from (seed, p) alone;
+    Position p of the endless stream is a video (each epoch a new permutation) and a clip of it drawn from (seed, p);
     step s takes positions s*B..(s+1)*B-1, process i the i-th contiguous part of them.
 
     Args:
@@ -45,7 +45,8 @@ def train_batches(
         return _train_clip(config, source[index], seed, position)
 
     positions = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
-    batches = positions.map_with_index(clip).batch(config.batch_size // process_count)
+    # drop_remainder: the other rule rounds the endless length up, beyond what an index can hold.
+    batches = positions.map_with_index(clip).batch(config.batch_size // process_count, drop_remainder=True)
     mine = batches[process_index::process_count][start_step:]
     # The buffer counts whole batches, and more threads than that would idle.
     options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=max(4, config.threads))

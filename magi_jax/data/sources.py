@@ -66,7 +66,7 @@ def open_source(data: DataConfig, split: str) -> Source:
         first = source[short[0]]
         raise ConfigError(
             f'{len(short)} of {len(source)} videos of {data.source} ({split}) have fewer than the {data.frames} frames '
-            f'of a clip, the first is {first.video_id} with {first.num_frames}; lower data.frames or rebuild without them'
+            f'of a clip, the first is {first.video_id} with {first.num_frames}; lower data.frames or leave them out'
         )
     return source
 
@@ -204,7 +204,7 @@ def _hashed_split(name: str) -> str:
 
 
 def _index(root: pathlib.Path, names: list[str]) -> dict[str, int | str]:
-    """Number of frames of each file, or why it is unusable. Files are decoded once, then remembered until they change."""
+    """Number of frames of each file, or why it is unusable. Files are decoded once and remembered till they change."""
     key = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
     memory = pathlib.Path(CACHE).expanduser() / 'video_folder' / f'{key}.json'
     known = _read_json(memory)

@@ -27,7 +27,7 @@ def read_video(
 
     Args:
       path: any container and codec that FFmpeg knows.
-      height: of the result, with `width`: frames are scaled to cover this size, then cropped at the centre. None: as stored.
+      height: of the result, with `width`: frames are scaled to cover this size, then cropped at the centre.
       width: of the result; give both or neither.
       max_frames: stop after this many frames; the rest of the file is then not checked.
 
