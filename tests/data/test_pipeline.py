@@ -47,7 +47,13 @@ def test_seeds_differ(data):
     assert (take(1, data, 1)[0]['video'] != take(1, data, 2)[0]['video']).any()
 
 
-def test_epochs_are_permutations_and_draw_new_clips(data):
+def test_every_epoch_draws_new_clips(data):
+    single = dataclasses.replace(data, batch_size=7, frames=1, flip_horizontal=False, flip_vertical=False)
+    frames = {clip.tobytes() for batch in take(10, single, 0) for clip in batch['video']}
+    assert len(frames) > 60  # of 70, from 7 videos of 400 frames
+
+
+def test_epochs_are_permutations_in_new_orders(data):
     source = [bouncing.make_video('shapes', 'train', index) for index in range(7)]
     plain = dataclasses.replace(data, batch_size=7, frames=1, flip_horizontal=False, flip_vertical=False)
     orders = []
