@@ -43,7 +43,8 @@ class TokenizerConfig:
     channels: int = 4  # latent channels c
     downsample: int = 8  # pixels per latent, each axis
     width: int = 64  # convolution width
-    blocks: int = 2  # residual blocks, each of encoder and decoder
+    encoder_blocks: int = 1  # residual blocks at the latents' resolution; the encoder runs in every generator step
+    decoder_blocks: int = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +101,8 @@ class AutoencoderLossConfig:
 
     l1: float = 0.0
     l2: float = 1.0
-    kl: float = 1e-4
-    crop: int = 32  # pixels; 0 = whole frames
+    kl: float = 3e-4  # per latent value, in nats
+    crop: int = 48  # pixels; 0 = whole frames
 
 
 @dataclasses.dataclass(frozen=True)

@@ -90,9 +90,11 @@ def random_crops(video: jax.Array, keys: jax.Array, side: int) -> jax.Array:
     height, width = video.shape[2:4]
     limits = jnp.array([height - side + 1, width - side + 1])
 
+    def crop_frame(frame: jax.Array, corner: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice(frame, (corner[0], corner[1], 0), (side, side, 3))
+
     def crop_clip(clip: jax.Array, key: jax.Array) -> jax.Array:
-        corners = jax.random.randint(key, (clip.shape[0], 2), 0, limits[None])
-        return jax.vmap(lambda frame, at: jax.lax.dynamic_slice(frame, (at[0], at[1], 0), (side, side, 3)))(clip, corners)
+        return jax.vmap(crop_frame)(clip, jax.random.randint(key, (clip.shape[0], 2), 0, limits[None]))
 
     return jax.vmap(crop_clip)(video, keys)
 

@@ -74,7 +74,7 @@ class Tokenizer:
 
 
 def make_module(config: TokenizerConfig, dtype: jnp.dtype = jnp.float32) -> nn.Module:
-    """The linen module of `config.kind`, with methods `encode(frames)` and `decode(latents)`; ConfigError if invalid."""
+    """The linen module of `config.kind`, with methods encode(frames) and decode(latents); ConfigError if invalid."""
     return BUILDERS[config.kind](config, dtype)
 
 
@@ -88,7 +88,7 @@ def create_tokenizer(config: TokenizerConfig, key: jax.Array, height: int, width
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
-    """sha256 over the config, the latent statistics and the parameters: equal only for tokenizers that compute the same."""
+    """sha256 over config, latent statistics and parameters, as hex: tokenizers that share it compute the same."""
     config = dataclasses.asdict(dataclasses.replace(tokenizer.config, path=''))
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     arrays = flatten_dict({'params': tokenizer.params}, sep='/')

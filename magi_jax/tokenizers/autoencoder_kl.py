@@ -1,7 +1,8 @@
 """A small convolutional KL autoencoder, frame by frame: pixels [-1, 1] <-> a diagonal Gaussian over latents.
 
-The encoder runs inside every training step of a generator, also on CPUs: pixels enter by space-to-depth and all
-convolutions work on grids that are already coarse. No attention and no positions, so any resolution works.
+The encoder runs inside every training step of a generator, also on CPUs. So its first convolution strides straight to
+the latents' grid (with windows of two cells: neighbours overlap), and only the decoder works on a finer one. No
+attention, positions or norms: any resolution works.
 
 Dimension key: F frames, H W pixels, f downsample, h w = H/f W/f, c latent channels, D width.
 """
@@ -14,11 +15,6 @@ from einops import rearrange
 from magi_jax.config import ConfigError, TokenizerConfig
 
 LOG_VARIANCE_RANGE = (-30.0, 20.0)  # as in the latent diffusion autoencoders
-
-
-def space_to_depth(x: jax.Array, factor: int) -> jax.Array:
-    """[F, h*factor, w*factor, d] -> [F, h, w, factor*factor*d]."""
-    return rearrange(x, 'F (h p) (w q) d -> F h w (p q d)', p=factor, q=factor)
 
 
 def depth_to_space(x: jax.Array, factor: int) -> jax.Array:
@@ -40,7 +36,7 @@ class ResidualBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """[F, H, W, 3] -> [F, h, w, 2c]: width D/2 on the grid of twice the latents' resolution, D on that of the latents."""
+    """[F, H, W, 3] -> [F, h, w, 2c], all at width D on the latents' grid."""
 
     channels: int
     downsample: int
@@ -50,16 +46,15 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, frames: jax.Array) -> jax.Array:
-        x = space_to_depth(frames, self.downsample // 2)
-        x = nn.silu(nn.Conv(self.width // 2, (3, 3), dtype=self.dtype)(x))
-        x = nn.Dense(self.width, dtype=self.dtype)(space_to_depth(x, 2))
+        stride, window = (self.downsample,) * 2, (2 * self.downsample,) * 2
+        x = nn.Conv(self.width, window, stride, dtype=self.dtype)(frames)
         for _ in range(self.blocks):
             x = ResidualBlock(self.dtype)(x)
         return nn.Dense(2 * self.channels, dtype=jnp.float32)(nn.silu(x))
 
 
 class Decoder(nn.Module):
-    """[F, h, w, c] -> [F, H, W, 3], the encoder's mirror with one more block on the finer grid."""
+    """[F, h, w, c] -> [F, H, W, 3]: width D on the latents' grid, then one block of width D/2 on one twice as fine."""
 
     downsample: int
     width: int
@@ -71,7 +66,7 @@ class Decoder(nn.Module):
         x = nn.Conv(self.width, (3, 3), dtype=self.dtype)(latents)
         for _ in range(self.blocks):
             x = ResidualBlock(self.dtype)(x)
-        x = depth_to_space(nn.Dense(4 * (self.width // 2), dtype=self.dtype)(nn.silu(x)), 2)
+        x = depth_to_space(nn.Dense(2 * self.width, dtype=self.dtype)(nn.silu(x)), 2)
         x = ResidualBlock(self.dtype)(x)
         cell = self.downsample // 2
         return depth_to_space(nn.Conv(3 * cell * cell, (3, 3), dtype=jnp.float32)(nn.silu(x)), cell)
@@ -83,12 +78,13 @@ class AutoencoderKL(nn.Module):
     channels: int
     downsample: int
     width: int
-    blocks: int
+    encoder_blocks: int
+    decoder_blocks: int
     dtype: jnp.dtype
 
     def setup(self) -> None:
-        self.encoder = Encoder(self.channels, self.downsample, self.width, self.blocks, self.dtype)
-        self.decoder = Decoder(self.downsample, self.width, self.blocks, self.dtype)
+        self.encoder = Encoder(self.channels, self.downsample, self.width, self.encoder_blocks, self.dtype)
+        self.decoder = Decoder(self.downsample, self.width, self.decoder_blocks, self.dtype)
 
     def encode(self, frames: jax.Array) -> tuple[jax.Array, jax.Array]:
         """[F, H, W, 3] in [-1, 1] -> posterior mean and log variance, float32 [F, h, w, c] each."""
@@ -110,4 +106,5 @@ def build(config: TokenizerConfig, dtype: jnp.dtype) -> AutoencoderKL:
         raise ConfigError(f'tokenizer.downsample = {factor} must be a power of two, 2 or more, for autoencoder_kl')
     if config.width < 2 or config.width % 2:
         raise ConfigError(f'tokenizer.width = {config.width} must be even: the finer grid has half of it')
-    return AutoencoderKL(config.channels, factor, config.width, config.blocks, dtype)
+    blocks = config.encoder_blocks, config.decoder_blocks
+    return AutoencoderKL(config.channels, factor, config.width, *blocks, dtype)
