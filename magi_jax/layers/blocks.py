@@ -12,33 +12,10 @@ import jax.numpy as jnp
 
 from magi_jax.config import ModelConfig
 from magi_jax.layers.attention import attention_weights, weighted_values
+from magi_jax.layers.linear import Linear, layer_norm
 
 Array = jax.Array
 KeysValues = tuple[Array, Array]
-
-LAYER_NORM_EPS = 1e-6
-
-
-def dense(features: int, axes: tuple[str, str], dtype: Any, name: str) -> nn.Dense:
-    """Linear layer with xavier-uniform kernel and zero bias; `axes` are the kernel's logical axis names."""
-    return nn.Dense(
-        features,
-        dtype=dtype,
-        name=name,
-        kernel_init=nn.with_logical_partitioning(nn.initializers.xavier_uniform(), axes),
-        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, axes[1:]),
-    )
-
-
-def layer_norm(name: str) -> nn.LayerNorm:
-    """LayerNorm over the width, always in float32."""
-    return nn.LayerNorm(
-        epsilon=LAYER_NORM_EPS,
-        dtype=jnp.float32,
-        name=name,
-        scale_init=nn.with_logical_partitioning(nn.initializers.ones, ('norm',)),
-        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ('norm',)),
-    )
 
 
 class Mlp(nn.Module):
@@ -50,9 +27,9 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: Array, deterministic: bool) -> Array:
         dropout = nn.Dropout(self.config.dropout, deterministic=deterministic)
-        x = dense(self.config.mlp_width, ('embed', 'mlp'), self.dtype, 'up')(x)
+        x = Linear(self.config.mlp_width, ('embed', 'mlp'), self.dtype, name='up')(x)
         x = dropout(nn.gelu(x, approximate=False))
-        return dropout(dense(self.config.width, ('mlp', 'embed'), self.dtype, 'down')(x))
+        return dropout(Linear(self.config.width, ('mlp', 'embed'), self.dtype, name='down')(x))
 
 
 class Attention(nn.Module):
@@ -66,7 +43,7 @@ class Attention(nn.Module):
     def __call__(self, x: Array, mask: Array | None, cached: KeysValues | None, deterministic: bool) -> Any:
         """x [B,R,N,D], mask [R,S] | None, cached [B,F,N,D] each | None -> (output [B,R,N,D], own (k, v) [B,R,N,D])."""
         dropout = nn.Dropout(self.config.dropout, deterministic=deterministic)
-        qkv = dense(3 * self.config.width, ('embed', 'heads'), self.dtype, 'qkv')(x)
+        qkv = Linear(3 * self.config.width, ('embed', 'heads'), self.dtype, name='qkv')(x)
         q, own_k, own_v = jnp.split(qkv, 3, axis=-1)
         k, v = own_k, own_v
         if cached is not None:
@@ -75,7 +52,7 @@ class Attention(nn.Module):
         q, k, v = (einops.rearrange(t, 'b r n (h d) -> b r n h d', h=self.config.heads) for t in (q, k, v))
         weights = dropout(attention_weights(q, k, mask, self.axis))
         x = einops.rearrange(weighted_values(weights, v, self.axis), 'b r n h d -> b r n (h d)')
-        return dropout(dense(self.config.width, ('heads', 'embed'), self.dtype, 'out')(x)), (own_k, own_v)
+        return dropout(Linear(self.config.width, ('heads', 'embed'), self.dtype, name='out')(x)), (own_k, own_v)
 
 
 class Block(nn.Module):

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from magi_jax.config import ModelConfig
-from magi_jax.layers.blocks import KeysValues, Trunk, dense, layer_norm
+from magi_jax.layers.blocks import KeysValues, Trunk
 from magi_jax.layers.kv_cache import KVCache
+from magi_jax.layers.linear import Linear, layer_norm
 from magi_jax.layers.positions import read_table, sincos_1d, sincos_2d
 from magi_jax.masking.frames import cached_causal, causal, complete_teacher_forcing
 
@@ -54,10 +55,10 @@ class Magi(nn.Module):
     def setup(self) -> None:
         width, shape, config = self.config.width, self.shape, self.config
         self.trunk = Trunk(config, self.dtype, self.remat)
-        self.observed_projection = dense(width, ('token', 'embed'), self.dtype, 'token_projection')
+        self.observed_projection = Linear(width, ('token', 'embed'), self.dtype, name='token_projection')
         self.masked_projection = self.observed_projection
         if not config.shared_projection:
-            self.masked_projection = dense(width, ('token', 'embed'), self.dtype, 'masked_token_projection')
+            self.masked_projection = Linear(width, ('token', 'embed'), self.dtype, name='masked_token_projection')
         self.mask_token = self._table('mask_token', (width,))
         table = {'position': (shape.tokens, width), 'frame': (width,), 'full': (shape.frames, shape.tokens, width)}
         if config.teacher_forcing == 'complete':
@@ -68,7 +69,7 @@ class Magi(nn.Module):
         self.interval_table = self._table('interval_table', (shape.intervals, width))
         self.noise_table = self._table('noise_table', (shape.noise_levels, width))
         if config.noise_embedding == 'concat_channel':
-            self.noise_projection = dense(width, ('mlp', 'embed'), self.dtype, 'noise_projection')
+            self.noise_projection = Linear(width, ('mlp', 'embed'), self.dtype, name='noise_projection')
         if config.input_norm:
             self.input_norm = layer_norm('input_norm')
         self.output_norm = layer_norm('output_norm')

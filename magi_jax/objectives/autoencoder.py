@@ -27,11 +27,14 @@ class AutoencoderObjective:
         side = self.config.tokenizer.downsample
         return self.module.init(key, jnp.zeros((1, side, side, 3), jnp.float32))['params']
 
-    def loss(self, params: dict, batch: dict, key: jax.Array, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(
+        self, params: dict, tokenizer: None, batch: dict, key: jax.Array, train: bool
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """One batch's loss.
 
         Args:
           params: of `init`.
+          tokenizer: unused; generators take theirs here.
           batch: 'video' uint8 [B, T, H, W, 3] and 'example' int [B], the clips' indices, which seed their draws:
             neither the order of clips nor their place on hosts changes a result.
           key: typed key of this step.

@@ -37,7 +37,7 @@ def test_a_tiny_set_is_learned_in_a_few_steps():
 
     @jax.jit
     def step(params, state, key):
-        gradient, metrics = jax.grad(objective.loss, has_aux=True)(params, batch, key, True)
+        gradient, metrics = jax.grad(objective.loss, has_aux=True)(params, None, batch, key, True)
         updates, state = optimizer.update(gradient, state)
         return optax.apply_updates(params, updates), state, metrics
 
@@ -46,7 +46,7 @@ def test_a_tiny_set_is_learned_in_a_few_steps():
         params, state, metrics = step(params, state, jax.random.key(i))
         history.append(metrics)
     assert history[-1]['loss'] < 0.2 * history[0]['loss']
-    assert objective.loss(params, batch, jax.random.key(0), False)[1]['psnr'] > history[0]['psnr'] + 6
+    assert objective.loss(params, None, batch, jax.random.key(0), False)[1]['psnr'] > history[0]['psnr'] + 6
 
 
 def test_draws_belong_to_the_example_and_not_to_its_place_in_the_batch():
@@ -55,16 +55,16 @@ def test_draws_belong_to_the_example_and_not_to_its_place_in_the_batch():
     params = objective.init(jax.random.key(0))
     shuffled = {name: value[order] for name, value in batch.items()}
     relabelled = {**batch, 'example': batch['example'][order]}
-    reference = loss(params, batch, jax.random.key(1))[0]
-    np.testing.assert_allclose(loss(params, shuffled, jax.random.key(1))[0], reference, rtol=1e-5)
-    assert abs(loss(params, relabelled, jax.random.key(1))[0] - reference) > 1e-4
-    assert abs(loss(params, batch, jax.random.key(2))[0] - reference) > 1e-4
+    reference = loss(params, None, batch, jax.random.key(1))[0]
+    np.testing.assert_allclose(loss(params, None, shuffled, jax.random.key(1))[0], reference, rtol=1e-5)
+    assert abs(loss(params, None, relabelled, jax.random.key(1))[0] - reference) > 1e-4
+    assert abs(loss(params, None, batch, jax.random.key(2))[0] - reference) > 1e-4
 
 
 def test_evaluation_is_deterministic_and_sees_whole_frames():
     objective, batch = _objective(), _batch()
     params = objective.init(jax.random.key(0))
-    first, second = (objective.loss(params, batch, jax.random.key(i), False)[1] for i in range(2))
+    first, second = (objective.loss(params, None, batch, jax.random.key(i), False)[1] for i in range(2))
     jax.tree.map(np.testing.assert_array_equal, first, second)
     frames = batch['video'].reshape(-1, 32, 48, 3) / np.float32(127.5) - 1
     decoded = objective.module.apply({'params': params}, frames)
@@ -75,7 +75,7 @@ def test_evaluation_is_deterministic_and_sees_whole_frames():
 def test_the_loss_is_the_weighted_sum_and_kl_is_per_latent_value():
     objective, batch = _objective(l1=0.3, l2=0.7, kl=0.01), _batch()
     params = objective.init(jax.random.key(0))
-    loss, metrics = objective.loss(params, batch, jax.random.key(0), False)
+    loss, metrics = objective.loss(params, None, batch, jax.random.key(0), False)
     np.testing.assert_allclose(loss, 0.3 * metrics['l1'] + 0.7 * metrics['l2'] + 0.01 * metrics['kl'], rtol=1e-5)
     frames = batch['video'].reshape(-1, 32, 48, 3) / np.float32(127.5) - 1
     mean, log_variance = objective.module.apply({'params': params}, frames, method='encode')

@@ -1,0 +1,30 @@
+"""Trains a tokenizer or a generator; the config says which. Run the same command again and it goes on.
+
+python -m launch.train --config configs/quickstart.py --workdir runs/quickstart/magi [--config.optim.learning_rate=1e-3]
+"""
+
+from absl import flags
+from ml_collections import config_flags
+
+from launch import console
+from magi_jax.config import from_config_dict
+from magi_jax.training.loop import train
+
+CONFIG = config_flags.DEFINE_config_file('config', None, 'configs/NAME.py[:variant,runlocal]', lock_config=True)
+WORKDIR = flags.DEFINE_string('workdir', None, 'folder of this run: checkpoints, metrics, previews')
+
+STOPPED = 143  # 128 + SIGTERM
+
+
+def main() -> int:
+    """Returns 0 when the run is complete, 143 when a signal stopped it after a checkpoint, 1 on an error."""
+    terminal = console.Terminal()
+    if not train(from_config_dict(CONFIG.value), WORKDIR.value, terminal):
+        terminal.line('stopped by a signal after saving a checkpoint; run the same command to go on')
+        return STOPPED
+    return 0
+
+
+if __name__ == '__main__':
+    flags.mark_flags_as_required(['config', 'workdir'])
+    console.run(main)

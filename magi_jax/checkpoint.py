@@ -1,0 +1,110 @@
+"""Checkpoints of a run: Orbax, asynchronous, atomic; restored on any mesh; refused for another model.
+
+A work folder holds `config.json`, `checkpoints/<step>/`, and for generators `tokenizer/`, the frozen tokenizer's folder.
+"""
+
+import dataclasses
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import orbax.checkpoint as ocp
+
+from magi_jax.config import Config, ConfigError, from_config_dict
+
+CONFIG_FILE = 'config.json'
+# What a resumed run may change without becoming another experiment.
+FREE_FIELDS = ('sampler', 'mesh', 'data.path', 'data.threads', 'tokenizer.path', 'train.remat', 'train.log_every',
+               'train.eval_every', 'train.eval_batches', 'train.sample_every', 'train.checkpoint_every',
+               'train.keep_checkpoints')  # fmt: skip
+
+
+class Checkpoints:
+    """Saves and restores a run's state under `workdir/checkpoints`.
+
+    Args:
+      workdir: the run's folder.
+      keep: how many of the newest checkpoints stay.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, keep: int = 1):
+        folder = Path(workdir).absolute() / 'checkpoints'
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
+        self._manager = ocp.CheckpointManager(folder, options=options)
+
+    def latest_step(self) -> int | None:
+        """Step of the newest complete checkpoint; one whose save was interrupted does not count."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Any) -> None:
+        """Starts writing; returns once the arrays are copied from the devices. A full disk shows here or in `wait`."""
+        self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)))
+
+    def restore(self, abstract: Any) -> Any:
+        """The newest state, laid out as the shapes and shardings of `abstract`.
+
+        Raises:
+          FileNotFoundError: there is no complete checkpoint.
+        """
+        step = self.latest_step()
+        if step is None:
+            raise FileNotFoundError(f'no checkpoint in {self._manager.directory}; train first with --workdir')
+        return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))).state
+
+    def wait(self) -> None:
+        """Blocks until the last save is complete on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits and releases the writer's threads."""
+        self._manager.close()
+
+
+def save_config(workdir: str | os.PathLike, config: Config) -> None:
+    """Writes `config.json`, or checks that the one there describes the same experiment.
+
+    Raises:
+      ConfigError: the folder belongs to another experiment; the message names the first field that differs.
+    """
+    path = Path(workdir) / CONFIG_FILE
+    if path.exists():
+        check_same_experiment(load_config(workdir), config, str(workdir))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile('w', dir=path.parent, prefix=f'.{CONFIG_FILE}.', delete=False) as file:
+        json.dump(dataclasses.asdict(config), file, indent=1)
+    os.replace(file.name, path)
+
+
+def load_config(workdir: str | os.PathLike) -> Config:
+    """The config of a run.
+
+    Raises:
+      FileNotFoundError: `workdir` is no run's folder.
+      ConfigError: the file is damaged or of another version.
+    """
+    path = Path(workdir) / CONFIG_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f'{workdir} holds no run ({CONFIG_FILE} is missing); give the --workdir of a training run')
+    try:
+        return from_config_dict(json.loads(path.read_text()))
+    except json.JSONDecodeError as error:
+        raise ConfigError(f'{path} is damaged ({error}); restore it or start again in another --workdir') from error
+
+
+def check_same_experiment(saved: Config, asked: Config, workdir: str) -> None:
+    """Raises ConfigError naming the first field outside `FREE_FIELDS` that differs."""
+    old, new = (_flat(dataclasses.asdict(config)) for config in (saved, asked))
+    for field in new:
+        if not field.startswith(FREE_FIELDS) and old.get(field) != new[field]:
+            raise ConfigError(
+                f'{workdir} was started with {field} = {old.get(field)}, not {new[field]}; use another --workdir'
+            )
+
+
+def _flat(group: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+    fields = {}
+    for name, value in group.items():
+        fields |= _flat(value, f'{prefix}{name}.') if isinstance(value, dict) else {f'{prefix}{name}': value}
+    return fields

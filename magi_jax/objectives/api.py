@@ -1,0 +1,48 @@
+"""What the trainer knows of an objective, and the table of objectives."""
+
+from typing import Any, Protocol
+
+import jax
+
+from magi_jax.config import Config
+from magi_jax.models.magi import ClipShape
+from magi_jax.objectives.autoencoder import make_autoencoder_objective
+from magi_jax.objectives.masked_diffusion import MaskedDiffusion
+from magi_jax.tokenizers.api import Tokenizer
+
+
+class Objective(Protocol):
+    """A pure loss and the parameters it trains."""
+
+    def init(self, key: jax.Array) -> Any:
+        """Fresh float32 parameters, boxed with logical axis names where they can be sharded."""
+
+    def loss(
+        self, params: Any, tokenizer: Tokenizer | None, batch: dict[str, jax.Array], key: jax.Array, train: bool
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """(scalar loss, scalar metrics with 'loss' among them) of a global batch; see the implementations."""
+
+
+def clip_shape(config: Config, tokenizer: Tokenizer) -> ClipShape:
+    """The sizes a generator is built for.
+
+    Raises:
+      ConfigError: frames do not fit the tokenizer's downsample factor, or latents the patch size.
+    """
+    frames, height, width, channels = tokenizer.latent_shape(config.data.frames, config.data.height, config.data.width)
+    patch = config.model.patch
+    return ClipShape(
+        frames=frames,
+        rows=height // patch,
+        columns=width // patch,
+        token_width=channels * patch * patch,
+        intervals=config.data.max_interval,
+        noise_levels=len(config.masking.noise_std),
+    )
+
+
+def make_objective(config: Config, tokenizer: Tokenizer | None) -> Objective:
+    """The objective named by `config.objective`; generators need the frozen tokenizer, the autoencoder none."""
+    if config.objective == 'autoencoder':
+        return make_autoencoder_objective(config)
+    return MaskedDiffusion(config, clip_shape(config, tokenizer))

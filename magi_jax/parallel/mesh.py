@@ -1,0 +1,51 @@
+"""The device mesh: axes `data, fsdp, sequence, tensor`, from one laptop CPU to a pod; and batches laid out on it."""
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from magi_jax.config import ConfigError, MeshConfig
+
+AXES = ('data', 'fsdp', 'sequence', 'tensor')
+BATCH_AXES = ('data', 'fsdp')
+
+
+def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
+    """A mesh over `devices` (default: all), laid along the physical torus where there is one.
+
+    Raises:
+      ConfigError: the axis sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [getattr(config, axis) for axis in AXES]
+    if sizes.count(-1) == 1:
+        rest = int(np.prod([size for size in sizes if size != -1]))
+        sizes[sizes.index(-1)] = len(devices) // rest
+    if min(sizes) < 1 or int(np.prod(sizes)) != len(devices):
+        wanted = ', '.join(f'mesh.{axis} = {getattr(config, axis)}' for axis in AXES)
+        raise ConfigError(f'{wanted} do not lay out {len(devices)} devices; leave one axis at -1 to take what remains')
+    return Mesh(mesh_utils.create_device_mesh(sizes, devices), AXES)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Clips over the data and fsdp axes, everything else whole."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def check_batch(mesh: Mesh, batch_size: int) -> None:
+    """Raises ConfigError unless every device gets the same number of clips."""
+    shards = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+    if batch_size % shards:
+        raise ConfigError(f'a batch of {batch_size} clips cannot be divided over mesh.data x mesh.fsdp = {shards} shards')
+
+
+def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """This host's rows of a batch -> global arrays sharded over the batch axes."""
+    sharding = batch_sharding(mesh)
+    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}

@@ -1,0 +1,96 @@
+"""One frame by masked modelling: K steps reveal its tokens in random order, each drawn by the diffusion head (MAR).
+
+Dimension key: B clips, N tokens of a frame, C token width, D width, K mask steps, R largest number revealed in a step.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from magi_jax.diffusion.gaussian import Prediction
+from magi_jax.diffusion.schedule import Process
+from magi_jax.diffusion.solvers import ancestral_sample
+from magi_jax.masking.tokens import masked_counts, reveal_counts
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class FrameNetworks:
+    """The two networks of a frame, with parameters and context closed over.
+
+    Attributes:
+      condition: (tokens [B, N, C], mask bool [B, N]) -> z [B, N, D].
+      denoise: (x [B, R, C], timestep int32 [B, R], z [B, R, D]) -> output [B, R, 2C].
+    """
+
+    condition: Callable[[Array, Array], Array]
+    denoise: Callable[[Array, Array, Array], Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class RevealRecipe:
+    """How tokens are drawn: mask steps K, the denoising process and its sampler settings."""
+
+    mask_steps: int
+    process: Process
+    prediction: Prediction
+    temperature: float
+    x0_clip: float
+
+
+def sample_frame(networks: FrameNetworks, recipe: RevealRecipe, clip_keys: Array, shape: tuple[int, int]) -> Array:
+    """Draws the N tokens of one frame for every clip.
+
+    The counts of the K steps are known on the host, so every step runs the head on one static bucket of R rows; rows past
+    a step's count are computed and dropped (under 3 % of a frame's work). Steps that reveal nothing (K > N) are left out.
+
+    Args:
+      networks: trunk and head.
+      recipe: sampler settings.
+      clip_keys: [B] keys of this frame, one a clip.
+      shape: (N, C).
+
+    Returns:
+      float32 [B, N, C].
+    """
+    tokens, width = shape
+    counts, remaining = reveal_counts(tokens, recipe.mask_steps), masked_counts(tokens, recipe.mask_steps)
+    steps = jnp.asarray(np.stack([remaining, counts], axis=1)[counts > 0])
+    bucket = int(counts.max())
+    order_keys = jax.vmap(lambda key: jax.random.fold_in(key, 0))(clip_keys)
+    order = jax.vmap(lambda key: jax.random.permutation(key, tokens))(order_keys)
+    order = jnp.pad(order, ((0, 0), (0, bucket)))
+    rows = jnp.arange(clip_keys.shape[0])[:, None]
+
+    def reveal(carry: tuple[Array, Array], step: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
+        values, mask = carry
+        index, (first, count) = step
+        chosen = jax.lax.dynamic_slice_in_dim(order, first, bucket, axis=1)
+        z = jnp.take_along_axis(networks.condition(values, mask), chosen[..., None], axis=1)
+        drawn = _draw_tokens(networks, recipe, z, jax.vmap(lambda key: jax.random.fold_in(key, index))(clip_keys), width)
+        target = jnp.where(jnp.arange(bucket)[None] < count, chosen, tokens)
+        values = values.at[rows, target].set(drawn, mode='drop')
+        return (values, mask.at[rows, target].set(False, mode='drop')), None
+
+    start = jnp.zeros((clip_keys.shape[0], tokens, width)), jnp.ones((clip_keys.shape[0], tokens), bool)
+    return jax.lax.scan(reveal, start, (jnp.arange(1, len(steps) + 1), steps))[0][0]
+
+
+def _draw_tokens(networks: FrameNetworks, recipe: RevealRecipe, z: Array, keys: Array, width: int) -> Array:
+    """z [B, R, D], keys [B] -> tokens [B, R, C] by ancestral sampling."""
+
+    def noise(i: Array) -> Array:
+        return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, i), (z.shape[1], width)))(keys)
+
+    return ancestral_sample(
+        lambda x, t: networks.denoise(x, t, z),
+        noise,
+        recipe.process,
+        recipe.prediction,
+        temperature=recipe.temperature,
+        x0_clip=recipe.x0_clip,
+    )

@@ -1,0 +1,209 @@
+"""Frame-by-frame video sampling with a KV cache (MAGI §4, §A.4): prefill, then predict and commit frame after frame.
+
+Dimension key: B clips, W frame slots of the window, N tokens of a frame, C token width, D width.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from magi_jax.config import Config, ConfigError
+from magi_jax.diffusion.schedule import respaced_process
+from magi_jax.layers.kv_cache import append, empty_cache
+from magi_jax.layers.positions import stretched_positions
+from magi_jax.models.diffusion_head import DiffusionHead
+from magi_jax.models.magi import ClipShape, Magi
+from magi_jax.sampling.masked_frame import FrameNetworks, RevealRecipe, sample_frame
+from magi_jax.sampling.state import VideoState
+from magi_jax.tokenizers.api import Tokenizer
+from magi_jax.tokenizers.patches import patchify, unpatchify
+from magi_jax.tokenizers.pixels import to_float, to_uint8
+
+Array = jax.Array
+Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoSampler:
+    """The sampler of one trained model; hashable, so that its jitted methods compile once per shape."""
+
+    config: Config
+    shape: ClipShape
+
+    @property
+    def trunk(self) -> Magi:
+        return Magi(self.config.model, self.shape, jnp.dtype(self.config.train.compute_dtype))
+
+    @property
+    def head(self) -> DiffusionHead:
+        """Float32 always: the first reverse steps multiply the network's error by hundreds (spec of MAR's sampler)."""
+        return DiffusionHead(self.config.model.head, self.shape.token_width, jnp.float32)
+
+    def window_size(self, frames: int) -> int:
+        """Frame slots W for a video of `frames` frames.
+
+        'slide' holds the trained length and moves on; 'interpolate' holds the whole video, rounded up to a power of two
+        so that all lengths of a bucket share one compilation.
+        """
+        if self.config.sampler.long_video == 'slide' or frames <= self.shape.frames:
+            return self.shape.frames
+        return 1 << (frames - 1).bit_length()
+
+    def start(self, params: Params, context: Array, frames: int, interval: Array, clip_keys: Array) -> VideoState:
+        """The state after the context.
+
+        Args:
+          params: {'trunk', 'head'}.
+          context: float32 [B, c, N, C] clean tokens of the context frames, c >= 0; with more than fit the window, its last
+            ones count.
+          frames: length of the whole video, context included.
+          interval: int32 [B], 1 <= interval <= shape.intervals.
+          clip_keys: [B] keys.
+
+        Raises:
+          ConfigError: more context frames than the video has frames, or a window that keeps no room to generate.
+        """
+        if context.shape[1] > frames:
+            raise ConfigError(f'{context.shape[1]} context frames are more than the {frames} frames asked for')
+        if not 0 < self.config.sampler.keep_frames < self.shape.frames:
+            raise ConfigError(f'sampler.keep_frames must lie in 1..{self.shape.frames - 1} (trained frames - 1)')
+        slots = self.window_size(frames)
+        trained = self.shape.frames
+        positions = stretched_positions(frames if slots > trained else trained, trained)
+        positions = jnp.pad(jnp.asarray(positions), (0, max(0, slots - len(positions))), mode='edge')
+        kept = context[:, -slots:]
+        window = jnp.pad(kept, ((0, 0), (0, slots - kept.shape[1]), (0, 0), (0, 0)))
+        return self._prefill(params, window, positions, interval, clip_keys, kept.shape[1], context.shape[1])
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def _prefill(
+        self, params: Params, window: Array, positions: Array, interval: Array, clip_keys: Array, filled: Array, frame: Array
+    ) -> VideoState:
+        clips, slots, tokens, _ = window.shape
+        numbers = frame - filled + jnp.arange(slots)
+        window = self._observed(window, numbers, clip_keys)
+        state = VideoState(
+            self._empty_cache(clips, slots, tokens), window, positions, interval, clip_keys, jnp.asarray(frame, jnp.int32)
+        )
+        return self._read_window(params, state, filled)
+
+    @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+    def next_frame(self, params: Params, state: VideoState) -> tuple[VideoState, Array]:
+        """Draws one frame -> (state with the frame committed, its clean tokens float32 [B, N, C]). Donates `state`."""
+        full = state.cache.length == state.cache.capacity
+        state = jax.lax.cond(full, functools.partial(self._slide, params), lambda s: s, state)
+        position = state.positions[state.cache.length]
+        variables = {'params': params['trunk']}
+        networks = FrameNetworks(
+            condition=lambda tokens, mask: self.trunk.apply(
+                variables, tokens, mask, state.interval, position, state.cache, method=Magi.predict
+            ),
+            denoise=lambda x, t, z: self.head.apply({'params': params['head']}, x, t, z),
+        )
+        keys = jax.vmap(jax.random.fold_in, (0, None))(state.clip_keys, state.frame)
+        tokens = sample_frame(networks, self._recipe(), keys, (self.shape.tokens, self.shape.token_width))
+        return self._commit(params, state, tokens, position), tokens
+
+    def frames(self, params: Params, state: VideoState, count: int) -> Iterator[Array]:
+        """Yields the clean tokens [B, N, C] of `count` new frames, each as soon as it is dispatched. Donates `state`."""
+        for _ in range(count):
+            state, tokens = self.next_frame(params, state)
+            yield tokens
+
+    def _recipe(self) -> RevealRecipe:
+        sampler, head = self.config.sampler, self.config.model.head
+        process = respaced_process(head.timesteps, sampler.denoise_steps, sampler.start)
+        return RevealRecipe(sampler.mask_steps, process, head.prediction, sampler.temperature, sampler.x0_clip)
+
+    def _empty_cache(self, clips: int, slots: int, tokens: int) -> Any:
+        model = self.config.model
+        sites = tokens + (model.noise_embedding == 'concat_token')
+        return empty_cache(model.blocks, clips, slots, sites, model.width, jnp.dtype(self.config.train.compute_dtype))
+
+    def _observed(self, tokens: Array, numbers: Array, clip_keys: Array) -> Array:
+        """Clean tokens [B, R, N, C] of frames `numbers` [R] as the model is to observe them (A2)."""
+        sampler, masking = self.config.sampler, self.config.masking
+        if not sampler.context_noise:
+            return tokens
+        noise_key = jax.vmap(lambda key: jax.random.fold_in(key, -1))(clip_keys)
+        frame_noise = lambda key, number: jax.random.normal(jax.random.fold_in(key, number), tokens.shape[2:])
+        noise = jax.vmap(jax.vmap(frame_noise, (None, 0)), (0, None))(noise_key, numbers)
+        return tokens + masking.noise_std[sampler.context_level] * noise
+
+    def _observe(self, params: Params, tokens: Array, positions: Array, interval: Array, cache: Any) -> Any:
+        level = jnp.full(tokens.shape[:2], self.config.sampler.context_level, jnp.int32)
+        return self.trunk.apply(
+            {'params': params['trunk']}, tokens, level, interval, positions, cache, method=Magi.observe
+        )
+
+    def _commit(self, params: Params, state: VideoState, tokens: Array, position: Array) -> VideoState:
+        """Encodes the finished frame as an observation and appends its keys and values."""
+        observed = self._observed(tokens[:, None], state.frame[None], state.clip_keys)
+        k, v = self._observe(params, observed, position[None], state.interval, state.cache)
+        window = jax.lax.dynamic_update_slice_in_dim(state.window, observed, state.cache.length, axis=1)
+        return state.replace(cache=append(state.cache, k, v, 1), window=window, frame=state.frame + 1)
+
+    def _slide(self, params: Params, state: VideoState) -> VideoState:
+        """Restarts the full window from its last `keep_frames` frames, so that positions stay inside the trained ones."""
+        keep = self.config.sampler.keep_frames
+        window = jnp.roll(state.window, keep, axis=1)
+        return self._read_window(params, state.replace(window=window), keep)
+
+    def _read_window(self, params: Params, state: VideoState, filled: Array | int) -> VideoState:
+        """Fills the cache with the first `filled` frames of the window in one causal pass."""
+        clips, slots, tokens, _ = state.window.shape
+        nothing = self._empty_cache(clips, 0, tokens)
+        k, v = self._observe(params, state.window, state.positions, state.interval, nothing)
+        cache = self._empty_cache(clips, slots, tokens)
+        return state.replace(cache=append(cache, k, v, filled))
+
+
+def sample_clips(
+    sampler: VideoSampler,
+    params: Params,
+    tokenizer: Tokenizer,
+    context: Array,
+    frames: int,
+    interval: Array,
+    seed: int,
+    progress: Callable[[Iterator[Array], int], Iterator[Array]] = lambda made, total: made,
+) -> Array:
+    """Whole videos from pixels to pixels.
+
+    Args:
+      sampler: of the trained model.
+      params: {'trunk', 'head'}.
+      tokenizer: the model's own.
+      context: uint8 [B, c, H, W, 3], c >= 0: kept as they are, as the first frames.
+      frames: length of the videos, context included.
+      interval: int32 [B], raw frames between two frames.
+      seed: of everything random; clip i of a seed is the same in any batch.
+      progress: wraps the iterator over new frames, told their number.
+
+    Returns:
+      uint8 [B, frames, H, W, 3].
+    """
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(context.shape[0]))
+    patch = sampler.config.model.patch
+    tokens = _encode(tokenizer, context, patch)
+    new = frames - tokens.shape[1]
+    state = sampler.start(params, tokens, frames, jnp.asarray(interval, jnp.int32), keys)
+    made = list(progress(sampler.frames(params, state, new), new))
+    if not made:
+        return jnp.asarray(context)
+    video = _decode(tokenizer, jnp.stack(made, axis=1), patch, sampler.shape.rows * patch)
+    return jnp.concatenate([jnp.asarray(context), video], axis=1)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _encode(tokenizer: Tokenizer, video: Array, patch: int) -> Array:
+    return patchify(tokenizer.encode(to_float(video), None), patch)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _decode(tokenizer: Tokenizer, tokens: Array, patch: int, height: int) -> Array:
+    return to_uint8(tokenizer.decode(unpatchify(tokens, patch, height)))

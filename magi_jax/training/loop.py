@@ -1,0 +1,224 @@
+"""The training loop, read top-down: config and work folder in, checkpoints, metrics and preview videos out."""
+
+import contextlib
+import dataclasses
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from clu import parameter_overview
+from jax.sharding import Mesh
+
+from magi_jax.checkpoint import Checkpoints, save_config
+from magi_jax.config import Config, ConfigError
+from magi_jax.data.pipeline import train_batches
+from magi_jax.objectives.api import make_objective
+from magi_jax.parallel.mesh import check_batch, make_mesh, put_batch
+from magi_jax.tokenizers.api import Tokenizer, create_tokenizer
+from magi_jax.tokenizers.folder import load_tokenizer
+from magi_jax.training import hooks
+from magi_jax.training.metrics import MetricWriter
+from magi_jax.training.optim import make_optimizer
+from magi_jax.training.state import StateFactory, TrainState
+from magi_jax.training.step import EvalStep, TrainStep, leaf_names, make_eval_step, make_train_step
+
+TOKENIZER_FOLDER = 'tokenizer'
+INIT = 2  # purpose of randomness, beside those of training/step.py
+
+
+class Console(Protocol):
+    """Where the loop speaks to a person; `launch/` has the real one."""
+
+    def line(self, text: str) -> None:
+        """Shows a line."""
+
+    def progress(self, initial: int, total: int) -> Any:
+        """A bar with `update(n)`, `set_postfix(**values)` and `close()`."""
+
+
+class NonFiniteError(FloatingPointError):
+    """Loss or a gradient is not finite; the message names the step and the first bad leaf."""
+
+
+@dataclasses.dataclass
+class Run:
+    """Everything a run is made of, ready for its next step."""
+
+    config: Config
+    workdir: Path
+    mesh: Mesh
+    tokenizer: Tokenizer | None
+    checkpoints: Checkpoints
+    state: TrainState
+    train_step: TrainStep
+    eval_step: EvalStep
+    console: Console
+
+
+def train(config: Config, workdir: str, console: Console) -> bool:
+    """Trains until `config.train.steps`, going on from the newest checkpoint of `workdir` if there is one.
+
+    Returns:
+      True when the run is complete; False when SIGTERM or SIGINT stopped it after a checkpoint.
+
+    Raises:
+      ConfigError: the config does not fit the devices, the data, the tokenizer or the work folder.
+      NonFiniteError: training diverged; the last checkpoint is from before.
+    """
+    run = prepare(config, Path(workdir), console)
+    start = int(run.state.step)
+    with _StopSignals() as stop, contextlib.closing(MetricWriter(workdir, resume_step=start)) as writer:
+        batches = train_batches(config.data, config.seed, start, jax.process_index(), jax.process_count())
+        _run_steps(run, batches, writer, stop)
+        batches.close()
+    complete = int(run.state.step) >= config.train.steps
+    if complete and config.objective == 'autoencoder':
+        hooks.export_tokenizer(config, run.state.ema, run.workdir / TOKENIZER_FOLDER)
+    run.checkpoints.close()
+    return complete
+
+
+def prepare(config: Config, workdir: Path, console: Console) -> Run:
+    """Config -> mesh, tokenizer, objective, compiled step and a fresh or restored, sharded state."""
+    save_config(workdir, config)
+    mesh = make_mesh(config.mesh)
+    check_batch(mesh, config.data.batch_size // config.optim.accumulate)
+    tokenizer = _frozen_tokenizer(config, workdir)
+    objective = make_objective(config, tokenizer)
+    optimizer = make_optimizer(config.optim, config.train.steps)
+    factory = StateFactory(objective, optimizer, mesh)
+    checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
+    if checkpoints.latest_step() is None:
+        state = factory.init(jax.random.fold_in(jax.random.key(config.seed), INIT))
+    else:
+        state = checkpoints.restore(factory.abstract())
+        console.line(f'going on from the checkpoint of step {int(state.step)} in {workdir}')
+    console.line(parameter_overview.get_parameter_overview(state.params, include_stats=False))
+    eval_step = jax.jit(make_eval_step(objective, config))
+    train_step = _compile(make_train_step(objective, optimizer, config), state, tokenizer, config, mesh, console)
+    return Run(config, workdir, mesh, tokenizer, checkpoints, state, train_step, eval_step, console)
+
+
+def _frozen_tokenizer(config: Config, workdir: Path) -> Tokenizer | None:
+    """The generator's tokenizer, kept in the work folder from the first start on: a run never changes its latents."""
+    if config.objective == 'autoencoder':
+        return None
+    if config.tokenizer.kind == 'identity':
+        return create_tokenizer(config.tokenizer, jax.random.key(0), config.data.height, config.data.width)
+    kept = workdir / TOKENIZER_FOLDER
+    if not kept.exists():
+        if not config.tokenizer.path:
+            raise ConfigError('tokenizer.path must name the tokenizer folder of a finished autoencoder run')
+        load_tokenizer(config.tokenizer.path)
+        draft = kept.with_name(f'.{TOKENIZER_FOLDER}.draft')
+        shutil.rmtree(draft, ignore_errors=True)
+        shutil.copytree(config.tokenizer.path, draft)
+        draft.rename(kept)
+    return load_tokenizer(kept)
+
+
+def _compile(
+    step: TrainStep, state: TrainState, tokenizer: Tokenizer | None, config: Config, mesh: Mesh, console: Console
+) -> TrainStep:
+    """Compiles the step before the first batch and reports what it needs."""
+    data = config.data
+    rows = data.batch_size // jax.process_count()
+    batch = put_batch(mesh, {
+        'video': np.zeros((rows, data.frames, data.height, data.width, 3), np.uint8),
+        'interval': np.ones((rows,), np.int32),
+        'example': np.zeros((rows,), np.int32),
+    })
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    started = time.perf_counter()
+    compiled = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)).lower(state, tokenizer, batch).compile()
+    seconds = time.perf_counter() - started
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    text = f'train step on {mesh.size} {jax.devices()[0].device_kind} device(s), compiled in {seconds:.0f} s'
+    if memory is not None:
+        text += (
+            f'; per device {memory.argument_size_in_bytes / 2**20:.0f} MiB arguments,'
+            f' {memory.temp_size_in_bytes / 2**20:.0f} MiB temporary'
+        )
+    console.line(f'{text}; {cost.get("flops", float("nan")) / 1e9:.1f} GFLOP (a scanned layer counted once)')
+    return compiled
+
+
+def _run_steps(run: Run, batches: Iterator, writer: MetricWriter, stop: '_StopSignals') -> None:
+    """The steps themselves, with logging, validation, previews and checkpoints on their schedules."""
+    schedule, names = run.config.train, leaf_names(run.state.params)
+    validation = hooks.validation_batches(run.config)
+    step, pending, metrics = int(run.state.step), [], None
+    saved = step if step else None
+    bar = run.console.progress(step, schedule.steps)
+    while step < schedule.steps and not stop.asked:
+        previous = metrics
+        run.state, metrics = run.train_step(run.state, run.tokenizer, put_batch(run.mesh, next(batches)))
+        step += 1
+        if previous is not None:  # one step late: the devices are never left waiting for this look
+            _check_finite(previous, step - 1, names)
+        pending.append(metrics)
+        if step % schedule.log_every == 0 or step == schedule.steps:
+            _check_finite(metrics, step, names)
+            values = hooks.mean_metrics(pending, 'train/')
+            pending = []
+            writer.scalars(step, {name: value for name, value in values.items() if name != 'train/bad_leaf'})
+            bar.set_postfix(loss=f'{values["train/loss"]:.4f}')
+        bar.update(1)
+        if step % schedule.eval_every == 0 or step == schedule.steps:
+            results = [run.eval_step(run.state.ema, run.tokenizer, put_batch(run.mesh, batch)) for batch in validation]
+            writer.scalars(step, hooks.mean_metrics(results, 'validation/'))
+        if step % schedule.sample_every == 0:
+            _write_preview(run, validation[0], writer, step)
+        if step % schedule.checkpoint_every == 0 and step < schedule.steps:
+            _check_finite(metrics, step, names)
+            run.checkpoints.save(step, run.state)
+            saved = step
+    bar.close()
+    if saved != step:
+        if metrics is not None:
+            _check_finite(metrics, step, names)
+        run.checkpoints.save(step, run.state)
+    run.checkpoints.wait()
+
+
+def _check_finite(metrics: dict[str, jax.Array], step: int, names: list[str]) -> None:
+    bad = int(metrics['bad_leaf'])
+    if bad >= 0:
+        raise NonFiniteError(
+            f'step {step}: {names[bad]} is not finite; the checkpoints in the work folder are from before.'
+            ' Lower optim.learning_rate or raise optim.warmup_steps, then run again'
+        )
+
+
+def _write_preview(run: Run, batch: dict[str, np.ndarray], writer: MetricWriter, step: int) -> None:
+    clips = hooks.PREVIEW_CLIPS
+    params = jax.device_get(run.state.ema)
+    video = hooks.preview(run.config, params, run.tokenizer, batch['video'][:clips], batch['interval'][:clips])
+    writer.video(step, 'preview', video, fps=8)
+
+
+class _StopSignals:
+    """SIGTERM and SIGINT set `asked` instead of ending the process, so that the loop can save first."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> '_StopSignals':
+        self._before = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, *_: object) -> None:
+        self.asked = True

@@ -1,0 +1,53 @@
+"""AdamW with MAR's weight-decay mask, warm-up and decay schedules, and the EMA's rate."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from magi_jax.config import OptimConfig
+
+UNDECAYED_LEAVES = ('bias', 'scale')
+UNDECAYED_TREES = ('head',)  # the whole diffusion head (MAR)
+
+
+def learning_rate_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
+    """Linear warm-up from 0, a constant part, and over the last `decay_fraction` of `steps` a cosine or line to 0."""
+    warmup = optax.linear_schedule(0.0, config.learning_rate, max(1, config.warmup_steps))
+    if config.schedule == 'constant':
+        return warmup
+    decay_steps = max(1, round(config.decay_fraction * steps))
+    decay = optax.cosine_decay_schedule if config.schedule == 'cosine' else _linear_decay
+    falling = decay(1.0, decay_steps)
+    return lambda step: warmup(step) * falling(jnp.maximum(0, step - (steps - decay_steps)))
+
+
+def _linear_decay(start: float, steps: int) -> optax.Schedule:
+    return optax.linear_schedule(start, 0.0, steps)
+
+
+def decay_mask(params: Any) -> Any:
+    """True where weight decay applies: kernels and tables outside the diffusion head, not biases and norms."""
+
+    def decays(path: tuple, _: jax.Array) -> bool:
+        names = [entry.key for entry in path]
+        return names[0] not in UNDECAYED_TREES and names[-1] not in UNDECAYED_LEAVES
+
+    return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
+    """Global-norm clipping, then AdamW, for a run of `steps` optimizer steps."""
+    adamw = optax.adamw(
+        learning_rate_schedule(config, steps), config.b1, config.b2, config.eps,
+        weight_decay=config.weight_decay, mask=decay_mask,
+    )  # fmt: skip
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+
+
+def ema_decay(config: OptimConfig, step: jax.Array) -> jax.Array:
+    """Decay of the moving average at a step (float32); with warm-up, (1+n)/(10+n) until it reaches `ema_decay`."""
+    if not config.ema_warmup:
+        return jnp.asarray(config.ema_decay, jnp.float32)
+    return jnp.minimum(config.ema_decay, (1.0 + step) / (10.0 + step))

@@ -1,0 +1,71 @@
+"""The training state, born sharded: shapes first, then shardings, then memory."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from magi_jax.objectives.api import Objective
+from magi_jax.parallel.mesh import replicated
+from magi_jax.parallel.rules import parameter_shardings
+
+
+@flax.struct.dataclass
+class TrainState:
+    """What a checkpoint holds and a step replaces.
+
+    Attributes:
+      step: int32, optimizer steps taken.
+      params: float32 parameters.
+      opt_state: of the optimizer.
+      ema: exponential moving average of params, same tree: what sampling and evaluation use.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    ema: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class StateFactory:
+    """Makes the state of an objective on a mesh."""
+
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    mesh: Mesh
+
+    def init(self, key: jax.Array) -> TrainState:
+        """A fresh state, every array created on the devices that keep it."""
+        return jax.jit(self._init, out_shardings=self.shardings())(key)
+
+    def abstract(self) -> TrainState:
+        """Shapes, dtypes and shardings of the state, without memory: what a checkpoint is restored into."""
+        shapes = jax.eval_shape(self._init, jax.random.key(0))
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, self.shardings()
+        )
+
+    def shardings(self) -> TrainState:
+        """A NamedSharding for every leaf; optimizer moments lie where their parameters lie."""
+        shapes = jax.eval_shape(self._init, jax.random.key(0))
+        params = parameter_shardings(self.mesh, jax.eval_shape(self.objective.init, jax.random.key(0)))
+        everywhere = replicated(self.mesh)
+        opt_state = optax.tree_utils.tree_map_params(
+            self.optimizer,
+            lambda _, sharding: sharding,
+            shapes.opt_state,
+            params,
+            transform_non_params=lambda _: everywhere,
+        )
+        return TrainState(everywhere, params, opt_state, params)
+
+    def _init(self, key: jax.Array) -> TrainState:
+        params = nn.unbox(self.objective.init(key))
+        # A copy: the step donates the state, and one buffer cannot be donated twice.
+        return TrainState(jnp.zeros((), jnp.int32), params, self.optimizer.init(params), jax.tree.map(jnp.copy, params))

@@ -1,0 +1,83 @@
+"""One optimizer step and one evaluation step, for any objective: what training, ahead-of-time compilation and benchmarks run."""
+
+from collections.abc import Callable
+from typing import Any
+
+import einops
+import jax
+import jax.numpy as jnp
+import optax
+
+from magi_jax.config import Config
+from magi_jax.objectives.api import Objective
+from magi_jax.tokenizers.api import Tokenizer
+from magi_jax.training.optim import ema_decay
+from magi_jax.training.state import TrainState
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+TrainStep = Callable[[TrainState, Tokenizer | None, Batch], tuple[TrainState, Metrics]]
+EvalStep = Callable[[Any, Tokenizer | None, Batch], Metrics]
+
+TRAIN, EVAL = 0, 1  # purposes of randomness
+
+
+def make_train_step(objective: Objective, optimizer: optax.GradientTransformation, config: Config) -> TrainStep:
+    """(state, tokenizer, global batch) -> (next state, metrics). Randomness is a function of (config.seed, step).
+
+    Metrics: the objective's, 'grad_norm', and 'bad_leaf': -1, or the index in `leaf_names(params)` of the first gradient
+    (or the loss) that is not finite.
+    """
+
+    def train_step(state: TrainState, tokenizer: Tokenizer | None, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), TRAIN), state.step)
+        gradients, metrics = _accumulate(objective, config.optim.accumulate, state.params, tokenizer, batch, key)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        decay = ema_decay(config.optim, state.step)
+        ema = jax.tree.map(lambda average, new: decay * average + (1 - decay) * new, state.ema, params)
+        metrics |= {'grad_norm': optax.global_norm(gradients), 'bad_leaf': _first_bad_leaf(metrics['loss'], gradients)}
+        return TrainState(state.step + 1, params, opt_state, ema), metrics
+
+    return train_step
+
+
+def make_eval_step(objective: Objective, config: Config) -> EvalStep:
+    """(params, tokenizer, batch) -> the objective's metrics without dropout; the same draws for a clip at every call."""
+
+    def eval_step(params: Any, tokenizer: Tokenizer | None, batch: Batch) -> Metrics:
+        key = jax.random.fold_in(jax.random.key(config.seed), EVAL)
+        return objective.loss(params, tokenizer, batch, key, train=False)[1]
+
+    return eval_step
+
+
+def leaf_names(params: Any) -> list[str]:
+    """What 'bad_leaf' counts: the loss, then every parameter's path."""
+    paths = jax.tree_util.tree_leaves_with_path(params)
+    return ['loss', *(jax.tree_util.keystr(path, simple=True, separator='/') for path, _ in paths)]
+
+
+def _accumulate(
+    objective: Objective, micro_batches: int, params: Any, tokenizer: Tokenizer | None, batch: Batch, key: jax.Array
+) -> tuple[Any, Metrics]:
+    """Gradients and metrics averaged over `micro_batches` equal parts of the batch, one after the other."""
+    gradient = jax.grad(objective.loss, has_aux=True)
+    if micro_batches == 1:
+        return gradient(params, tokenizer, batch, key, train=True)
+    # Interleaved parts: every device keeps its own rows.
+    parts = jax.tree.map(lambda x: einops.rearrange(x, '(b m) ... -> m b ...', m=micro_batches), batch)
+
+    def add_part(total: tuple[Any, Metrics], part: Batch) -> tuple[tuple[Any, Metrics], None]:
+        return jax.tree.map(jnp.add, total, gradient(params, tokenizer, part, key, train=True)), None
+
+    shapes = jax.eval_shape(lambda: gradient(params, tokenizer, jax.tree.map(lambda x: x[0], parts), key, train=True))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    total, _ = jax.lax.scan(add_part, zeros, parts)
+    return jax.tree.map(lambda x: x / micro_batches, total)
+
+
+def _first_bad_leaf(loss: jax.Array, gradients: Any) -> jax.Array:
+    leaves = [loss, *jax.tree.leaves(gradients)]
+    bad = jnp.stack([~jnp.isfinite(leaf).all() for leaf in leaves])
+    return jnp.where(bad.any(), jnp.argmax(bad), -1)
