@@ -1,0 +1,42 @@
+"""PSNR by hand, and baselines that may only look at the context."""
+
+import numpy as np
+import pytest
+
+from magi_jax.evaluation import pixels
+
+
+def test_psnr_by_hand():
+    reference = np.full((2, 3, 5, 7, 3), 100, np.uint8)
+    video = reference.copy()
+    video[0, 1] = 110  # mean square 100; also must not wrap round below 0
+    video[1, 2] = 99
+    expected = np.full((2, 3), pixels.MAX_PSNR)
+    expected[0, 1] = 10 * np.log10(255**2 / 100)
+    expected[1, 2] = 10 * np.log10(255**2)
+    np.testing.assert_allclose(pixels.psnr(video, reference), expected, rtol=1e-6)
+    np.testing.assert_allclose(pixels.psnr(reference, video), expected, rtol=1e-6)
+
+
+def test_psnr_refuses_what_it_would_silently_misjudge():
+    video = np.zeros((3, 5, 7, 3), np.uint8)
+    with pytest.raises(ValueError, match='uint8'):
+        pixels.psnr(video.astype(np.float32), video.astype(np.float32))
+    with pytest.raises(ValueError, match=r'\[1, 5, 7, 3\]'):
+        pixels.psnr(video, video[:1])
+
+
+def test_repeat_last_context():
+    context = np.random.default_rng(0).integers(0, 256, (2, 3, 5, 7, 3), dtype=np.uint8)
+    result = pixels.repeat_last_context(context, 11)
+    assert result.shape == (2, 11, 5, 7, 3) and result.dtype == np.uint8
+    assert (result == context[:, 2:]).all()
+
+
+def test_plain_background_is_the_median_of_each_clip():
+    context = np.zeros((2, 3, 5, 7, 3), np.uint8)
+    context[1] = (10, 200, 30)
+    context[:, :, :2, :3] = 255  # an object on less than half of the frame
+    result = pixels.plain_background(context, 11)
+    assert result.shape == (2, 11, 5, 7, 3) and result.dtype == np.uint8
+    assert not result[0].any() and (result[1] == (10, 200, 30)).all()
