@@ -38,20 +38,22 @@ class Checkpoints:
         """Step of the newest complete checkpoint; one whose save was interrupted does not count."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: Any) -> None:
-        """Starts writing; returns once the arrays are copied from the devices. A full disk shows here or in `wait`."""
-        self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)))
+    def save(self, step: int, items: dict[str, Any]) -> None:
+        """Starts writing named trees; returns once the arrays are copied. A full disk shows here or in `wait`."""
+        self._manager.save(step, args=ocp.args.Composite(**{k: ocp.args.StandardSave(v) for k, v in items.items()}))
 
-    def restore(self, abstract: Any) -> Any:
-        """The newest state, laid out as the shapes and shardings of `abstract`.
+    def restore(self, abstract: dict[str, Any]) -> dict[str, Any]:
+        """The newest of the named trees, each laid out as the shapes and shardings of its abstract tree.
 
         Raises:
           FileNotFoundError: there is no complete checkpoint.
         """
         step = self.latest_step()
         if step is None:
-            raise FileNotFoundError(f'no checkpoint in {self._manager.directory}; train first with --workdir')
-        return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))).state
+            raise FileNotFoundError(f'no checkpoint in {self._manager.directory}: train first with this --workdir')
+        wanted = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
+        restored = self._manager.restore(step, args=ocp.args.Composite(**wanted))
+        return {name: restored[name] for name in abstract}
 
     def wait(self) -> None:
         """Blocks until the last save is complete on disk."""

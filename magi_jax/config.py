@@ -1,11 +1,12 @@
 """The schema of an experiment: frozen dataclasses, filled once from a ConfigDict.
 
 A config file (`configs/*.py`) starts from `default()`, sets what differs and returns the ConfigDict; `from_config_dict`
-turns it into a `Config`. An unknown or ill-typed field is a `ConfigError` that names it. Fields marked A1..A23 settle an
-ambiguity of the MAGI paper (arXiv 2501.12389): the default is the reading we recommend.
+turns it into a `Config`. An unknown or ill-typed field is a `ConfigError` that names it. Fields marked A1..A23 settle
+an ambiguity of the MAGI paper (arXiv 2501.12389): the default is the reading we recommend.
 """
 
 import dataclasses
+import json
 import typing
 from typing import Any, Literal
 
@@ -56,6 +57,7 @@ class HeadConfig:
     repeats: int = 4  # independent (t, noise) draws per token and step, MAR's diffusion_batch_mul
     timesteps: int = 1000
     prediction: Literal['noise', 'clean', 'velocity'] = 'noise'
+    readout: bool = False  # adds a linear map of the condition to the prediction: a direct way for its gradient
     position_table: Literal['shared', 'per_frame'] = 'shared'  # A13: [N,D] or [T,N,D]
 
 
@@ -87,8 +89,8 @@ class MaskingConfig:
     ratio_std: float = 0.25
     ratio_min: float = 0.7
     ratio_max: float = 1.0
-    draw_per: Literal['frame', 'clip', 'batch'] = 'frame'  # A7: 'clip': one ratio and order for all frames; 'batch': one ratio
-    noise_std: tuple[float, ...] = (0.0, 0.14, 0.28, 0.42, 0.56, 0.7)  # A1, A2: std of each level; level 0 = clean, trained
+    draw_per: Literal['frame', 'clip', 'batch'] = 'frame'  # A7: 'clip': one ratio and order a clip; 'batch': one ratio
+    noise_std: tuple[float, ...] = (0.0, 0.14, 0.28, 0.42, 0.56, 0.7)  # A1, A2: std of each level; 0 = clean, trained
     noise_per: Literal['clip', 'frame'] = 'clip'  # A4
     noise_visible: bool = False  # A8: also on the visible tokens of masked frames (CTF)
     noise_masked_teacher: bool = True  # A14: noise on the inputs of MTF
@@ -198,6 +200,25 @@ def from_config_dict(values: ConfigDict | dict) -> Config:
     """
     plain = values.to_dict() if isinstance(values, ConfigDict) else values
     return _build(Config, plain, 'config')
+
+
+def override(group: Any, assignments: list[str]) -> Any:
+    """A config group with some fields replaced by texts such as 'temperature=0.9'.
+
+    Raises:
+      ConfigError: a text without '=', an unknown field, or a value that is not of its type.
+    """
+    hints, changes = typing.get_type_hints(type(group)), {}
+    for text in assignments:
+        name, equals, value = text.partition('=')
+        if not equals or name not in hints:
+            raise ConfigError(f'{text!r} is not FIELD=VALUE with a field of {", ".join(hints)}')
+        try:
+            parsed = value if hints[name] is str or typing.get_origin(hints[name]) is Literal else json.loads(value)
+        except json.JSONDecodeError:
+            parsed = float(value) if value in ('inf', 'nan') else value
+        changes[name] = _convert(hints[name], parsed, name)
+    return dataclasses.replace(group, **changes)
 
 
 def _build(cls: type, values: Any, path: str) -> Any:

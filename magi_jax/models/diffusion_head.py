@@ -60,5 +60,8 @@ class DiffusionHead(nn.Module):
         modulation = Linear(2 * width, ('embed', 'mlp'), dtype, zeros, name='final_modulation')(nn.silu(condition))
         shift, scale = jnp.split(modulation, 2, axis=-1)
         h = layer_norm('final_norm', affine=False)(h) * (1 + scale) + shift
-        output = Linear(2 * self.token_width, ('embed', 'token'), dtype, zeros, name='final')
-        return output(h).astype(jnp.float32)
+        output = Linear(2 * self.token_width, ('embed', 'token'), dtype, zeros, name='final')(h)
+        if self.config.readout:
+            readout = Linear(self.token_width, ('mlp', 'token'), dtype, zeros, name='readout')(z)
+            output += jnp.pad(readout, [(0, 0)] * (z.ndim - 1) + [(0, self.token_width)])
+        return output.astype(jnp.float32)

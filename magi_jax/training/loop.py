@@ -97,7 +97,7 @@ def prepare(config: Config, workdir: Path, console: Console) -> Run:
     if checkpoints.latest_step() is None:
         state = factory.init(jax.random.fold_in(jax.random.key(config.seed), INIT))
     else:
-        state = checkpoints.restore(factory.abstract())
+        state = TrainState.from_items(checkpoints.restore(factory.abstract().items()))
         console.line(f'going on from the checkpoint of step {int(state.step)} in {workdir}')
     console.line(parameter_overview.get_parameter_overview(state.params, include_stats=False))
     eval_step = jax.jit(make_eval_step(objective, config))
@@ -177,13 +177,13 @@ def _run_steps(run: Run, batches: Iterator, writer: MetricWriter, stop: '_StopSi
             _write_preview(run, validation[0], writer, step)
         if step % schedule.checkpoint_every == 0 and step < schedule.steps:
             _check_finite(metrics, step, names)
-            run.checkpoints.save(step, run.state)
+            run.checkpoints.save(step, run.state.items())
             saved = step
     bar.close()
     if saved != step:
         if metrics is not None:
             _check_finite(metrics, step, names)
-        run.checkpoints.save(step, run.state)
+        run.checkpoints.save(step, run.state.items())
     run.checkpoints.wait()
 
 

@@ -31,6 +31,15 @@ class TrainState:
     opt_state: Any
     ema: Any
 
+    def items(self) -> dict[str, Any]:
+        """The named trees of a checkpoint: the average apart, since sampling reads nothing else."""
+        return {'ema': self.ema, 'training': {'step': self.step, 'params': self.params, 'opt_state': self.opt_state}}
+
+    @classmethod
+    def from_items(cls, items: dict[str, Any]) -> 'TrainState':
+        """The inverse of `items`."""
+        return cls(**items['training'], ema=items['ema'])
+
 
 @dataclasses.dataclass(frozen=True)
 class StateFactory:

@@ -1,0 +1,62 @@
+"""The quickstart: a small MAGI on `bouncing_objects/shapes`, sized for 2 CPU cores.
+
+    python -m launch.train --config configs/quickstart_autoencoder.py --workdir runs/quickstart/autoencoder
+    python -m launch.train --config configs/quickstart.py --workdir runs/quickstart/magi
+
+`bash launch/quickstart.sh` runs both and writes the report.
+"""
+
+from ml_collections import ConfigDict
+
+from magi_jax.config import ConfigError, default
+
+VARIANTS = ('digits',)
+
+
+def get_config(arg: str = '') -> ConfigDict:
+    names = [name for name in arg.split(',') if name]
+    if unknown := set(names) - {*VARIANTS, 'runlocal'}:
+        raise ConfigError(f'no variant {sorted(unknown)}; there are: {", ".join(VARIANTS)}, runlocal')
+    shapes = 'digits' not in names
+    config = default()
+    config.data.source = 'bouncing_objects/shapes' if shapes else 'bouncing_objects/digits'
+    config.data.flip_horizontal = config.data.flip_vertical = shapes
+    config.data.max_interval = 2
+    config.data.batch_size = 8
+    config.tokenizer.path = 'runs/quickstart/autoencoder/tokenizer'
+    config.model.width = 64
+    config.model.blocks = 3
+    config.model.heads = 2
+    config.model.mlp_width = 256
+    config.model.dropout = 0.0
+    config.model.head.width = 96
+    config.model.head.blocks = 2
+    config.model.head.repeats = 2
+    config.model.head.prediction = 'clean'
+    config.optim.learning_rate = 1.5e-3
+    config.optim.warmup_steps = 100
+    config.optim.schedule = 'linear'
+    config.optim.decay_fraction = 0.4
+    config.optim.ema_decay = 0.998
+    config.optim.ema_warmup = True
+    config.train.steps = 4000
+    config.train.eval_every = 500
+    config.train.eval_batches = 4
+    config.train.sample_every = 2000
+    config.train.checkpoint_every = 500
+    config.train.keep_checkpoints = 2
+    config.train.compute_dtype = 'float32'
+    config.sampler.mask_steps = 8
+    config.sampler.denoise_steps = 25
+    if 'runlocal' in names:
+        config.tokenizer.kind = 'identity'
+        config.tokenizer.path = ''
+        config.tokenizer.channels = 3 * config.tokenizer.downsample**2
+        config.model.width, config.model.blocks, config.model.mlp_width = 16, 2, 32
+        config.model.head.width = 16
+        config.data.frames, config.data.batch_size = 4, 8
+        config.sampler.keep_frames = 2
+        config.sampler.mask_steps, config.sampler.denoise_steps = 2, 4
+        config.train.steps = 4
+        config.train.eval_every = config.train.sample_every = config.train.checkpoint_every = 2
+    return config
