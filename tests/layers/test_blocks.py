@@ -1,0 +1,107 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from magi_jax.config import ModelConfig
+from magi_jax.layers.blocks import Block, Trunk
+from magi_jax.masking.frames import complete_teacher_forcing
+from tests.random_params import random_params
+
+CONFIG = ModelConfig(width=24, blocks=2, heads=3, mlp_width=40, dropout=0.2)
+FRAMES, SITES = 3, 5
+
+
+X, CONDITIONING = np.float32(np.random.default_rng(0).normal(size=(2, 2, 2 * FRAMES, SITES, CONFIG.width)))
+SEQUENCE = (X, None, complete_teacher_forcing(FRAMES), CONDITIONING)
+
+
+@pytest.fixture(scope='module')
+def params():
+    return random_params(lambda key: Trunk(CONFIG, jnp.float32, 'none').init(key, *SEQUENCE, True)['params'])
+
+
+def test_scanned_trunk_is_a_loop_over_its_blocks(params):
+    out, (k, v) = jax.jit(lambda p: Trunk(CONFIG, jnp.float32, 'none').apply({'params': p}, *SEQUENCE, True))(params)
+    block = jax.jit(lambda p, x: Block(CONFIG, jnp.float32).apply({'params': p}, x, *SEQUENCE[1:], True))
+    x = SEQUENCE[0]
+    for depth in range(CONFIG.blocks):
+        x, (own_k, own_v) = block(jax.tree.map(lambda leaf, d=depth: leaf[d], params['blocks']), x)
+        np.testing.assert_allclose(k[depth], own_k, atol=1e-5)
+        np.testing.assert_allclose(v[depth], own_v, atol=1e-5)
+    np.testing.assert_allclose(out, x, atol=1e-5)
+
+
+def test_block_is_the_textbook_pre_norm_layer_twice(params):
+    """The same block written out in numpy, from nothing but its parameters."""
+    x, _, mask, conditioning = (None if a is None else np.float64(a) for a in SEQUENCE)
+    p = jax.tree.map(lambda leaf: np.float64(leaf[0]), params['blocks'])
+    expected = x + conditioning
+    for layer in ('spatial', 'temporal'):
+        h = _layer_norm(expected, p[f'{layer}_norm'])
+        allowed = mask > 0 if layer == 'temporal' else True
+        expected = expected + _attention(h, p[f'{layer}_attention'], allowed, 'brnd' if layer == 'spatial' else 'bnrd')
+        h = _linear(_layer_norm(expected, p[f'{layer}_mlp_norm']), p[f'{layer}_mlp']['up'])
+        gelu = h * 0.5 * (1 + np.vectorize(math.erf)(h / np.sqrt(2)))
+        expected = expected + _linear(gelu, p[f'{layer}_mlp']['down'])
+    one = jax.tree.map(lambda leaf: leaf[0], params['blocks'])
+    out, _ = jax.jit(lambda p: Block(CONFIG, jnp.float32).apply({'params': p}, *SEQUENCE, True))(one)
+    np.testing.assert_allclose(out, expected, atol=2e-5)
+
+
+def _linear(x, p):
+    return x @ p['dense']['kernel'] + p['dense']['bias']
+
+
+def _layer_norm(x, p):
+    normed = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    return normed * p['scale'] + p['bias']
+
+
+def _attention(x, p, allowed, order):
+    """Attention over the third axis of `order`."""
+    q, k, v = np.split(np.einsum(f'brnd->{order}', _linear(x, p['qkv'])), 3, axis=-1)
+    out = np.zeros_like(q)
+    width = CONFIG.width // CONFIG.heads
+    for head in range(CONFIG.heads):
+        own = slice(head * width, (head + 1) * width)
+        scores = np.where(allowed, q[..., own] @ k[..., own].swapaxes(-1, -2) / np.sqrt(width), -np.inf)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        out[..., own] = weights / weights.sum(-1, keepdims=True) @ v[..., own]
+    return _linear(np.einsum(f'{order}->brnd', out), p['out'])
+
+
+def test_remat_changes_nothing(params):
+    def loss(params, remat):
+        trunk = Trunk(CONFIG, jnp.float32, remat)
+        return jnp.sum(trunk.apply({'params': params}, *SEQUENCE, False, rngs={'dropout': jax.random.key(3)})[0] ** 2)
+
+    step = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+    (plain, gradient), (rematted, rematted_gradient) = step(params, 'none'), step(params, 'block')
+    assert plain == pytest.approx(float(rematted), rel=1e-6)
+    for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(rematted_gradient)):
+        np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(a).max()))
+    assert 'remat' in str(jax.make_jaxpr(lambda p: loss(p, 'block'))(params))
+    assert 'remat' not in str(jax.make_jaxpr(lambda p: loss(p, 'none'))(params))
+
+
+def test_mlp_in_the_temporal_layer_only():
+    config = ModelConfig(width=24, blocks=1, heads=3, mlp_width=40, mlp_layers='temporal')
+    x, mask = jnp.zeros((1, 2, 1, 24)), jnp.ones((2, 2), bool)
+    trunk = Trunk(config, jnp.float32, 'none')
+    shapes = jax.eval_shape(lambda key: trunk.init(key, x, None, mask, None, True), jax.random.key(0))
+    assert sorted(shapes['params']['blocks']) == [
+        'spatial_attention', 'spatial_norm', 'temporal_attention', 'temporal_mlp', 'temporal_mlp_norm', 'temporal_norm'
+    ]
+
+
+def test_dropout_differs_by_its_key(params):
+    def out(seed):
+        rngs = {'dropout': jax.random.key(seed)}
+        return Trunk(CONFIG, jnp.float32, 'none').apply({'params': params}, *SEQUENCE, False, rngs=rngs)[0]
+
+    run = jax.jit(out)
+    np.testing.assert_array_equal(run(0), run(0))
+    assert jnp.abs(run(0) - run(1)).mean() > 0.05
