@@ -1,0 +1,166 @@
+"""The page: one file, complete, loads nothing, says no number that is none."""
+
+import dataclasses
+import html.parser
+import json
+import re
+
+import numpy as np
+import pytest
+
+from magi_jax import config
+from magi_jax.evaluation import charts, prediction, report
+from tests.evaluation.clips import real_clips, spoil
+
+CONTEXT, CLIPS = 5, 2
+VOID = {'meta', 'img', 'path'}
+
+
+class Page(html.parser.HTMLParser):
+    """Attributes by tag, text by section; fails on a tag that closes another one."""
+
+    def __init__(self, source):
+        super().__init__()
+        self.open, self.tags, self.text = [], {}, ''
+        self.feed(source)
+        self.close()
+        assert not self.open, f'never closed: {self.open}'
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.setdefault(tag, []).append(dict(attrs))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.setdefault(tag, []).append(dict(attrs))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture(scope='module')
+def content():
+    long, labels = real_clips(CLIPS, 24)
+    real = long[:, :16]
+    generated = np.concatenate([real[:, :CONTEXT], spoil(real[:, CONTEXT:], 8)], axis=1)
+    short = dict(labels, centres=labels['centres'][:, :16])
+    loss = {'training': {50: 1.0, 100: 0.5}, 'validation': {100: 0.6}}
+    return report.ReportContent(
+        title='Shapes <b> & more',
+        summary='What it is. How it was made.',
+        prediction=prediction.score_prediction(generated[:, CONTEXT:], real, short),
+        clips=report.Clips(real, generated, CONTEXT),
+        rollout=prediction.score_rollout(long, long, labels, CONTEXT),
+        long_clips=report.Clips(long[:1], long[:1], CONTEXT),
+        losses={'Generator': loss, 'Tokenizer': loss},
+        settings=dataclasses.asdict(config.Config()),
+        commands=['python -m launch.train --config x.py', 'bash </script>'],
+        facts={'Device': '2 cores'},
+    )
+
+
+@pytest.fixture(scope='module')
+def source(content):
+    return report.render(content)
+
+
+def test_loads_nothing(source):
+    assert not re.search(r'(?i)https?://|src="(?!data:)|url\(|@import|<link|<iframe|<object|\bon\w+=', source)
+    page = Page(source)
+    assert all(image['src'].startswith('data:image/') and image['alt'] for image in page.tags['img'])
+    assert [script['type'] for script in page.tags['script']] == ['application/json']
+    assert "default-src 'none'" in page.tags['meta'][-1]['content']
+
+
+def test_is_complete(source, content):
+    page = Page(source)
+    sections = [section['id'] for section in page.tags['section']]
+    assert sections == ['verdict', 'prediction', 'long-video', 'numbers', 'training', 'settings']
+    assert sum('image/webp' in image['src'] for image in page.tags['img']) == CLIPS + 1
+    assert sum('image/png' in image['src'] for image in page.tags['img']) == 24 / report.STRIP_STEP
+    assert len([figure for figure in page.tags['figure'] if figure.get('class') == 'chart']) == 2 + 4 + 2
+    said = [content.title, content.summary, content.prediction.protocol[1:], content.rollout.protocol[1:], '2 cores']
+    said += [*content.commands, '"learning_rate": 0.0001', 'rules kept', 'repeat last frame', 'plain background']
+    for number in ('psnr_model', 'psnr_repeat_last_context', 'psnr_plain_background', 'centre_error_model'):
+        said.append(f'{content.prediction.numbers[number]:.2f}')
+    for text in said:
+        assert text in page.text, text
+
+
+def test_holds_the_results_as_json(source, content):
+    data = json.loads(re.search(r'id="results">(.*?)</script>', source, re.S)[1])
+    assert data == [content.prediction.to_json(), content.rollout.to_json()]
+
+
+def test_says_what_failed(content):
+    rule = next(iter(content.prediction.passes))
+    failed = dataclasses.replace(content.prediction, passes={**content.prediction.passes, rule: False})
+    source = report.render(dataclasses.replace(content, prediction=failed))
+    assert '6 of 7 rules kept' in source and source.count('<li class="fail">') == 1
+
+
+def test_text_cannot_end_the_data(content):
+    sly = dataclasses.replace(content, prediction=dataclasses.replace(content.prediction, protocol='</script><b>'))
+    assert report.render(sly).count('</script>') == 1
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_refuses_numbers_that_are_none(content, value):
+    numbers = {**content.prediction.numbers, 'margin_mean': value}
+    with pytest.raises(ValueError, match='JSON'):
+        report.render(dataclasses.replace(content, prediction=dataclasses.replace(content.prediction, numbers=numbers)))
+    with pytest.raises(ValueError, match='validation'):
+        report.render(dataclasses.replace(content, losses={'Generator': {'validation': {1: 0.5, 2: value}}}))
+
+
+def test_is_written_whole(content, source, tmp_path):
+    path = tmp_path / 'new' / 'report.html'
+    report.write_report(path, content)
+    assert path.read_text(encoding='utf-8') == source
+    assert [file.name for file in path.parent.iterdir()] == ['report.html']
+
+
+def test_measured_gaps_are_gaps(content):
+    """An object never found has no centre: the table shows a dash, the chart a shorter line."""
+    curves = {**content.prediction.curves, 'centre_error_model': [1.0, None, 2.0, 3.0, *[None] * 7]}
+    numbers = {**content.prediction.numbers, 'centre_error_model': None}
+    gaps = dataclasses.replace(content.prediction, curves=curves, numbers=numbers)
+    source = report.render(dataclasses.replace(content, prediction=gaps))
+    assert '<td>–</td>' in source
+
+
+def drawn(chart, number=0):
+    return re.search(rf'<path class="line line{number}" d="(M[^"]*)"/></svg></figure>', chart)[1]
+
+
+def test_chart_places_points():
+    chart = charts.line_chart('Title', ('x', 'y'), {'a': [(0, 0.0), (1, None), (2, 1.0), (4, 0.5)]}, y_range=(0.0, 1.0))
+    left, right = charts.LEFT, charts.WIDTH - charts.RIGHT
+    low, high = charts.HEIGHT - charts.BOTTOM, charts.TOP
+    middle_x, middle_y = (left + right) / 2, (low + high) / 2
+    assert drawn(chart) == f'M{left:.1f} {low:.1f}M{middle_x:.1f} {high:.1f}L{right:.1f} {middle_y:.1f}'
+
+
+def test_chart_logarithm():
+    chart = charts.line_chart('Title', ('x', 'y'), {'a': [(0, 0.01), (1, 0.1), (2, 1.0)]}, logarithmic=True)
+    heights = [float(point.split()[1]) for point in re.split('[ML]', drawn(chart))[1:]]
+    assert heights[0] - heights[1] == pytest.approx(heights[1] - heights[2], abs=0.2)
+
+
+def test_chart_averages_long_lines():
+    points = [(step, float(step % 2)) for step in range(4 * charts.MAX_POINTS)]
+    heights = {
+        point.split()[1] for point in re.split('[ML]', drawn(charts.line_chart('', ('', ''), {'a': points})))[1:]
+    }
+    assert len(heights) == 1
+
+
+@pytest.mark.parametrize(
+    'span, expected',
+    [((0, 1), (0, 0.2, 0.4, 0.6, 0.8, 1)), ((11.1, 21.4), (12, 14, 16, 18, 20)), ((6, 16), (6, 8, 10, 12, 14, 16))],
+)
+def test_ticks_are_round(span, expected):
+    assert charts._ticks(*span, False) == pytest.approx(expected)
