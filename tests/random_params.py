@@ -17,4 +17,4 @@ def random_params(init, scale=0.3, seed=0):
         return np.float32(path[-1].key == 'scale') + np.float32(scale) * noise
 
     shapes = nn.unbox(jax.eval_shape(init, jax.random.key(0)))
-    return jax.tree.map_with_path(draw, shapes)
+    return jax.device_put(jax.tree.map_with_path(draw, shapes))

@@ -127,3 +127,12 @@ def test_clip_bounds_the_clean_token():
     mean, _ = reverse_step(RESPACED, 'noise', output, x, i, 3.0)
     np.testing.assert_allclose(mean, posterior_mean(RESPACED, jnp.asarray([3.0, -3.0]), x, i), rtol=1e-6)
     assert (jnp.abs(reverse_step(RESPACED, 'noise', output, x, i, jnp.inf)[0]) > 1000).all()
+
+
+def test_clip_keeps_the_variance_in_its_range_and_infinity_is_mars():
+    x, output, i = jnp.zeros((2, 1)), jnp.asarray([[0.0, 86.0], [0.0, -86.0]]), jnp.asarray([1, 1])
+    ends = [RESPACED.log_beta[1], RESPACED.posterior_log_variance[1]]
+    np.testing.assert_allclose(reverse_step(RESPACED, 'clean', output, x, i, 3.0)[1][:, 0], ends, rtol=1e-6)
+    unbounded = reverse_step(RESPACED, 'clean', output, x, i, jnp.inf)[1][:, 0]
+    np.testing.assert_allclose(unbounded, learned_log_variance(RESPACED, output[:, 1:], i)[:, 0])
+    assert unbounded[0] > 100 and unbounded[1] < -100
