@@ -4,6 +4,7 @@ The network's output holds two halves [..., 2C]: the prediction (noise, clean to
 Dimension key: ... any leading axes (one diffusion step index i for each), C token width.
 """
 
+import math
 from typing import Literal
 
 import jax
@@ -38,7 +39,7 @@ def predicted_clean(
         return predicted
     signal, noise = process.sqrt_abar[i][..., None], process.sqrt_one_minus_abar[i][..., None]
     if prediction == 'noise':
-        return (x - noise * predicted) / signal
+        return x / signal - noise / signal * predicted
     return signal * x - noise * predicted
 
 
@@ -91,8 +92,15 @@ def reverse_step(
     i: jax.Array,
     x0_clip: float,
 ) -> tuple[jax.Array, jax.Array]:
-    """Mean and log variance [..., C] of p(x_{i-1} | x_i = x); `x0_clip` bounds the clean token (inf: unclipped)."""
+    """Mean and log variance [..., C] of p(x_{i-1} | x_i = x).
+
+    A finite `x0_clip` bounds the clean token, and the log variance to the range that it is learned in; inf bounds neither
+    (MAR). Logits beyond +-1 that are harmless in training explode here: the range is narrow between neighbouring
+    timesteps (0.13 at t = 10) and wide in a respaced process (2.9), so that exp overflows and the sample is NaN.
+    """
     predicted, logits = jnp.split(output.astype(jnp.float32), 2, axis=-1)
+    if math.isfinite(x0_clip):
+        logits = jnp.clip(logits, -1, 1)
     clean = jnp.clip(predicted_clean(process, prediction, x, predicted, i), -x0_clip, x0_clip)
     return posterior_mean(process, clean, x, i), learned_log_variance(process, logits, i)
 
