@@ -26,6 +26,8 @@ from magi_jax.tokenizers.pixels import to_float, to_uint8
 Array = jax.Array
 Params = dict[str, Any]
 
+CONTEXT_NOISE = 2**32 - 1  # folded into a clip's key where frames fold in their number
+
 
 @dataclasses.dataclass(frozen=True)
 class VideoSampler:
@@ -129,7 +131,7 @@ class VideoSampler:
         sampler, masking = self.config.sampler, self.config.masking
         if not sampler.context_noise:
             return tokens
-        noise_key = jax.vmap(lambda key: jax.random.fold_in(key, -1))(clip_keys)
+        noise_key = jax.vmap(lambda key: jax.random.fold_in(key, CONTEXT_NOISE))(clip_keys)
         frame_noise = lambda key, number: jax.random.normal(jax.random.fold_in(key, number), tokens.shape[2:])
         noise = jax.vmap(jax.vmap(frame_noise, (None, 0)), (0, None))(noise_key, numbers)
         return tokens + masking.noise_std[sampler.context_level] * noise
