@@ -66,7 +66,9 @@ class MaskedDiffusion:
         Returns:
           (loss, {'loss', 'mse', 'vb'}), float32 scalars.
         """
-        clip_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch['example'])
+        # Not folded into `key` itself: fold_in(key, 0) is split(key)[0], and two purposes would share their draws.
+        key, example_key = jax.random.split(key)
+        clip_keys = jax.vmap(jax.random.fold_in, (None, 0))(example_key, batch['example'])
         purposes = jax.vmap(lambda k: jax.random.split(k, 3), out_axes=1)(clip_keys)
         latents = tokenizer.encode(to_float(batch['video']), purposes[0])
         clean = jax.lax.stop_gradient(patchify(latents, self.config.model.patch))
