@@ -6,10 +6,10 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from absl import app, logging
+from absl import app, flags, logging
 from tqdm import tqdm
 
-from magi_jax.config import ConfigError
+from magi_jax.config import Config, ConfigError, from_config_dict
 
 # Mistakes that a person can mend, and whose message says how; anything else is a bug and keeps its traceback.
 EXPECTED = (ConfigError, FileNotFoundError, FloatingPointError)
@@ -49,12 +49,32 @@ def run(main: Callable[[], int | None]) -> None:
         sys.exit(_fail(error))
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
-    """absl's parser, with mistakes in --config and its overrides as one line."""
+def read_config(flag: flags.FlagHolder) -> Config:
+    """The value of a `--config` flag as a checked `Config`.
+
+    Raises:
+      ConfigError: the file is missing or broken, or a field is unknown or ill-typed.
+    """
     try:
-        return app.parse_flags_with_usage(argv)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f'--config: {error}') from error
+        values = flag.value.to_dict()
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever the config file raised comes out at the first use
+        raise ConfigError(f'--config: {_last_line(error)}') from error
+    return from_config_dict(values)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    """absl's parser, with mistakes as one line (config_flags puts a whole traceback into its messages)."""
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(_last_line(error)) from error
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).replace('\\n', '\n').strip('\'" ').splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
 
 
 def _fail(error: object) -> int:

@@ -7,7 +7,6 @@ from absl import flags
 from ml_collections import config_flags
 
 from launch import console
-from magi_jax.config import from_config_dict
 from magi_jax.training.loop import train
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'configs/NAME.py[:variant,runlocal]', lock_config=True)
@@ -19,7 +18,7 @@ STOPPED = 143  # 128 + SIGTERM
 def main() -> int:
     """Returns 0 when the run is complete, 143 when a signal stopped it after a checkpoint, 1 on an error."""
     terminal = console.Terminal()
-    if not train(from_config_dict(CONFIG.value), WORKDIR.value, terminal):
+    if not train(console.read_config(CONFIG), WORKDIR.value, terminal):
         terminal.line('stopped by a signal after saving a checkpoint; run the same command to go on')
         return STOPPED
     return 0
