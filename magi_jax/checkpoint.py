@@ -72,7 +72,10 @@ def save_config(workdir: str | os.PathLike, config: Config) -> None:
     """
     path = Path(workdir) / CONFIG_FILE
     if path.exists():
-        check_same_experiment(load_config(workdir), config, str(workdir))
+        saved = load_config(workdir)
+        check_same_experiment(saved, config, str(workdir))
+        if saved == config:
+            return
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile('w', dir=path.parent, prefix=f'.{CONFIG_FILE}.', delete=False) as file:
         json.dump(dataclasses.asdict(config), file, indent=1)

@@ -71,6 +71,10 @@ def train(config: Config, workdir: str, console: Console) -> bool:
       ConfigError: the config does not fit the devices, the data, the tokenizer or the work folder.
       NonFiniteError: training diverged; the last checkpoint is from before.
     """
+    save_config(workdir, config)
+    if _is_complete(config, Path(workdir)):
+        console.line(f'{workdir} is complete: {config.train.steps} steps')
+        return True
     run = prepare(config, Path(workdir), console)
     start = int(run.state.step)
     with _StopSignals() as stop, contextlib.closing(MetricWriter(workdir, resume_step=start)) as writer:
@@ -84,9 +88,16 @@ def train(config: Config, workdir: str, console: Console) -> bool:
     return complete
 
 
+def _is_complete(config: Config, workdir: Path) -> bool:
+    checkpoints = Checkpoints(workdir)
+    step = checkpoints.latest_step()
+    checkpoints.close()
+    exported = config.objective != 'autoencoder' or (workdir / TOKENIZER_FOLDER).exists()
+    return step is not None and step >= config.train.steps and exported
+
+
 def prepare(config: Config, workdir: Path, console: Console) -> Run:
     """Config -> mesh, tokenizer, objective, compiled step and a fresh or restored, sharded state."""
-    save_config(workdir, config)
     mesh = make_mesh(config.mesh)
     check_batch(mesh, config.data.batch_size // config.optim.accumulate)
     tokenizer = _frozen_tokenizer(config, workdir)
