@@ -65,8 +65,8 @@ def test_losses_are_batched_by_row():
 
 
 def test_loss_at_initialisation_comes_from_the_last_step():
-    """Zero output: the squared error is the noise's variance, 1; the bound is a quadratic in the noise, so noise +-1 gives
-    its mean over N(0, 1) exactly: beta / (2 (1 - beta)) / ln 2 = 720.6 bits at t = 999, next to nothing else."""
+    """Zero output: the squared error is the noise's variance, 1; the bound is quadratic in the noise, so noise +-1
+    gives its mean over N(0, 1): beta / (2 (1 - beta)) / ln 2 = 720.6 bits at t = 999, next to nothing else."""
     sign = jnp.asarray([1.0, -1.0, 1.0, -1.0])
     steps = jnp.arange(1000)
     noise, clean = jnp.broadcast_to(sign, (1000, 4)), jnp.broadcast_to(sign[::-1], (1000, 4))
@@ -86,7 +86,8 @@ def test_the_exact_target_recovers_the_clean_token(prediction):
     recovered = predicted_clean(FULL, prediction, x, target, i)
     amplified = 1 / FULL.sqrt_abar[:, None] if prediction == 'noise' else jnp.ones((1000, 1))
     assert (jnp.abs(recovered - clean) <= 2e-6 * amplified).all()
-    mse, vb = diffusion_loss(FULL, prediction, jnp.concatenate([target, -jnp.ones_like(target)], axis=-1), clean, noise, i)
+    output = jnp.concatenate([target, -jnp.ones_like(target)], axis=-1)
+    mse, vb = diffusion_loss(FULL, prediction, output, clean, noise, i)
     assert (mse < 1e-12).all()
     assert (vb[1:-1] < 2e-3).all()  # the true mean under the true variance costs nothing; -1 is the posterior's
 

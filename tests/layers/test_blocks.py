@@ -76,7 +76,7 @@ def _attention(x, p, allowed, order):
 def test_remat_changes_nothing(params):
     def loss(params, remat):
         trunk = Trunk(CONFIG, jnp.float32, remat)
-        return jnp.sum(trunk.apply({'params': params}, *SEQUENCE, False, rngs={'dropout': jax.random.key(3)})[0] ** 2)
+        return jnp.sum(trunk.apply({'params': params}, *SEQUENCE, True)[0] ** 2)
 
     step = jax.jit(jax.value_and_grad(loss), static_argnums=1)
     (plain, gradient), (rematted, rematted_gradient) = step(params, 'none'), step(params, 'block')
@@ -93,7 +93,12 @@ def test_mlp_in_the_temporal_layer_only():
     trunk = Trunk(config, jnp.float32, 'none')
     shapes = jax.eval_shape(lambda key: trunk.init(key, x, None, mask, None, True), jax.random.key(0))
     assert sorted(shapes['params']['blocks']) == [
-        'spatial_attention', 'spatial_norm', 'temporal_attention', 'temporal_mlp', 'temporal_mlp_norm', 'temporal_norm'
+        'spatial_attention',
+        'spatial_norm',
+        'temporal_attention',
+        'temporal_mlp',
+        'temporal_mlp_norm',
+        'temporal_norm',
     ]
 
 

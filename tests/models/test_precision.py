@@ -38,7 +38,8 @@ def _equations(jaxpr):
 
 def test_bfloat16_stays_close_and_keeps_float32_where_it_matters(inputs, params):
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype('float32')}
-    exact, rounded = (jax.jit(Magi(CONFIG, SHAPE, dtype).apply)(params, *inputs) for dtype in (jnp.float32, jnp.bfloat16))
+    models = (Magi(CONFIG, SHAPE, dtype) for dtype in (jnp.float32, jnp.bfloat16))
+    exact, rounded = (jax.jit(model.apply)(params, *inputs) for model in models)
     assert rounded.dtype == jnp.float32
     assert 0 < np.std(rounded - exact) < 2e-2 * np.std(exact)
 

@@ -1,4 +1,4 @@
-"""The paper's variant, to the parameter (20 blocks of width 1280, 16 x 16 tokens of 16 values, 25 intervals, 6 levels)."""
+"""The paper's variant, to the parameter (20 blocks of width 1280, 256 tokens of 16 values, 25 intervals, 6 levels)."""
 
 import math
 
