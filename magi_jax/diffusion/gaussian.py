@@ -94,8 +94,8 @@ def reverse_step(
 ) -> tuple[jax.Array, jax.Array]:
     """Mean and log variance [..., C] of p(x_{i-1} | x_i = x).
 
-    A finite `x0_clip` bounds the clean token, and the log variance to the range that it is learned in; inf bounds neither
-    (MAR). Logits beyond +-1 that are harmless in training explode here: the range is narrow between neighbouring
+    A finite `x0_clip` bounds the clean token, and the log variance to the range that it is learned in; inf bounds
+    neither (MAR). Logits beyond +-1 that are harmless in training explode here: the range is narrow between neighbouring
     timesteps (0.13 at t = 10) and wide in a respaced process (2.9), so that exp overflows and the sample is NaN.
     """
     predicted, logits = jnp.split(output.astype(jnp.float32), 2, axis=-1)
