@@ -18,13 +18,15 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
       ConfigError: the axis sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = [getattr(config, axis) for axis in AXES]
+    sizes = [config.data, config.fsdp, config.sequence, config.tensor]
     if sizes.count(-1) == 1:
         rest = int(np.prod([size for size in sizes if size != -1]))
         sizes[sizes.index(-1)] = len(devices) // rest
     if min(sizes) < 1 or int(np.prod(sizes)) != len(devices):
-        wanted = ', '.join(f'mesh.{axis} = {getattr(config, axis)}' for axis in AXES)
-        raise ConfigError(f'{wanted} do not lay out {len(devices)} devices; leave one axis at -1 to take what remains')
+        raise ConfigError(
+            f'mesh.data = {config.data}, mesh.fsdp = {config.fsdp}, mesh.sequence = {config.sequence} and'
+            f' mesh.tensor = {config.tensor} do not lay out {len(devices)} devices; leave one of them at -1'
+        )
     return Mesh(mesh_utils.create_device_mesh(sizes, devices), AXES)
 
 
