@@ -25,10 +25,10 @@ from magi_jax.evaluation.report import Clips, ReportContent, write_report
 from magi_jax.training.metrics import read_metrics
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'folder of a generator run')
-PROTOCOL = flags.DEFINE_enum('protocol', 'bouncing_shapes', ['bouncing_shapes'], 'what is measured, and how')
+PROTOCOL = flags.DEFINE_string('protocol', 'bouncing_shapes', 'what is measured, and how: a name of PROTOCOLS')
 OUT = flags.DEFINE_string('out', None, 'folder to write to')
 SEED = flags.DEFINE_integer('seed', 0, 'of the samples')
-AUTOENCODER = flags.DEFINE_string('autoencoder', None, 'folder of the autoencoder run, for its loss curves in the report')
+AUTOENCODER = flags.DEFINE_string('autoencoder', None, 'folder of the autoencoder run: adds its loss curves to the report')
 
 FPS = 12
 SHOWN = 6
@@ -45,6 +45,12 @@ class BouncingShapes:
     long_frames: int = 101
 
 
+PROTOCOLS = {
+    'bouncing_shapes': BouncingShapes(),
+    'bouncing_shapes_runlocal': BouncingShapes(clips=6, frames=8, long_clips=6, long_frames=12),
+}
+
+
 def main() -> None:
     """Writes metrics.json, prediction.gif, long.mp4, long.gif and report.html to --out, and prints the rules kept."""
     generator = magi_jax.load(WORKDIR.value)
@@ -52,7 +58,9 @@ def main() -> None:
         raise ConfigError(
             f'protocol {PROTOCOL.value} needs a run on bouncing_objects/shapes, not on {generator.config.data.source}'
         )
-    folder, protocol = Path(OUT.value), BouncingShapes()
+    if PROTOCOL.value not in PROTOCOLS:
+        raise ConfigError(f'no protocol {PROTOCOL.value}; there are: {", ".join(PROTOCOLS)}')
+    folder, protocol = Path(OUT.value), PROTOCOLS[PROTOCOL.value]
     folder.mkdir(parents=True, exist_ok=True)
     clips, labels = _continuations(generator, protocol.clips, protocol.frames, protocol.context)
     prediction = score_prediction(clips.generated[:, protocol.context :], clips.real, labels)
