@@ -6,13 +6,16 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 from absl import app, flags, logging
 from tqdm import tqdm
 
 from magi_jax.config import Config, ConfigError, from_config_dict
+from magi_jax.data.video_file import VideoError
 
+DISK_FULL = 'the disk is full: free space and run the same command again; the last complete checkpoint is safe'
 # Mistakes that a person can mend, and whose message says how; anything else is a bug and keeps its traceback.
-EXPECTED = (ConfigError, FileNotFoundError, FloatingPointError)
+EXPECTED = (ConfigError, VideoError, OSError, FloatingPointError)
 
 
 class Terminal:
@@ -26,26 +29,29 @@ class Terminal:
 
 
 def frame_progress(made: Iterator[Any], total: int) -> Iterator[Any]:
-    """A progress bar around newly sampled frames."""
-    return tqdm(made, total=total, unit='frame', dynamic_ncols=True)
+    """A progress bar around newly sampled frames, each waited for: dispatch alone would fill the bar at once."""
+    return tqdm((jax.block_until_ready(frame) for frame in made), total=total, unit='frame', dynamic_ncols=True)
 
 
 def run(main: Callable[[], int | None]) -> None:
     """Parses flags, runs `main` and exits with its status; expected errors become one line on stderr and status 1."""
+
     def guarded(_: list[str]) -> int:
         logging.set_verbosity(logging.WARNING)
+        # Orbax logs the traceback of a failed save, and then raises it.
+        logging.get_absl_handler().addFilter(lambda record: not record.exc_info)
         try:
             return main() or 0
-        except EXPECTED as error:
-            return _fail(error)
         except Exception as error:
             if _is_disk_full(error):
-                return _fail('the disk is full: free space and run the same command again; the last complete checkpoint is safe')
+                return _fail(DISK_FULL)
+            if isinstance(error, EXPECTED):
+                return _fail(error)
             raise
 
     try:
         app.run(guarded, flags_parser=_parse_flags)
-    except (ConfigError, FileNotFoundError) as error:  # raised by a config file while flags are parsed
+    except ConfigError as error:
         sys.exit(_fail(error))
 
 
@@ -53,28 +59,30 @@ def read_config(flag: flags.FlagHolder) -> Config:
     """The value of a `--config` flag as a checked `Config`.
 
     Raises:
-      ConfigError: the file is missing or broken, or a field is unknown or ill-typed.
+      ConfigError: the file is missing, or a field is unknown or ill-typed.
     """
     try:
-        values = flag.value.to_dict()
-    except ConfigError:
-        raise
-    except Exception as error:  # whatever the config file raised comes out at the first use
-        raise ConfigError(f'--config: {_last_line(error)}') from error
-    return from_config_dict(values)
+        return from_config_dict(flag.value.to_dict())
+    except OSError as error:  # config_flags keeps it for the first use; the last line is the file system's own
+        raise ConfigError(f'--config: {str(error).splitlines()[-1].strip()}') from error
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-    """absl's parser, with mistakes as one line (config_flags puts a whole traceback into its messages)."""
+    """absl's parser; what was typed wrong is a ConfigError, what else a config file raises is a bug of that file."""
     try:
         return flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(_last_line(error)) from error
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).replace('\\n', '\n').strip('\'" ').splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    except flags.Error as error:
+        innermost = error
+        while innermost.__context__ is not None:
+            innermost = innermost.__context__
+        if isinstance(innermost, ConfigError):  # by the config file; config_flags wraps it in its whole traceback
+            raise innermost from None
+        raise ConfigError(str(error).strip().splitlines()[-1]) from error
+    except AttributeError as error:
+        if not isinstance(error.__context__, KeyError):
+            raise
+        name_and_suggestion = error.__context__.args[0]
+        raise ConfigError(f'unknown config field {name_and_suggestion}') from error
 
 
 def _fail(error: object) -> int:

@@ -28,7 +28,9 @@ WORKDIR = flags.DEFINE_string('workdir', None, 'folder of a generator run')
 PROTOCOL = flags.DEFINE_string('protocol', 'bouncing_shapes', 'what is measured, and how: a name of PROTOCOLS')
 OUT = flags.DEFINE_string('out', None, 'folder to write to')
 SEED = flags.DEFINE_integer('seed', 0, 'of the samples')
-AUTOENCODER = flags.DEFINE_string('autoencoder', None, 'folder of the autoencoder run: adds its loss curves to the report')
+AUTOENCODER = flags.DEFINE_string(
+    'autoencoder', None, 'folder of the autoencoder run: adds its loss curves to the report'
+)
 
 FPS = 12
 SHOWN = 6

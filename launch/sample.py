@@ -58,8 +58,8 @@ def _context(generator: magi_jax.Generator) -> np.ndarray | None:
     video = read_video(CONTEXT.value, data.height, data.width, max_frames=needed)
     if len(video) < needed:
         raise ConfigError(
-            f'{CONTEXT.value} has {len(video)} frames; {count} context frames at interval {INTERVAL.value} need {needed}:'
-            ' lower --context_frames or --interval'
+            f'{CONTEXT.value} has {len(video)} frames; {count} context frames at interval {INTERVAL.value} need'
+            f' {needed}: lower --context_frames or --interval'
         )
     return np.repeat(video[None, :: INTERVAL.value], NUM.value, axis=0)
 

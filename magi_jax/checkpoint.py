@@ -1,12 +1,11 @@
 """Checkpoints of a run: Orbax, asynchronous, atomic; restored on any mesh; refused for another model.
 
-A work folder holds `config.json`, `checkpoints/<step>/`, and for generators `tokenizer/`, the frozen tokenizer's folder.
+A work folder holds `config.json`, `checkpoints/<step>/` and, for generators, `tokenizer/`: a copy of the frozen one.
 """
 
 import dataclasses
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +25,15 @@ class Checkpoints:
 
     Args:
       workdir: the run's folder.
-      keep: how many of the newest checkpoints stay.
+      keep: how many of the newest checkpoints stay; what a killed run left half-written is removed. None: for reading
+        only, also while the run is being trained.
     """
 
-    def __init__(self, workdir: str | os.PathLike, keep: int = 1):
-        folder = Path(workdir).absolute() / 'checkpoints'
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
+    def __init__(self, workdir: str | os.PathLike, keep: int | None = None):
+        folder, writes = Path(workdir).absolute() / 'checkpoints', keep is not None
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, create=writes, cleanup_tmp_directories=writes, enable_async_checkpointing=writes
+        )
         self._manager = ocp.CheckpointManager(folder, options=options)
 
     def latest_step(self) -> int | None:
@@ -67,19 +69,29 @@ class Checkpoints:
 def save_config(workdir: str | os.PathLike, config: Config) -> None:
     """Writes `config.json`, or checks that the one there describes the same experiment.
 
+    An experiment begins with its first checkpoint: a config that never got that far is replaced.
+
     Raises:
       ConfigError: the folder belongs to another experiment; the message names the first field that differs.
     """
     path = Path(workdir) / CONFIG_FILE
-    if path.exists():
+    if path.exists() and latest_step(workdir) is not None:
         saved = load_config(workdir)
         check_same_experiment(saved, config, str(workdir))
         if saved == config:
             return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile('w', dir=path.parent, prefix=f'.{CONFIG_FILE}.', delete=False) as file:
-        json.dump(dataclasses.asdict(config), file, indent=1)
-    os.replace(file.name, path)
+    draft = path.with_name(f'.{CONFIG_FILE}.{os.getpid()}')
+    draft.write_text(json.dumps(dataclasses.asdict(config), indent=1))
+    draft.replace(path)
+
+
+def latest_step(workdir: str | os.PathLike) -> int | None:
+    """Step of the newest complete checkpoint of a run's folder."""
+    checkpoints = Checkpoints(workdir)
+    step = checkpoints.latest_step()
+    checkpoints.close()
+    return step
 
 
 def load_config(workdir: str | os.PathLike) -> Config:
@@ -91,7 +103,7 @@ def load_config(workdir: str | os.PathLike) -> Config:
     """
     path = Path(workdir) / CONFIG_FILE
     if not path.is_file():
-        raise FileNotFoundError(f'{workdir} holds no run ({CONFIG_FILE} is missing); give the --workdir of a training run')
+        raise FileNotFoundError(f'{workdir} holds no run (no {CONFIG_FILE}); give the --workdir of a training run')
     try:
         return from_config_dict(json.loads(path.read_text()))
     except json.JSONDecodeError as error:

@@ -71,7 +71,9 @@ class Generator:
         if context is None:
             context = np.zeros((num, 0, data.height, data.width, 3), np.uint8)
         if context.ndim != 5 or context.shape[2:] != (data.height, data.width, 3):
-            raise ConfigError(f'context of shape {context.shape} must be [B, c, {data.height}, {data.width}, 3] for this run')
+            raise ConfigError(
+                f'context of shape {context.shape} must be [B, c, {data.height}, {data.width}, 3] for this run'
+            )
         if not 1 <= interval <= data.max_interval:
             raise ConfigError(f'interval {interval} must lie in 1..{data.max_interval}, what this run was trained on')
         sampler = VideoSampler(self.config, clip_shape(self.config, self.tokenizer))

@@ -1,6 +1,6 @@
 """Training targets, the learned-range variance loss and the reverse step, for any process table (improved DDPM, MAR).
 
-The network's output holds two halves [..., 2C]: the prediction (noise, clean token or velocity) and the variance logits.
+The network's output [..., 2C] has two halves: the prediction (noise, clean token or velocity) and the variance logits.
 Dimension key: ... any leading axes (one diffusion step index i for each), C token width.
 """
 
@@ -95,8 +95,8 @@ def reverse_step(
     """Mean and log variance [..., C] of p(x_{i-1} | x_i = x).
 
     A finite `x0_clip` bounds the clean token, and the log variance to the range that it is learned in; inf bounds
-    neither (MAR). Logits beyond +-1 that are harmless in training explode here: the range is narrow between neighbouring
-    timesteps (0.13 at t = 10) and wide in a respaced process (2.9), so that exp overflows and the sample is NaN.
+    neither (MAR). Logits beyond +-1 that are harmless in training explode here: the range is narrow between
+    neighbouring timesteps (0.13 at t = 10) and wide in a respaced process (2.9), so exp overflows and samples are NaN.
     """
     predicted, logits = jnp.split(output.astype(jnp.float32), 2, axis=-1)
     if math.isfinite(x0_clip):
@@ -111,7 +111,7 @@ def _gaussian_kl(mean1: jax.Array, logvar1: jax.Array, mean2: jax.Array, logvar2
 
 
 def _discretised_log_likelihood(x: jax.Array, mean: jax.Array, log_std: jax.Array) -> jax.Array:
-    """Log probability of the bin of half-width 1/255 around x; the bins at +-0.999 take the tails (as for 8-bit images)."""
+    """Log probability of the bin of half-width 1/255 around x; the bins at +-0.999 take the tails (8-bit images)."""
     inverse_std = jnp.exp(-log_std)
     upper = _normal_cdf((x - mean + 1 / 255) * inverse_std)
     lower = _normal_cdf((x - mean - 1 / 255) * inverse_std)

@@ -1,6 +1,7 @@
 """Multi-head attention inside a frame (space) or along the frames of one site (time).
 
-Dimension key: B clips, R query rows (frames), S key rows, N sites (tokens of a frame), M key sites, H heads, d head width.
+Dimension key: B clips, R query rows (frames), S key rows, N sites (tokens of a frame), M key sites, H heads,
+d head width.
 """
 
 from typing import Literal
@@ -12,9 +13,7 @@ _SCORES = {'space': 'brnhd,brmhd->brhnm', 'time': 'brnhd,bsnhd->bnhrs'}
 _OUTPUT = {'space': 'brhnm,brmhd->brnhd', 'time': 'bnhrs,bsnhd->brnhd'}
 
 
-def attention_weights(
-    q: jax.Array, k: jax.Array, mask: jax.Array | None, axis: Literal['space', 'time']
-) -> jax.Array:
+def attention_weights(q: jax.Array, k: jax.Array, mask: jax.Array | None, axis: Literal['space', 'time']) -> jax.Array:
     """Softmax weights, computed in float32 and returned in q's dtype.
 
     Args:

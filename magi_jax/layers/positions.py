@@ -36,7 +36,7 @@ def read_table(table: jnp.ndarray, positions: jnp.ndarray) -> jnp.ndarray:
 def stretched_positions(frames: int, trained_frames: int) -> np.ndarray:
     """[frames] float32 positions of a video of `frames` frames in a table of `trained_frames` rows.
 
-    0, 1, 2, ... while the video is not longer than the table; else the table stretched with aligned corners (MAGI §A.4).
+    0, 1, 2, ... while the video is not longer than the table; else the table stretched, corners aligned (MAGI §A.4).
     """
     if frames <= trained_frames:
         return np.arange(frames, dtype=np.float32)

@@ -11,7 +11,7 @@ from magi_jax.config import MaskingConfig
 
 
 def mask_ratio(uniform: jax.Array, config: MaskingConfig) -> jax.Array:
-    """uniform in [0, 1) -> ratio ~ Normal(mean, std) truncated to [min, max], by the inverse CDF; any shape, float32."""
+    """uniform in [0, 1) -> ratio ~ Normal(mean, std) truncated to [min, max], by the inverse CDF; any shape."""
     cdf = jax.scipy.stats.norm.cdf
     low = cdf((config.ratio_min - config.ratio_mean) / config.ratio_std)
     high = cdf((config.ratio_max - config.ratio_mean) / config.ratio_std)
@@ -33,8 +33,8 @@ def draw_masks(key: jax.Array, clip_keys: jax.Array, frames: int, tokens: int, c
       clip_keys: [B] keys, one a clip.
       frames: T.
       tokens: N.
-      config: `draw_per` says whether ratio and order are drawn per frame, per clip, or (MAR) one ratio per batch with an
-        order per clip and frame (A7).
+      config: `draw_per` says whether ratio and order are drawn per frame, per clip, or (MAR) one ratio per batch with
+        an order per clip and frame (A7).
     """
     batch_uniform = jax.random.uniform(key)
 
@@ -51,8 +51,10 @@ def draw_masks(key: jax.Array, clip_keys: jax.Array, frames: int, tokens: int, c
 
 
 def masked_counts(tokens: int, steps: int) -> np.ndarray:
-    """int [K]: how many tokens are still hidden after each mask step: floor(N cos(pi/2 (s+1)/K)), at least one revealed
-    and one left per step while any can be, 0 after the last step (MAR)."""
+    """int [K]: tokens still hidden after each mask step, floor(N cos(pi/2 (s+1)/K)) (MAR).
+
+    Every step reveals at least one and leaves at least one while it can; the last step leaves none.
+    """
     counts, remaining = [], tokens
     for step in range(steps):
         wanted = int(np.floor(tokens * np.cos(np.pi / 2 * (step + 1) / steps)))

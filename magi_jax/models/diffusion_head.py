@@ -24,7 +24,7 @@ def timestep_embedding(t: jax.Array) -> jax.Array:
 
 
 class ResidualBlock(nn.Module):
-    """x += gate * MLP(LN(x) * (1 + scale) + shift), all three modulations from the condition; starts as the identity."""
+    """x += gate * MLP(LN(x) * (1 + scale) + shift), modulated by the condition; starts as the identity."""
 
     width: int
     dtype: Any

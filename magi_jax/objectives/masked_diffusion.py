@@ -24,7 +24,7 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class MaskedDiffusion:
-    """The objective of MAGI under complete or masked teacher forcing. Trained: trunk and head; frozen: the tokenizer."""
+    """MAGI under complete or masked teacher forcing. Trained: trunk and head; frozen: the tokenizer."""
 
     config: Config
     shape: ClipShape

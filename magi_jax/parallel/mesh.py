@@ -44,7 +44,9 @@ def check_batch(mesh: Mesh, batch_size: int) -> None:
     """Raises ConfigError unless every device gets the same number of clips."""
     shards = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
     if batch_size % shards:
-        raise ConfigError(f'a batch of {batch_size} clips cannot be divided over mesh.data x mesh.fsdp = {shards} shards')
+        raise ConfigError(
+            f'a batch of {batch_size} clips cannot be divided over mesh.data x mesh.fsdp = {shards} shards'
+        )
 
 
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:

@@ -35,5 +35,6 @@ def _check_divisible(path: Any, leaf: jax.ShapeDtypeStruct, sharding: NamedShard
         if axis is not None and size % sharding.mesh.shape[axis]:
             name = jax.tree_util.keystr(path, simple=True, separator='/')
             raise ConfigError(
-                f'{name} {leaf.shape} cannot be divided over mesh.{axis} = {sharding.mesh.shape[axis]}: choose a divisor of {size}'
+                f'{name} {leaf.shape} cannot be divided over mesh.{axis} = {sharding.mesh.shape[axis]}:'
+                f' choose a divisor of {size}'
             )

@@ -45,8 +45,9 @@ class RevealRecipe:
 def sample_frame(networks: FrameNetworks, recipe: RevealRecipe, clip_keys: Array, shape: tuple[int, int]) -> Array:
     """Draws the N tokens of one frame for every clip.
 
-    The counts of the K steps are known on the host, so every step runs the head on one static bucket of R rows; rows past
-    a step's count are computed and dropped (under 3 % of a frame's work). Steps that reveal nothing (K > N) are left out.
+    The counts of the K steps are known on the host, so every step runs the head on one static bucket of R rows; rows
+    past a step's count are computed and dropped (under 3 % of a frame's work). Steps that reveal nothing (K > N) are
+    left out.
 
     Args:
       networks: trunk and head.
@@ -71,7 +72,9 @@ def sample_frame(networks: FrameNetworks, recipe: RevealRecipe, clip_keys: Array
         index, (first, count) = step
         chosen = jax.lax.dynamic_slice_in_dim(order, first, bucket, axis=1)
         z = jnp.take_along_axis(networks.condition(values, mask), chosen[..., None], axis=1)
-        drawn = _draw_tokens(networks, recipe, z, jax.vmap(lambda key: jax.random.fold_in(key, index))(clip_keys), width)
+        drawn = _draw_tokens(
+            networks, recipe, z, jax.vmap(lambda key: jax.random.fold_in(key, index))(clip_keys), width
+        )
         target = jnp.where(jnp.arange(bucket)[None] < count, chosen, tokens)
         values = values.at[rows, target].set(drawn, mode='drop')
         return (values, mask.at[rows, target].set(False, mode='drop')), None

@@ -60,7 +60,7 @@ class VideoSampler:
 
         Args:
           params: {'trunk', 'head'}.
-          context: float32 [B, c, N, C] clean tokens of the context frames, c >= 0; with more than fit the window, its last
+          context: float32 [B, c, N, C] clean tokens of the context frames, c >= 0; of more than fit the window the last
             ones count.
           frames: length of the whole video, context included.
           interval: int32 [B], 1 <= interval <= shape.intervals.
@@ -83,13 +83,25 @@ class VideoSampler:
 
     @functools.partial(jax.jit, static_argnums=0)
     def _prefill(
-        self, params: Params, window: Array, positions: Array, interval: Array, clip_keys: Array, filled: Array, frame: Array
+        self,
+        params: Params,
+        window: Array,
+        positions: Array,
+        interval: Array,
+        clip_keys: Array,
+        filled: Array,
+        frame: Array,
     ) -> VideoState:
         clips, slots, tokens, _ = window.shape
         numbers = frame - filled + jnp.arange(slots)
         window = self._observed(window, numbers, clip_keys)
         state = VideoState(
-            self._empty_cache(clips, slots, tokens), window, positions, interval, clip_keys, jnp.asarray(frame, jnp.int32)
+            self._empty_cache(clips, slots, tokens),
+            window,
+            positions,
+            interval,
+            clip_keys,
+            jnp.asarray(frame, jnp.int32),
         )
         return self._read_window(params, state, filled)
 
@@ -111,7 +123,7 @@ class VideoSampler:
         return self._commit(params, state, tokens, position), tokens
 
     def frames(self, params: Params, state: VideoState, count: int) -> Iterator[Array]:
-        """Yields the clean tokens [B, N, C] of `count` new frames, each as soon as it is dispatched. Donates `state`."""
+        """Yields the clean tokens [B, N, C] of `count` new frames as they are dispatched. Donates `state`."""
         for _ in range(count):
             state, tokens = self.next_frame(params, state)
             yield tokens
@@ -132,7 +144,10 @@ class VideoSampler:
         if not sampler.context_noise:
             return tokens
         noise_key = jax.vmap(lambda key: jax.random.fold_in(key, CONTEXT_NOISE))(clip_keys)
-        frame_noise = lambda key, number: jax.random.normal(jax.random.fold_in(key, number), tokens.shape[2:])
+
+        def frame_noise(key: Array, number: Array) -> Array:
+            return jax.random.normal(jax.random.fold_in(key, number), tokens.shape[2:])
+
         noise = jax.vmap(jax.vmap(frame_noise, (None, 0)), (0, None))(noise_key, numbers)
         return tokens + masking.noise_std[sampler.context_level] * noise
 
@@ -150,7 +165,7 @@ class VideoSampler:
         return state.replace(cache=append(state.cache, k, v, 1), window=window, frame=state.frame + 1)
 
     def _slide(self, params: Params, state: VideoState) -> VideoState:
-        """Restarts the full window from its last `keep_frames` frames, so that positions stay inside the trained ones."""
+        """Restarts a full window from its last `keep_frames` frames: positions stay inside the trained ones."""
         keep = self.config.sampler.keep_frames
         window = jnp.roll(state.window, keep, axis=1)
         return self._read_window(params, state.replace(window=window), keep)

@@ -32,11 +32,14 @@ def save_tokenizer(tokenizer: Tokenizer, folder: str | os.PathLike, provenance: 
         draft.mkdir()
         np.savez(draft / 'params.npz', **_flat(tokenizer.params))
         _write_json(draft / 'statistics.json', {**_statistics(tokenizer), **provenance})
-        _write_json(draft / 'config.json', {
-            'tokenizer': dataclasses.asdict(dataclasses.replace(tokenizer.config, path='')),
-            'fingerprint': fingerprint(tokenizer),
-            'sha256': {name: _sha256(draft / name) for name in FILES},
-        })
+        _write_json(
+            draft / 'config.json',
+            {
+                'tokenizer': dataclasses.asdict(dataclasses.replace(tokenizer.config, path='')),
+                'fingerprint': fingerprint(tokenizer),
+                'sha256': {name: _sha256(draft / name) for name in FILES},
+            },
+        )
         if folder.exists():
             folder.rename(pathlib.Path(scratch) / 'old')
         draft.rename(folder)

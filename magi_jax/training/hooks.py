@@ -37,7 +37,9 @@ def mean_metrics(metrics: list[dict[str, jax.Array]], prefix: str) -> dict[str, 
     return {f'{prefix}{name}': float(np.mean([entry[name] for entry in host])) for name in host[0]}
 
 
-def preview(config: Config, params: Any, tokenizer: Tokenizer | None, video: np.ndarray, interval: np.ndarray) -> np.ndarray:
+def preview(
+    config: Config, params: Any, tokenizer: Tokenizer | None, video: np.ndarray, interval: np.ndarray
+) -> np.ndarray:
     """Real clips above the model's version of them: uint8 [T, 2H, B*W, 3].
 
     Reconstructions for an autoencoder; for a generator, continuations of each clip's first frame.

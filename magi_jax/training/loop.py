@@ -15,7 +15,7 @@ import numpy as np
 from clu import parameter_overview
 from jax.sharding import Mesh
 
-from magi_jax.checkpoint import Checkpoints, save_config
+from magi_jax.checkpoint import Checkpoints, latest_step, save_config
 from magi_jax.config import Config, ConfigError
 from magi_jax.data.pipeline import train_batches
 from magi_jax.objectives.api import make_objective
@@ -89,9 +89,7 @@ def train(config: Config, workdir: str, console: Console) -> bool:
 
 
 def _is_complete(config: Config, workdir: Path) -> bool:
-    checkpoints = Checkpoints(workdir)
-    step = checkpoints.latest_step()
-    checkpoints.close()
+    step = latest_step(workdir)
     exported = config.objective != 'autoencoder' or (workdir / TOKENIZER_FOLDER).exists()
     return step is not None and step >= config.train.steps and exported
 
@@ -140,11 +138,14 @@ def _compile(
     """Compiles the step before the first batch and reports what it needs."""
     data = config.data
     rows = data.batch_size // jax.process_count()
-    batch = put_batch(mesh, {
-        'video': np.zeros((rows, data.frames, data.height, data.width, 3), np.uint8),
-        'interval': np.ones((rows,), np.int32),
-        'example': np.zeros((rows,), np.int32),
-    })
+    batch = put_batch(
+        mesh,
+        {
+            'video': np.zeros((rows, data.frames, data.height, data.width, 3), np.uint8),
+            'interval': np.ones((rows,), np.int32),
+            'example': np.zeros((rows,), np.int32),
+        },
+    )
     shardings = jax.tree.map(lambda x: x.sharding, state)
     started = time.perf_counter()
     compiled = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)).lower(state, tokenizer, batch).compile()

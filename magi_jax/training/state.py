@@ -57,7 +57,9 @@ class StateFactory:
         """Shapes, dtypes and shardings of the state, without memory: what a checkpoint is restored into."""
         shapes = jax.eval_shape(self._init, jax.random.key(0))
         return jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, self.shardings()
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            shapes,
+            self.shardings(),
         )
 
     def shardings(self) -> TrainState:

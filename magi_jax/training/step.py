@@ -1,4 +1,4 @@
-"""One optimizer step and one evaluation step, for any objective: what training, ahead-of-time compilation and benchmarks run."""
+"""One optimizer step and one evaluation step for any objective: what training runs and compiles ahead of time."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,8 +25,8 @@ TRAIN, EVAL = 0, 1  # purposes of randomness
 def make_train_step(objective: Objective, optimizer: optax.GradientTransformation, config: Config) -> TrainStep:
     """(state, tokenizer, global batch) -> (next state, metrics). Randomness is a function of (config.seed, step).
 
-    Metrics: the objective's, 'grad_norm', and 'bad_leaf': -1, or the index in `leaf_names(params)` of the first gradient
-    (or the loss) that is not finite.
+    Metrics: the objective's, 'grad_norm', and 'bad_leaf': -1, or the index in `leaf_names(params)` of the first
+    gradient (or the loss) that is not finite.
     """
 
     def train_step(state: TrainState, tokenizer: Tokenizer | None, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -43,7 +43,7 @@ def make_train_step(objective: Objective, optimizer: optax.GradientTransformatio
 
 
 def make_eval_step(objective: Objective, config: Config) -> EvalStep:
-    """(params, tokenizer, batch) -> the objective's metrics without dropout; the same draws for a clip at every call."""
+    """(params, tokenizer, batch) -> metrics without dropout; the same draws for a clip at every call."""
 
     def eval_step(params: Any, tokenizer: Tokenizer | None, batch: Batch) -> Metrics:
         key = jax.random.fold_in(jax.random.key(config.seed), EVAL)

@@ -11,13 +11,17 @@ from magi_jax.objectives.autoencoder import make_autoencoder_objective, psnr, ra
 
 
 def _objective(**loss):
-    return make_autoencoder_objective(from_config_dict({
-        'objective': 'autoencoder',
-        'data': {'height': 32, 'width': 48},
-        'tokenizer': {'width': 16, 'channels': 3},
-        'autoencoder_loss': {'crop': 16, **loss},
-        'train': {'compute_dtype': 'float32'},
-    }))
+    return make_autoencoder_objective(
+        from_config_dict(
+            {
+                'objective': 'autoencoder',
+                'data': {'height': 32, 'width': 48},
+                'tokenizer': {'width': 16, 'channels': 3},
+                'autoencoder_loss': {'crop': 16, **loss},
+                'train': {'compute_dtype': 'float32'},
+            }
+        )
+    )
 
 
 def _batch(clips=5, frames=2):
