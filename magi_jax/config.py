@@ -57,6 +57,7 @@ class HeadConfig:
     repeats: int = 4  # independent (t, noise) draws per token and step, MAR's diffusion_batch_mul
     timesteps: int = 1000
     prediction: Literal['noise', 'clean', 'velocity'] = 'noise'
+    bound_weight: float = 1.0  # of the variational bound, which trains the variance half (MAR: 1)
     readout: bool = False  # adds a linear map of the condition to the prediction: a direct way for its gradient
     position_table: Literal['shared', 'per_frame'] = 'shared'  # A13: [N,D] or [T,N,D]
 

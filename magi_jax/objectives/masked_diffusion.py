@@ -78,7 +78,8 @@ class MaskedDiffusion:
         if not self.config.masking.first_frame_loss:
             weight = weight.at[:, 0].set(0.0)
         mse, vb = (jnp.sum(jnp.mean(x, axis=1) * weight) / jnp.sum(weight) for x in (mse, vb))
-        return mse + vb, {'loss': mse + vb, 'mse': mse, 'vb': vb}
+        loss = mse + self.config.model.head.bound_weight * vb
+        return loss, {'loss': loss, 'mse': mse, 'vb': vb}
 
     def _trunk_output(
         self, params: Any, clean: Array, interval: Array, key: Array, clip_keys: Array, train: bool
