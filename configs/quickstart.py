@@ -35,6 +35,7 @@ def get_config(arg: str = '') -> ConfigDict:
     config.model.head.prediction = 'clean'
     config.model.head.readout = True
     config.model.head.bound_weight = 0.01
+    config.masking.posterior_noise = False
     config.optim.learning_rate = 2.5e-3
     config.optim.warmup_steps = 100
     config.optim.schedule = 'linear'

@@ -96,6 +96,7 @@ class MaskingConfig:
     noise_visible: bool = False  # A8: also on the visible tokens of masked frames (CTF)
     noise_masked_teacher: bool = True  # A14: noise on the inputs of MTF
     first_frame_loss: bool = True  # A22
+    posterior_noise: bool = True  # latents are posterior samples (MAR), not means
 
 
 @dataclasses.dataclass(frozen=True)

@@ -54,13 +54,14 @@ class MaskedDiffusion:
     def loss(
         self, params: dict[str, Any], tokenizer: Tokenizer, batch: dict[str, Array], key: Array, train: bool
     ) -> tuple[Array, dict[str, Array]]:
-        """Mean over the masked tokens of the batch (all devices) of squared error + variational bound.
+        """Mean over the masked tokens of the batch (all devices) of squared error + `bound_weight` x variational bound.
 
         Args:
           params: from `init`, unboxed.
           tokenizer: frozen.
           batch: 'video' uint8 [B, T_raw, H, W, 3], 'interval' int32 [B], 'example' int [B] (unique in the run).
-          key: of this step; everything random about a clip follows from (key, example), whatever row it sits in.
+          key: of this step; everything random about a clip but dropout follows from (key, example), whatever row of
+            the batch it sits in.
           train: dropout on.
 
         Returns:
@@ -70,7 +71,8 @@ class MaskedDiffusion:
         key, example_key = jax.random.split(key)
         clip_keys = jax.vmap(jax.random.fold_in, (None, 0))(example_key, batch['example'])
         purposes = jax.vmap(lambda k: jax.random.split(k, 3), out_axes=1)(clip_keys)
-        latents = tokenizer.encode(to_float(batch['video']), purposes[0])
+        posterior_keys = purposes[0] if self.config.masking.posterior_noise else None
+        latents = tokenizer.encode(to_float(batch['video']), posterior_keys)
         clean = jax.lax.stop_gradient(patchify(latents, self.config.model.patch))
         z, mask = self._trunk_output(params['trunk'], clean, batch['interval'], key, purposes[1], train)
         mse, vb = self._head_loss(params['head'], clean, z, purposes[2])

@@ -71,10 +71,12 @@ class VideoSampler:
         """
         if context.shape[1] > frames:
             raise ConfigError(f'{context.shape[1]} context frames are more than the {frames} frames asked for')
-        if not 0 < self.config.sampler.keep_frames < self.shape.frames:
-            raise ConfigError(f'sampler.keep_frames must lie in 1..{self.shape.frames - 1} (trained frames - 1)')
-        slots = self.window_size(frames)
-        trained = self.shape.frames
+        slots, trained = self.window_size(frames), self.shape.frames
+        if frames > slots and not 0 < self.config.sampler.keep_frames < slots:
+            raise ConfigError(
+                f'sampler.keep_frames = {self.config.sampler.keep_frames} must lie in 1..{slots - 1}, trained frames - 1,'
+                f' for a video of {frames} frames'
+            )
         positions = stretched_positions(frames if slots > trained else trained, trained)
         positions = jnp.pad(jnp.asarray(positions), (0, max(0, slots - len(positions))), mode='edge')
         kept = context[:, -slots:]
