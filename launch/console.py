@@ -63,8 +63,8 @@ def read_config(flag: flags.FlagHolder) -> Config:
     """
     try:
         return from_config_dict(flag.value.to_dict())
-    except OSError as error:  # config_flags keeps it for the first use; the last line is the file system's own
-        raise ConfigError(f'--config: {str(error).splitlines()[-1].strip()}') from error
+    except OSError as error:  # config_flags keeps it for the first use
+        raise ConfigError(_last_line(error)) from error
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
@@ -77,12 +77,19 @@ def _parse_flags(argv: list[str]) -> list[str]:
             innermost = innermost.__context__
         if isinstance(innermost, ConfigError):  # by the config file; config_flags wraps it in its whole traceback
             raise innermost from None
-        raise ConfigError(str(error).strip().splitlines()[-1]) from error
+        raise ConfigError(_last_line(error)) from error
+    except OSError as error:  # the first use of a --config that cannot be read is an override of one of its fields
+        raise ConfigError(_last_line(error)) from error
     except AttributeError as error:
         if not isinstance(error.__context__, KeyError):
             raise
         name_and_suggestion = error.__context__.args[0]
         raise ConfigError(f'unknown config field {name_and_suggestion}') from error
+
+
+def _last_line(error: Exception) -> str:
+    """What happened; config_flags puts where and the traceback before it."""
+    return str(error).strip().splitlines()[-1].strip()
 
 
 def _fail(error: object) -> int:

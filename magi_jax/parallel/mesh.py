@@ -40,12 +40,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def check_batch(mesh: Mesh, batch_size: int) -> None:
-    """Raises ConfigError unless every device gets the same number of clips."""
+def check_batch(mesh: Mesh, batch_size: int, micro_batches: int) -> None:
+    """Raises ConfigError unless every device gets the same number of clips in every micro-batch."""
     shards = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
-    if batch_size % shards:
+    if batch_size % (shards * micro_batches):
         raise ConfigError(
-            f'a batch of {batch_size} clips cannot be divided over mesh.data x mesh.fsdp = {shards} shards'
+            f'data.batch_size = {batch_size} cannot be divided over mesh.data x mesh.fsdp = {shards} shards'
+            f' and optim.accumulate = {micro_batches} micro-batches: choose a multiple of {shards * micro_batches}'
         )
 
 

@@ -56,6 +56,8 @@ class Run:
     tokenizer: Tokenizer | None
     checkpoints: Checkpoints
     state: TrainState
+    batches: Iterator[dict[str, np.ndarray]]
+    validation: list[dict[str, np.ndarray]]
     train_step: TrainStep
     eval_step: EvalStep
     console: Console
@@ -76,15 +78,13 @@ def train(config: Config, workdir: str, console: Console) -> bool:
         console.line(f'{workdir} is complete: {config.train.steps} steps')
         return True
     run = prepare(config, Path(workdir), console)
-    start = int(run.state.step)
-    with _StopSignals() as stop, contextlib.closing(MetricWriter(workdir, resume_step=start)) as writer:
-        batches = train_batches(config.data, config.seed, start, jax.process_index(), jax.process_count())
-        _run_steps(run, batches, writer, stop)
-        batches.close()
+    writer = MetricWriter(workdir, resume_step=int(run.state.step))
+    closing = contextlib.closing
+    with closing(run.checkpoints), closing(writer), closing(run.batches), _StopSignals() as stop:
+        _run_steps(run, writer, stop)
     complete = int(run.state.step) >= config.train.steps
     if complete and config.objective == 'autoencoder':
         hooks.export_tokenizer(config, run.state.ema, run.workdir / TOKENIZER_FOLDER)
-    run.checkpoints.close()
     return complete
 
 
@@ -95,9 +95,9 @@ def _is_complete(config: Config, workdir: Path) -> bool:
 
 
 def prepare(config: Config, workdir: Path, console: Console) -> Run:
-    """Config -> mesh, tokenizer, objective, compiled step and a fresh or restored, sharded state."""
+    """Config -> mesh, tokenizer, objective, a fresh or restored, sharded state, opened data and compiled step."""
     mesh = make_mesh(config.mesh)
-    check_batch(mesh, config.data.batch_size // config.optim.accumulate)
+    check_batch(mesh, config.data.batch_size, config.optim.accumulate)
     tokenizer = _frozen_tokenizer(config, workdir)
     objective = make_objective(config, tokenizer)
     optimizer = make_optimizer(config.optim, config.train.steps)
@@ -109,9 +109,14 @@ def prepare(config: Config, workdir: Path, console: Console) -> Run:
         state = TrainState.from_items(checkpoints.restore(factory.abstract().items()))
         console.line(f'going on from the checkpoint of step {int(state.step)} in {workdir}')
     console.line(parameter_overview.get_parameter_overview(state.params, include_stats=False))
+    # Opened before the long compilation: a mistake in the data shows at once.
+    batches = train_batches(config.data, config.seed, int(state.step), jax.process_index(), jax.process_count())
+    validation = hooks.validation_batches(config)
     eval_step = jax.jit(make_eval_step(objective, config))
     train_step = _compile(make_train_step(objective, optimizer, config), state, tokenizer, config, mesh, console)
-    return Run(config, workdir, mesh, tokenizer, checkpoints, state, train_step, eval_step, console)
+    return Run(
+        config, workdir, mesh, tokenizer, checkpoints, state, batches, validation, train_step, eval_step, console
+    )
 
 
 def _frozen_tokenizer(config: Config, workdir: Path) -> Tokenizer | None:
@@ -161,16 +166,15 @@ def _compile(
     return compiled
 
 
-def _run_steps(run: Run, batches: Iterator, writer: MetricWriter, stop: '_StopSignals') -> None:
+def _run_steps(run: Run, writer: MetricWriter, stop: '_StopSignals') -> None:
     """The steps themselves, with logging, validation, previews and checkpoints on their schedules."""
     schedule, names = run.config.train, leaf_names(run.state.params)
-    validation = hooks.validation_batches(run.config)
     step, pending, metrics = int(run.state.step), [], None
     saved = step if step else None
     bar = run.console.progress(step, schedule.steps)
     while step < schedule.steps and not stop.asked:
         previous = metrics
-        run.state, metrics = run.train_step(run.state, run.tokenizer, put_batch(run.mesh, next(batches)))
+        run.state, metrics = run.train_step(run.state, run.tokenizer, put_batch(run.mesh, next(run.batches)))
         step += 1
         if previous is not None:  # one step late: the devices are never left waiting for this look
             _check_finite(previous, step - 1, names)
@@ -183,10 +187,12 @@ def _run_steps(run: Run, batches: Iterator, writer: MetricWriter, stop: '_StopSi
             bar.set_postfix(loss=f'{values["train/loss"]:.4f}')
         bar.update(1)
         if step % schedule.eval_every == 0 or step == schedule.steps:
-            results = [run.eval_step(run.state.ema, run.tokenizer, put_batch(run.mesh, batch)) for batch in validation]
+            results = [
+                run.eval_step(run.state.ema, run.tokenizer, put_batch(run.mesh, batch)) for batch in run.validation
+            ]
             writer.scalars(step, hooks.mean_metrics(results, 'validation/'))
         if step % schedule.sample_every == 0:
-            _write_preview(run, validation[0], writer, step)
+            _write_preview(run, writer, step)
         if step % schedule.checkpoint_every == 0 and step < schedule.steps:
             _check_finite(metrics, step, names)
             run.checkpoints.save(step, run.state.items())
@@ -208,8 +214,8 @@ def _check_finite(metrics: dict[str, jax.Array], step: int, names: list[str]) ->
         )
 
 
-def _write_preview(run: Run, batch: dict[str, np.ndarray], writer: MetricWriter, step: int) -> None:
-    clips = hooks.PREVIEW_CLIPS
+def _write_preview(run: Run, writer: MetricWriter, step: int) -> None:
+    batch, clips = run.validation[0], hooks.PREVIEW_CLIPS
     params = jax.device_get(run.state.ema)
     video = hooks.preview(run.config, params, run.tokenizer, batch['video'][:clips], batch['interval'][:clips])
     writer.video(step, 'preview', video, fps=8)
