@@ -43,7 +43,7 @@ def run(main: Callable[[], int | None]) -> None:
         try:
             return main() or 0
         except Exception as error:
-            if _is_disk_full(error):
+            if is_disk_full(error):
                 return _fail(DISK_FULL)
             if isinstance(error, EXPECTED):
                 return _fail(error)
@@ -97,7 +97,8 @@ def _fail(error: object) -> int:
     return 1
 
 
-def _is_disk_full(error: BaseException | None) -> bool:
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is a full disk (`None` is not); TensorStore tells it only in its message."""
     while error is not None:
         if getattr(error, 'errno', None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
             return True

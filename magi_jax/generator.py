@@ -12,12 +12,13 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from magi_jax.checkpoint import Checkpoints, load_config
-from magi_jax.config import Config, ConfigError, SamplerConfig
+from magi_jax.config import Config, ConfigError, MeshConfig, SamplerConfig
 from magi_jax.objectives.api import clip_shape, make_objective
+from magi_jax.parallel.mesh import batch_sharding, make_mesh, replicated
 from magi_jax.sampling.video import VideoSampler, sample_clips
 from magi_jax.tokenizers.api import Tokenizer, create_tokenizer
 from magi_jax.tokenizers.folder import load_tokenizer
@@ -51,7 +52,7 @@ class Generator:
         seed: int = 0,
         **progress: Any,
     ) -> np.ndarray:
-        """Videos that continue `context`, or begin from nothing.
+        """Videos that continue `context`, or begin from nothing; made on all devices of this host if they share evenly.
 
         Args:
           context: uint8 [B, c, H, W, 3], c >= 0 first frames of each video; None: unconditional.
@@ -70,15 +71,20 @@ class Generator:
         data = self.config.data
         if context is None:
             context = np.zeros((num, 0, data.height, data.width, 3), np.uint8)
-        if context.ndim != 5 or context.shape[2:] != (data.height, data.width, 3):
+        if context.ndim != 5 or context.shape[2:] != (data.height, data.width, 3) or context.dtype != np.uint8:
             raise ConfigError(
-                f'context of shape {context.shape} must be [B, c, {data.height}, {data.width}, 3] for this run'
+                f'context {context.dtype} {context.shape} must be uint8 [B, c, {data.height}, {data.width}, 3]'
             )
         if not 1 <= interval <= data.max_interval:
             raise ConfigError(f'interval {interval} must lie in 1..{data.max_interval}, what this run was trained on')
         sampler = VideoSampler(self.config, clip_shape(self.config, self.tokenizer))
-        intervals = jnp.full((context.shape[0],), interval, jnp.int32)
-        video = sample_clips(sampler, self.params, self.tokenizer, context, frames, intervals, seed, **progress)
+        intervals = np.full((context.shape[0],), interval, np.int32)
+        mesh = _mesh()
+        params, tokenizer = jax.device_put((self.params, self.tokenizer), replicated(mesh))
+        sharding = replicated(mesh) if context.shape[0] % mesh.size else batch_sharding(mesh)
+        video = sample_clips(
+            sampler, params, tokenizer, context, frames, intervals, seed, sharding=sharding, **progress
+        )
         return np.asarray(video)
 
 
@@ -97,9 +103,14 @@ def load(workdir: str) -> Generator:
     else:
         tokenizer = load_tokenizer(Path(workdir) / 'tokenizer')
     boxed = jax.eval_shape(make_objective(config, tokenizer).init, jax.random.key(0))
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), nn.unbox(boxed))
+    everywhere = replicated(_mesh())
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), nn.unbox(boxed))
     checkpoints = Checkpoints(workdir)
     params = checkpoints.restore({'ema': abstract})['ema']
     checkpoints.close()
     return Generator(config, params, tokenizer)
+
+
+def _mesh() -> Mesh:
+    """All devices of this host, along the data axis."""
+    return make_mesh(MeshConfig(), jax.local_devices())

@@ -74,8 +74,8 @@ class VideoSampler:
         slots, trained = self.window_size(frames), self.shape.frames
         if frames > slots and not 0 < self.config.sampler.keep_frames < slots:
             raise ConfigError(
-                f'sampler.keep_frames = {self.config.sampler.keep_frames} must lie in 1..{slots - 1}, trained frames - 1,'
-                f' for a video of {frames} frames'
+                f'sampler.keep_frames = {self.config.sampler.keep_frames} must lie in 1..{slots - 1}'
+                f' (trained frames - 1) for a video of {frames} frames'
             )
         positions = stretched_positions(frames if slots > trained else trained, trained)
         positions = jnp.pad(jnp.asarray(positions), (0, max(0, slots - len(positions))), mode='edge')
@@ -190,6 +190,7 @@ def sample_clips(
     interval: Array,
     seed: int,
     progress: Callable[[Iterator[Array], int], Iterator[Array]] = lambda made, total: made,
+    sharding: jax.sharding.Sharding | None = None,
 ) -> Array:
     """Whole videos from pixels to pixels.
 
@@ -202,20 +203,22 @@ def sample_clips(
       interval: int32 [B], raw frames between two frames.
       seed: of everything random; clip i of a seed is the same in any batch.
       progress: wraps the iterator over new frames, told their number.
+      sharding: where the clips lie; params and tokenizer must lie on the same devices. None: the default device.
 
     Returns:
       uint8 [B, frames, H, W, 3].
     """
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(context.shape[0]))
     patch = sampler.config.model.patch
+    context, interval, keys = jax.device_put((jnp.asarray(context), jnp.asarray(interval, jnp.int32), keys), sharding)
     tokens = _encode(tokenizer, context, patch)
     new = frames - tokens.shape[1]
-    state = sampler.start(params, tokens, frames, jnp.asarray(interval, jnp.int32), keys)
+    state = sampler.start(params, tokens, frames, interval, keys)
     made = list(progress(sampler.frames(params, state, new), new))
     if not made:
-        return jnp.asarray(context)
+        return context
     video = _decode(tokenizer, jnp.stack(made, axis=1), patch, sampler.shape.rows * patch)
-    return jnp.concatenate([jnp.asarray(context), video], axis=1)
+    return jnp.concatenate([context, video], axis=1)
 
 
 @functools.partial(jax.jit, static_argnums=2)

@@ -1,0 +1,156 @@
+"""launch.sample as its user runs it, and the same videos from the library."""
+
+import json
+
+import numpy as np
+import pytest
+
+import magi_jax
+from magi_jax.checkpoint import save_config
+from magi_jax.config import Config, ConfigError, override
+from magi_jax.data.video_file import fit, read_video, write_gif, write_mp4
+from tests.launch.commands import assert_one_line, module, run, train_command
+
+FRAMES = 6  # the trained clips have 4: the window slides
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory, environment, videos):
+    folder = tmp_path_factory.mktemp('run')
+    # Fast enough to leave the initial weights, which draw the same grey whatever the noise.
+    fast = ['--config.optim.learning_rate=0.02', '--config.optim.warmup_steps=0', '--config.optim.ema_decay=0.5']
+    result = run(train_command(folder, videos, '--config.train.steps=8', *fast), environment)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+@pytest.fixture(scope='module')
+def generator(workdir):
+    trained = magi_jax.load(workdir)
+    return trained.with_sampler(override(trained.config.sampler, ['temperature=1']))
+
+
+@pytest.fixture
+def sample(environment, workdir, tmp_path):
+    """Runs launch.sample on the trained run, writing to tmp_path/out."""
+
+    def start(*arguments, out='out', frames=FRAMES):
+        fixed = ['--workdir', str(workdir), '--out', str(tmp_path / out), '--frames', str(frames)]
+        fixed += ['--sampler', 'temperature=1']
+        return run([*module('launch.sample'), *fixed, *arguments], environment)
+
+    return start
+
+
+@pytest.fixture(scope='module')
+def footage(tmp_path_factory):
+    """A GIF of 8 frames, twice as wide as the run's; few colours, so that it reads back exactly."""
+    path, video = tmp_path_factory.mktemp('footage') / 'wide.gif', np.zeros((8, 32, 64, 3), np.uint8)
+    for t in range(8):
+        video[t, 4:20, 16 + 3 * t : 27 + 3 * t] = (0, 0, 255)
+    write_gif(path, video, 10)
+    return path
+
+
+def _arrays(folder):
+    with np.load(folder / 'videos.npz') as file:
+        return file['videos'], json.loads(str(file['settings']))
+
+
+def test_videos_from_nothing(sample, tmp_path, generator):
+    result = sample('--num', '2', '--seed', '3')
+    assert result.returncode == 0, result.stderr
+    assert f'2 videos of {FRAMES} frames in {tmp_path / "out"}' in result.stdout
+    names = sorted(path.name for path in (tmp_path / 'out').iterdir())
+    assert names == ['00.gif', '00.mp4', '01.gif', '01.mp4', 'videos.npz']
+    videos, settings = _arrays(tmp_path / 'out')
+    assert videos.shape == (2, FRAMES, 32, 32, 3) and videos.dtype == np.uint8 and settings['seed'] == 3
+    for name in ('00.mp4', '01.mp4'):
+        assert read_video(tmp_path / 'out' / name).shape == (FRAMES, 32, 32, 3)
+    # The library gives the same videos, one at a time too.
+    np.testing.assert_allclose(generator.sample(frames=FRAMES, num=2, seed=3), videos, atol=1)
+
+
+def test_seed_and_sampler_settings(sample, tmp_path):
+    for out, arguments in {'a': [], 'b': [], 'c': ['--seed', '1'], 'd': ['--sampler', 'temperature=0.5']}.items():
+        result = sample(*arguments, out=out, frames=3)
+        assert result.returncode == 0, result.stderr
+    first = {path.name: path.read_bytes() for path in (tmp_path / 'a').iterdir()}
+    again = {path.name: path.read_bytes() for path in (tmp_path / 'b').iterdir()}
+    assert first.keys() == again.keys()
+    assert all(first[name] == again[name] for name in first if name != 'videos.npz')  # a zip keeps the time
+    a, b, c, d = (_arrays(tmp_path / out)[0] for out in 'abcd')
+    assert (a == b).all() and (a != c).any() and (a != d).any()
+
+
+def test_context_is_cropped_spaced_and_kept(sample, tmp_path, footage):
+    result = sample('--context', str(footage), '--context_frames', '2', '--interval', '2', '--num', '2')
+    assert result.returncode == 0, result.stderr
+    videos, settings = _arrays(tmp_path / 'out')
+    assert videos.shape == (2, FRAMES, 32, 32, 3) and settings['interval'] == 2
+    centre = read_video(footage)[:, :, 16:48]
+    for video in videos:
+        np.testing.assert_array_equal(video[:2], centre[[0, 2]])
+    assert (videos[0, 2:] != videos[1, 2:]).any()
+
+
+def test_context_of_another_size_is_resized(sample, tmp_path):
+    y, x = np.mgrid[:50, :70]
+    video = np.uint8(np.stack([2 * y + x, x, 2 * y + 40], axis=-1))[None]
+    write_mp4(tmp_path / 'large.mp4', video, 8)
+    result = sample('--context', str(tmp_path / 'large.mp4'), frames=2)
+    assert result.returncode == 0, result.stderr
+    videos, _ = _arrays(tmp_path / 'out')
+    np.testing.assert_allclose(videos[0, :1].astype(int), fit(video, 32, 32), atol=4)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        (['--workdir', '/nowhere'], ['/nowhere holds no run']),
+        (['--context', '/nowhere.mp4'], ['/nowhere.mp4']),
+        (['--context', '{broken}'], ['broken.mp4', 'cannot be']),
+        (['--context', '{footage}', '--context_frames', '5', '--interval', '2'], ['has 8 frames', 'need 9: lower']),
+        (['--context', '{footage}', '--context_frames', '7'], ['7 context frames are more than the 6 frames']),
+        (['--sampler', 'heat=3'], ["'heat=3'", 'temperature']),
+        (['--sampler', 'temperature=hot'], ["temperature = 'hot' must be of type float"]),
+        (['--interval', '3'], ['interval 3 must lie in 1..2']),
+        (['--num', '0'], ['--num=0']),
+    ],
+)
+def test_mistakes_are_one_line(sample, tmp_path, footage, arguments, words):
+    (tmp_path / 'broken.mp4').write_bytes(b'\0' * 99)
+    places = {'footage': footage, 'broken': tmp_path / 'broken.mp4'}
+    assert_one_line(sample(*(argument.format(**places) for argument in arguments)), *words)
+    assert not (tmp_path / 'out').exists()
+
+
+def test_autoencoder_is_no_generator(sample, tmp_path):
+    save_config(tmp_path, Config(objective='autoencoder'))
+    assert_one_line(sample('--workdir', str(tmp_path)), 'holds an autoencoder, not a generator')
+
+
+def test_run_without_a_checkpoint(sample, tmp_path, workdir):
+    save_config(tmp_path, magi_jax.load(workdir).config)
+    assert_one_line(sample('--workdir', str(tmp_path)), 'no checkpoint in', 'train first')
+
+
+def test_library_continues_arrays_of_the_right_kind(generator):
+    context = np.random.default_rng(1).integers(0, 256, (3, 2, 32, 32, 3), np.uint8)
+    made = generator.sample(context, 3, interval=2)
+    assert made.shape == (3, 3, 32, 32, 3) and (made[:, :2] == context).all()
+    np.testing.assert_array_equal(generator.sample(context, 2), context)
+    with pytest.raises(ConfigError, match=r'uint8 \(3, 2, 16, 32, 3\) must be uint8 \[B, c, 32, 32, 3\]'):
+        generator.sample(context[:, :, :16], 3)
+    with pytest.raises(ConfigError, match='float32'):
+        generator.sample(context.astype(np.float32), 3)
+    with pytest.raises(ConfigError, match=r'interval 0 must lie in 1\.\.2'):
+        generator.sample(context, 3, interval=0)
+
+
+def test_library_uses_all_devices_and_they_change_nothing(generator):
+    """Eight clips, one on each of the test's eight devices, against the clips made by every device alike."""
+    context = np.random.default_rng(2).integers(0, 256, (8, 1, 32, 32, 3), np.uint8)
+    shared = generator.sample(context, 3)
+    alone = generator.sample(context[:3], 3)  # three clips cannot be shared by eight devices
+    np.testing.assert_allclose(shared[:3].astype(int), alone, atol=1)
