@@ -36,7 +36,7 @@ def make_train_step(objective: Objective, optimizer: optax.GradientTransformatio
         params = optax.apply_updates(state.params, updates)
         decay = ema_decay(config.optim, state.step)
         ema = jax.tree.map(lambda average, new: decay * average + (1 - decay) * new, state.ema, params)
-        metrics |= {'grad_norm': optax.global_norm(gradients), 'bad_leaf': _first_bad_leaf(metrics['loss'], gradients)}
+        metrics |= {'grad_norm': optax.tree.norm(gradients), 'bad_leaf': _first_bad_leaf(metrics['loss'], gradients)}
         return TrainState(state.step + 1, params, opt_state, ema), metrics
 
     return train_step

@@ -1,0 +1,136 @@
+"""Three steps of MAGI on eight devices are the three steps on one, and the state is born divided."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from magi_jax.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    HeadConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
+from magi_jax.objectives.api import make_objective
+from magi_jax.parallel.mesh import check_batch, make_mesh, put_batch
+from magi_jax.tokenizers.api import create_tokenizer
+from magi_jax.training.optim import make_optimizer
+from magi_jax.training.state import StateFactory
+from magi_jax.training.step import make_train_step
+from tests.random_params import random_params
+
+STEPS, BATCH, SHAPE = 3, 8, (3, 8, 12, 3)
+QUICK = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}  # a third of the compile time
+
+
+def _config(width=16, heads=2):
+    head = HeadConfig(width=width, blocks=1, repeats=1)
+    return Config(
+        data=DataConfig(frames=3, height=8, width=12, batch_size=BATCH, max_interval=5),
+        tokenizer=TokenizerConfig(kind='identity', channels=12, downsample=2),
+        model=ModelConfig(width=width, blocks=2, heads=heads, mlp_width=24, head=head),
+        # eps: gradients that are zero but for rounding (of the keys' biases) would else be blown up to full steps.
+        optim=OptimConfig(learning_rate=1e-2, warmup_steps=2, ema_decay=0.9, eps=1e-3),
+        train=TrainConfig(steps=STEPS, compute_dtype='float32'),
+    )  # fmt: skip
+
+
+def _parts(config, mesh):
+    tokenizer = create_tokenizer(config.tokenizer, jax.random.key(0), config.data.height, config.data.width)
+    objective, optimizer = make_objective(config, tokenizer), make_optimizer(config.optim, config.train.steps)
+    return tokenizer, objective, optimizer, StateFactory(objective, optimizer, mesh)
+
+
+def _mesh(config, count):
+    return make_mesh(config, jax.devices()[:count])
+
+
+@functools.cache
+def _train(mesh):
+    """States and metrics of three steps from random weights: the initial ones hide most gradients behind zeros."""
+    config = _config()
+    tokenizer, objective, optimizer, factory = _parts(config, mesh)
+    params = random_params(objective.init)
+    shardings = factory.shardings()
+    state = jax.jit(factory._init, out_shardings=shardings, compiler_options=QUICK)(jax.random.key(1))
+    assert jax.tree.map(lambda x: x.sharding, state) == shardings
+    state = state.replace(params=jax.device_put(params, shardings.params), ema=jax.device_put(params, shardings.ema))
+    step = make_train_step(objective, optimizer, config)
+    step = jax.jit(step, out_shardings=(shardings, None), compiler_options=QUICK)
+    states, metrics, rng = [jax.device_get(state.params)], [], np.random.default_rng(0)
+    for number in range(STEPS):
+        batch = {'video': rng.integers(0, 256, (BATCH, *SHAPE), np.uint8)}
+        batch['interval'] = rng.integers(1, 6, BATCH, np.int32)
+        batch['example'] = np.arange(BATCH, dtype=np.int32) + number * BATCH
+        state, values = step(state, tokenizer, put_batch(mesh, batch))
+        states.append(jax.device_get(state.params))
+        metrics.append(jax.device_get(values))
+    return states, jax.device_get(state.ema), metrics
+
+
+def _assert_close(ours, theirs):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5), ours, theirs)
+
+
+@pytest.mark.parametrize('axes', [{'data': 8}, {'data': 4, 'fsdp': 2}], ids=str)
+def test_eight_devices_train_as_one(axes):
+    states, ema, metrics = _train(_mesh(MeshConfig(**axes), 8))
+    expected_states, expected_ema, expected_metrics = _train(_mesh(MeshConfig(), 1))
+    _assert_close(metrics, expected_metrics)
+    _assert_close(states, expected_states)
+    _assert_close(ema, expected_ema)
+    moved = jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(a - b).max(), states[0], states[-1]))
+    assert np.median(moved) > 1e-3  # steps that change nothing would agree too
+
+
+@pytest.fixture
+def factory():
+    return _parts(_config(), _mesh(MeshConfig(data=4, fsdp=2), 8))[-1]
+
+
+def test_moments_lie_where_their_parameters_lie(factory):
+    shardings = factory.shardings()
+    (_, (adam, *_)) = shardings.opt_state  # clipping holds no state, then AdamW
+    assert adam.mu == adam.nu == shardings.params == shardings.ema
+    assert adam.count.spec == shardings.step.spec == PartitionSpec()
+
+
+def test_fsdp_divides_the_width(factory):
+    """At least nine tenths of the parameters, so that the memory of a device shrinks with their number."""
+    state = factory.abstract()
+    names, divided, total = [], 0, 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
+        local = leaf.sharding.shard_shape(leaf.shape)
+        total += leaf.size
+        if 'fsdp' in leaf.sharding.spec:
+            names.append(jax.tree_util.keystr(path, simple=True, separator='/'))
+            divided += leaf.size
+            assert np.prod(local) == leaf.size / 2
+    assert divided > 0.9 * total, f'{divided} of {total}: {names}'
+
+
+def test_a_width_that_cannot_be_divided_is_named():
+    factory = _parts(_config(width=20, heads=5), _mesh(MeshConfig(fsdp=8), 8))[-1]
+    with pytest.raises(ConfigError, match=r'^\w+/.* \(.*20.*\) cannot be divided over mesh\.fsdp = 8'):
+        factory.abstract()
+
+
+def test_meshes_and_batches_that_do_not_fit_are_named():
+    with pytest.raises(ConfigError, match=r'mesh\.data = 3, .* do not lay out 8 devices'):
+        make_mesh(MeshConfig(data=3))
+    with pytest.raises(ConfigError, match=r'mesh\.fsdp = 3'):
+        make_mesh(MeshConfig(fsdp=3))
+    mesh = make_mesh(MeshConfig(fsdp=2))
+    assert dict(mesh.shape) == {'data': 4, 'fsdp': 2, 'sequence': 1, 'tensor': 1}
+    check_batch(mesh, 16, 2)
+    with pytest.raises(ConfigError, match=r'batch_size = 12 .* = 8 shards and optim\.accumulate = 1'):
+        check_batch(mesh, 12, 1)
+    with pytest.raises(ConfigError, match='choose a multiple of 32'):
+        check_batch(mesh, 16, 4)
