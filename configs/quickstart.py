@@ -23,7 +23,7 @@ def get_config(arg: str = '') -> ConfigDict:
     config.data.flip_horizontal = config.data.flip_vertical = shapes
     config.data.max_interval = 2
     config.data.batch_size = 4
-    config.tokenizer.path = 'runs/quickstart/autoencoder/tokenizer'
+    config.tokenizer.path = f'runs/quickstart{"" if shapes else "_digits"}/autoencoder/tokenizer'
     config.model.width = 96
     config.model.blocks = 3
     config.model.heads = 4
