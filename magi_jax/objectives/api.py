@@ -4,7 +4,7 @@ from typing import Any, Protocol
 
 import jax
 
-from magi_jax.config import Config
+from magi_jax.config import Config, ConfigError
 from magi_jax.models.magi import ClipShape
 from magi_jax.objectives.autoencoder import make_autoencoder_objective
 from magi_jax.objectives.masked_diffusion import MaskedDiffusion
@@ -27,10 +27,14 @@ def clip_shape(config: Config, tokenizer: Tokenizer) -> ClipShape:
     """The sizes a generator is built for.
 
     Raises:
-      ConfigError: frames do not fit the tokenizer's downsample factor, or latents the patch size.
+      ConfigError: frames do not fit the tokenizer's downsample factor, latents the patch size, or heads the width.
     """
     frames, height, width, channels = tokenizer.latent_shape(config.data.frames, config.data.height, config.data.width)
-    patch = config.model.patch
+    model, patch = config.model, config.model.patch
+    if height % patch or width % patch:
+        raise ConfigError(f'latents of {height}x{width} cannot be cut into patches of model.patch = {patch}')
+    if model.width % 4 or model.width % model.heads:
+        raise ConfigError(f'model.width = {model.width} must be a multiple of 4 and of model.heads = {model.heads}')
     return ClipShape(
         frames=frames,
         rows=height // patch,

@@ -20,7 +20,7 @@ from magi_jax.config import Config, ConfigError
 from magi_jax.data.pipeline import train_batches
 from magi_jax.objectives.api import make_objective
 from magi_jax.parallel.mesh import check_batch, make_mesh, put_batch
-from magi_jax.tokenizers.api import Tokenizer, create_tokenizer
+from magi_jax.tokenizers.api import Tokenizer, create_tokenizer, fingerprint
 from magi_jax.tokenizers.folder import load_tokenizer
 from magi_jax.training import hooks
 from magi_jax.training.metrics import MetricWriter
@@ -134,7 +134,10 @@ def _frozen_tokenizer(config: Config, workdir: Path) -> Tokenizer | None:
         shutil.rmtree(draft, ignore_errors=True)
         shutil.copytree(config.tokenizer.path, draft)
         draft.rename(kept)
-    return load_tokenizer(kept)
+    tokenizer, path = load_tokenizer(kept), config.tokenizer.path
+    if path and Path(path).exists() and fingerprint(load_tokenizer(path)) != fingerprint(tokenizer):
+        raise ConfigError(f'{workdir} was started with another tokenizer than {path}; use another --workdir')
+    return tokenizer
 
 
 def _compile(

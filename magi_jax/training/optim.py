@@ -14,7 +14,9 @@ UNDECAYED_TREES = ('head',)  # the whole diffusion head (MAR)
 
 def learning_rate_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     """Linear warm-up from 0, a constant part, and over the last `decay_fraction` of `steps` a cosine or line to 0."""
-    warmup = optax.linear_schedule(0.0, config.learning_rate, max(1, config.warmup_steps))
+    warmup = optax.constant_schedule(config.learning_rate)
+    if config.warmup_steps:
+        warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
     if config.schedule == 'constant':
         return warmup
     decay_steps = max(1, round(config.decay_fraction * steps))
