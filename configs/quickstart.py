@@ -42,7 +42,7 @@ def get_config(arg: str = '') -> ConfigDict:
     config.optim.decay_fraction = 0.5
     config.optim.ema_decay = 0.998
     config.optim.ema_warmup = True
-    config.train.steps = 7000
+    config.train.steps = 10_000
     config.train.eval_every = 1000
     config.train.eval_batches = 16
     config.train.sample_every = 2000
@@ -51,7 +51,7 @@ def get_config(arg: str = '') -> ConfigDict:
     config.train.compute_dtype = 'float32'
     config.sampler.mask_steps = 8
     config.sampler.denoise_steps = 10
-    config.sampler.temperature = 0.0
+    config.sampler.temperature = 0.5
     if 'runlocal' in names:
         config.tokenizer.kind = 'identity'
         config.tokenizer.path = ''

@@ -149,6 +149,7 @@ class SamplerConfig:
     mask_steps: int = 64  # K
     denoise_steps: int = 100
     temperature: float = 1.0  # A15
+    opening_temperature: float = 1.0  # of a video's first two frames: what there is, and how it moves
     x0_clip: float = 3.0  # bound on predicted clean tokens, in standard deviations of the latents; inf = none
     start: int = 999  # first diffusion timestep; the others follow evenly down to 0
     long_video: Literal['slide', 'interpolate'] = 'slide'  # A12: how frames beyond the training length get positions

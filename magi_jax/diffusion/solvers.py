@@ -20,7 +20,7 @@ def ancestral_sample(
     noise_source: NoiseSource,
     process: Process,
     prediction: Prediction,
-    temperature: float = 1.0,
+    temperature: float | jax.Array = 1.0,
     x0_clip: float = jnp.inf,
 ) -> jax.Array:
     """DDPM ancestral sampling: x_{i-1} = mean + [i > 0] temperature exp(logvar / 2) noise -> x_0 [..., C] float32."""

@@ -38,7 +38,7 @@ class RevealRecipe:
     mask_steps: int
     process: Process
     prediction: Prediction
-    temperature: float
+    temperature: float | Array
     x0_clip: float
 
 

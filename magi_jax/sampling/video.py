@@ -26,6 +26,8 @@ from magi_jax.tokenizers.pixels import to_float, to_uint8
 Array = jax.Array
 Params = dict[str, Any]
 
+OPENING_FRAMES = 2  # content, then motion; what follows is determined up to chance
+
 CONTEXT_NOISE = 2**32 - 1  # folded into a clip's key where frames fold in their number
 
 
@@ -121,7 +123,7 @@ class VideoSampler:
             denoise=lambda x, t, z: self.head.apply({'params': params['head']}, x, t, z),
         )
         keys = jax.vmap(jax.random.fold_in, (0, None))(state.clip_keys, state.frame)
-        tokens = sample_frame(networks, self._recipe(), keys, (self.shape.tokens, self.shape.token_width))
+        tokens = sample_frame(networks, self._recipe(state.frame), keys, (self.shape.tokens, self.shape.token_width))
         return self._commit(params, state, tokens, position), tokens
 
     def frames(self, params: Params, state: VideoState, count: int) -> Iterator[Array]:
@@ -130,10 +132,11 @@ class VideoSampler:
             state, tokens = self.next_frame(params, state)
             yield tokens
 
-    def _recipe(self) -> RevealRecipe:
+    def _recipe(self, frame: Array) -> RevealRecipe:
         sampler, head = self.config.sampler, self.config.model.head
+        temperature = jnp.where(frame < OPENING_FRAMES, sampler.opening_temperature, sampler.temperature)
         process = respaced_process(head.timesteps, sampler.denoise_steps, sampler.start)
-        return RevealRecipe(sampler.mask_steps, process, head.prediction, sampler.temperature, sampler.x0_clip)
+        return RevealRecipe(sampler.mask_steps, process, head.prediction, temperature, sampler.x0_clip)
 
     def _empty_cache(self, clips: int, slots: int, tokens: int) -> Any:
         model = self.config.model

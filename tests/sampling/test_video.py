@@ -231,5 +231,6 @@ def test_observed_frames_carry_the_asked_noise_and_level(sampler, params):
 def test_impossible_requests_are_named(sampler, params):
     with pytest.raises(ConfigError, match='5 context frames are more than the 4 frames'):
         _start(sampler, params, 5, 4)
-    with pytest.raises(ConfigError, match=r'sampler.keep_frames must lie in 1..3'):
-        _start(_sampler(keep_frames=4), params, 1, 4)
+    _start(_sampler(keep_frames=4), params, 1, 4)  # nothing will slide
+    with pytest.raises(ConfigError, match=r'sampler.keep_frames = 4 must lie in 1..3'):
+        _start(_sampler(keep_frames=4), params, 1, 5)
