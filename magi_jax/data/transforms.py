@@ -3,7 +3,6 @@
 T frames of a clip, H rows, W columns.
 """
 
-import jax
 import numpy as np
 
 
@@ -33,8 +32,3 @@ def largest_interval(num_frames: int, frames: int, default: int) -> int:
 def flip(video: np.ndarray, horizontal: bool, vertical: bool) -> np.ndarray:
     """Mirrors [T,H,W,3] left-right and upside down, as asked."""
     return video[:, :: -1 if vertical else 1, :: -1 if horizontal else 1]
-
-
-def to_float(video: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
-    """uint8 of any shape -> float32 in [-1, 1]; 0 -> -1, 255 -> 1."""
-    return video.astype(np.float32) / 127.5 - 1.0

@@ -100,16 +100,25 @@ def write_mp4(path: str | os.PathLike, video: np.ndarray, fps: float) -> None:
 
 
 def write_gif(path: str | os.PathLike, video: np.ndarray, fps: float) -> None:
-    """Writes uint8 [T,H,W,3] as an endless GIF, at most 256 colours a frame; equal neighbours become one longer frame.
+    """Writes uint8 [T,H,W,3] as `encode_gif` has it.
 
     The file appears under its name only when it is complete. Raises as `write_mp4`.
+    """
+    _write_whole(path, encode_gif(video, fps))
+
+
+def encode_gif(video: np.ndarray, fps: float) -> bytes:
+    """uint8 [T,H,W,3] -> an endless GIF, at most 256 colours a frame; equal neighbours become one longer frame.
+
+    Raises:
+      ValueError: it is no such video.
     """
     _check_video(video)
     first, *others = (Image.fromarray(image) for image in video)
     buffer = io.BytesIO()
     duration = 10 * max(2, round(100 / fps))  # GIF counts in 10 ms; viewers slow anything below 20 ms down to 100
     first.save(buffer, format='GIF', save_all=True, append_images=others, duration=duration, loop=0)
-    _write_whole(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def _check_video(video: np.ndarray) -> None:

@@ -4,17 +4,17 @@
 a run took up again, which takes back every earlier line of a later step. Dimension key: T frames, H, W pixels.
 """
 
-import io
 import json
 import os
 import time
 
 import jax
 import numpy as np
-from PIL import Image
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
+
+from magi_jax.data.video_file import encode_gif
 
 FILE = 'metrics.jsonl'
 
@@ -78,14 +78,6 @@ class MetricWriter:
         event.wall_time = time.time()
         self._events.write_event(event)
         self._events.flush()
-
-
-def encode_gif(video: np.ndarray, fps: float) -> bytes:
-    """uint8 [T,H,W,3] -> bytes of an endless GIF; frames last a multiple of 10 ms, equal neighbours are merged."""
-    first, *rest = [Image.fromarray(frame) for frame in video]
-    buffer = io.BytesIO()
-    first.save(buffer, 'GIF', save_all=True, append_images=rest, duration=10 * max(2, round(100 / fps)), loop=0)
-    return buffer.getvalue()
 
 
 def read_metrics(workdir: str) -> dict[str, dict[int, float]]:

@@ -36,8 +36,3 @@ def test_flip():
     np.testing.assert_array_equal(transforms.flip(video, True, False)[1, 2, 0], video[1, 2, 4])
     np.testing.assert_array_equal(transforms.flip(video, False, True)[1, 2, 0], video[1, 0, 0])
     np.testing.assert_array_equal(transforms.flip(video, True, True)[0, 0, 0], video[0, 2, 4])
-
-
-def test_to_float():
-    values = transforms.to_float(np.array([0, 255], np.uint8))
-    assert values.dtype == np.float32 and values.tolist() == [-1.0, 1.0]

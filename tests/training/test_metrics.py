@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from magi_jax.training.metrics import FILE, MetricWriter, encode_gif, read_metrics
+from magi_jax.data.video_file import encode_gif
+from magi_jax.training.metrics import FILE, MetricWriter, read_metrics
 
 
 def events(workdir):
