@@ -13,7 +13,8 @@ def random_params(init, scale=0.3, seed=0):
     def draw(path, leaf):
         noise = rng.normal(size=leaf.shape).astype(np.float32)
         if path[-1].key == 'kernel':
-            return noise * np.float32((2 / sum(leaf.shape[-2:])) ** 0.5)
+            fans = (leaf.shape[-3], 3 * leaf.shape[-1]) if path[-2].key == 'qkv' else leaf.shape[-2:]
+            return noise * np.float32((2 / sum(fans)) ** 0.5)
         return np.float32(path[-1].key == 'scale') + np.float32(scale) * noise
 
     shapes = nn.unbox(jax.eval_shape(init, jax.random.key(0)))

@@ -43,8 +43,8 @@ class Attention(nn.Module):
     def __call__(self, x: Array, mask: Array | None, cached: KeysValues | None, deterministic: bool) -> Any:
         """x [B,R,N,D], mask [R,S] | None, cached [B,F,N,D] each | None -> (output [B,R,N,D], own (k, v) [B,R,N,D])."""
         dropout = nn.Dropout(self.config.dropout, deterministic=deterministic)
-        qkv = Linear(3 * self.config.width, ('embed', 'heads'), self.dtype, name='qkv')(x)
-        q, own_k, own_v = jnp.split(qkv, 3, axis=-1)
+        qkv = Linear((3, self.config.width), ('embed', None, 'heads'), self.dtype, name='qkv')(x)
+        q, own_k, own_v = (qkv[..., i, :] for i in range(3))
         k, v = own_k, own_v
         if cached is not None:
             k = jnp.concatenate([cached[0].astype(k.dtype), k], axis=1)

@@ -52,7 +52,7 @@ def test_block_is_the_textbook_pre_norm_layer_twice(params):
 
 
 def _linear(x, p):
-    return x @ p['dense']['kernel'] + p['dense']['bias']
+    return x @ p['kernel'] + p['bias']
 
 
 def _layer_norm(x, p):
@@ -62,7 +62,8 @@ def _layer_norm(x, p):
 
 def _attention(x, p, allowed, order):
     """Attention over the third axis of `order`."""
-    q, k, v = np.split(np.einsum(f'brnd->{order}', _linear(x, p['qkv'])), 3, axis=-1)
+    qkv = np.einsum('brni,isd->sbrnd', x, p['qkv']['kernel']) + p['qkv']['bias'][:, None, None, None]
+    q, k, v = np.einsum(f'sbrnd->s{order}', qkv)
     out = np.zeros_like(q)
     width = CONFIG.width // CONFIG.heads
     for head in range(CONFIG.heads):

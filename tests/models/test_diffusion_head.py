@@ -25,7 +25,7 @@ def test_output_is_zero_at_initialisation_and_init_is_mars():
     head = DiffusionHead(HeadConfig(width=64, blocks=1), TOKEN, jnp.float32)
     params = unbox(jax.jit(head.init)(jax.random.key(0), X, T, Z))['params']
     np.testing.assert_array_equal(jax.jit(head.apply)({'params': params}, X, T, Z), np.zeros((7, 2 * TOKEN)))
-    kernels = {name: layer['dense']['kernel'] for name, layer in params.items() if 'dense' in layer}
+    kernels = {name: layer['kernel'] for name, layer in params.items() if 'kernel' in layer}
     for name in ('time_in', 'time_out'):
         assert float(kernels[name].std()) == pytest.approx(0.02, rel=0.1)
     for name in ('final', 'final_modulation'):
@@ -33,8 +33,8 @@ def test_output_is_zero_at_initialisation_and_init_is_mars():
     for name in ('condition', 'token_in'):
         bound = (6 / sum(kernels[name].shape)) ** 0.5
         assert 0.9 * bound < float(jnp.abs(kernels[name]).max()) <= bound
-    assert not params['block_0']['modulation']['dense']['kernel'].any()
-    assert params['block_0']['up']['dense']['kernel'].any()
+    assert not params['block_0']['modulation']['kernel'].any()
+    assert params['block_0']['up']['kernel'].any()
 
 
 def test_head_is_mars_written_out():
@@ -42,7 +42,7 @@ def test_head_is_mars_written_out():
     p = jax.tree.map(np.asarray, random_params(lambda key: head.init(key, X, T, Z)['params']))
 
     def linear(x, p):
-        return x @ np.float64(p['dense']['kernel']) + p['dense']['bias']
+        return x @ np.float64(p['kernel']) + p['bias']
 
     def silu(x):
         return x / (1 + np.exp(-x))
