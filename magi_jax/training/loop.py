@@ -23,10 +23,11 @@ from magi_jax.parallel.mesh import check_batch, make_mesh, put_batch
 from magi_jax.tokenizers.api import Tokenizer, create_tokenizer, fingerprint
 from magi_jax.tokenizers.folder import load_tokenizer
 from magi_jax.training import hooks
+from magi_jax.training.lowering import lower_train_step
 from magi_jax.training.metrics import MetricWriter
 from magi_jax.training.optim import make_optimizer
 from magi_jax.training.state import StateFactory, TrainState
-from magi_jax.training.step import EvalStep, TrainStep, leaf_names, make_eval_step, make_train_step
+from magi_jax.training.step import EvalStep, TrainStep, leaf_names, make_eval_step
 
 TOKENIZER_FOLDER = 'tokenizer'
 INIT = 2  # purpose of randomness, beside those of training/step.py
@@ -113,7 +114,7 @@ def prepare(config: Config, workdir: Path, console: Console) -> Run:
     batches = train_batches(config.data, config.seed, int(state.step), jax.process_index(), jax.process_count())
     validation = hooks.validation_batches(config)
     eval_step = jax.jit(make_eval_step(objective, config))
-    train_step = _compile(make_train_step(objective, optimizer, config), state, tokenizer, config, mesh, console)
+    train_step = _compile(tokenizer, config, mesh, console)
     return Run(
         config, workdir, mesh, tokenizer, checkpoints, state, batches, validation, train_step, eval_step, console
     )
@@ -140,23 +141,10 @@ def _frozen_tokenizer(config: Config, workdir: Path) -> Tokenizer | None:
     return tokenizer
 
 
-def _compile(
-    step: TrainStep, state: TrainState, tokenizer: Tokenizer | None, config: Config, mesh: Mesh, console: Console
-) -> TrainStep:
+def _compile(tokenizer: Tokenizer | None, config: Config, mesh: Mesh, console: Console) -> TrainStep:
     """Compiles the step before the first batch and reports what it needs."""
-    data = config.data
-    rows = data.batch_size // jax.process_count()
-    batch = put_batch(
-        mesh,
-        {
-            'video': np.zeros((rows, data.frames, data.height, data.width, 3), np.uint8),
-            'interval': np.ones((rows,), np.int32),
-            'example': np.zeros((rows,), np.int32),
-        },
-    )
-    shardings = jax.tree.map(lambda x: x.sharding, state)
     started = time.perf_counter()
-    compiled = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)).lower(state, tokenizer, batch).compile()
+    compiled = lower_train_step(config, mesh, tokenizer).compile()
     seconds = time.perf_counter() - started
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
     text = f'train step on {mesh.size} {jax.devices()[0].device_kind} device(s), compiled in {seconds:.0f} s'
