@@ -1,0 +1,318 @@
+"""What `launch.preflight` checks, one function each: it returns what it found, or raises with the way out."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import itertools
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from packaging.requirements import Requirement
+
+from launch.collectives import exchange
+from magi_jax.checkpoint import CONFIG_FILE, Checkpoints, check_same_experiment, latest_step, load_config
+from magi_jax.config import Config, ConfigError
+from magi_jax.data.pipeline import eval_batches, train_batches
+from magi_jax.objectives.api import Objective, make_objective
+from magi_jax.parallel.mesh import check_batch, make_mesh, put_batch, replicated
+from magi_jax.tokenizers.api import Tokenizer, create_tokenizer
+from magi_jax.tokenizers.folder import load_tokenizer
+from magi_jax.training.loop import TOKENIZER_FOLDER
+from magi_jax.training.lowering import lower_train_step
+from magi_jax.training.optim import make_optimizer
+from magi_jax.training.state import StateFactory
+from magi_jax.training.step import leaf_names
+
+PROBE_FOLDER = 'preflight'  # in the work folder, removed at the end
+SMALL_MODEL = 50_000_000  # parameters up to which `--step auto` runs steps
+CLOCK_TOLERANCE = 5.0  # seconds between hosts
+CHECKPOINT_BYTES, CPU_CHECKPOINT_BYTES = 2**28, 2**25
+SHARED_BYTES = 1024
+TPU_FILES = ('/dev/accel0', '/dev/vfio/0')
+
+
+@dataclasses.dataclass
+class Facts:
+    """What is checked, and what earlier checks found out for later ones."""
+
+    config: Config
+    workdir: Path
+    requirements: Path
+    step: str
+    token: str = ''  # the same on all hosts, another at every start
+    mesh: Mesh | None = None
+    tokenizer: Tokenizer | None = None
+    objective: Objective | None = None
+    factory: StateFactory | None = None
+    parameters: int = 0
+    batch: dict[str, np.ndarray] | None = None
+    clips_per_second: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One line of the report: `run(facts)` returns what it found or raises with the way out."""
+
+    name: str
+    run: Callable[[Facts], str]
+    needs: tuple[str, ...] = ()
+
+
+def check_versions(facts: Facts) -> str:
+    """Every pinned package is installed in exactly its version."""
+    pins = facts.requirements.read_text()
+    if wrong := wrong_versions(pins):
+        raise ConfigError(
+            f'{"; ".join(wrong[:5])}{" ..." if len(wrong) > 5 else ""}: pip install -r {facts.requirements}'
+        )
+    return f'{len(_pinned(pins))} packages as in {facts.requirements.name}, jax {jax.__version__}'
+
+
+def wrong_versions(pins: str) -> list[str]:
+    """Lines of a requirements file that this Python does not meet, as sentences."""
+    wrong = []
+    for pin in _pinned(pins):
+        try:
+            found = importlib.metadata.version(pin.name)
+        except importlib.metadata.PackageNotFoundError:
+            wrong.append(f'{pin.name} is not installed')
+            continue
+        if not pin.specifier.contains(found, prereleases=True):
+            wrong.append(f'{pin.name} is {found}, pinned {pin.specifier}')
+    return wrong
+
+
+def _pinned(pins: str) -> list[Requirement]:
+    lines = (line.partition('#')[0].strip() for line in pins.splitlines())
+    found = [Requirement(line) for line in lines if line]
+    return [pin for pin in found if pin.marker is None or pin.marker.evaluate()]
+
+
+def check_hosts(facts: Facts) -> str:
+    """All processes run the same code with the same config, and their clocks agree."""
+    share('')  # the first exchange compiles; the clocks are read together after it
+    own = {
+        'time': time.time(),
+        'config': _digest(json.dumps(dataclasses.asdict(facts.config), sort_keys=True).encode()),
+        'requirements': _digest(facts.requirements.read_bytes()),
+        'code': _digest(*(path.read_bytes() for path in _sources())),
+    }
+    hosts = [json.loads(text) for text in share(json.dumps(own))]
+    if complaints := host_differences(hosts):
+        raise ConfigError('; '.join(complaints))
+    facts.token = repr(hosts[0]['time'])
+    return f'{len(hosts)} process(es): same config, requirements and code, clocks within {CLOCK_TOLERANCE:.0f} s'
+
+
+def host_differences(hosts: list[dict[str, Any]]) -> list[str]:
+    """What keeps hosts from running together: digests unlike host 0's, clocks too far apart."""
+    complaints = []
+    for name in ('config', 'requirements', 'code'):
+        if others := [number for number, host in enumerate(hosts) if host[name] != hosts[0][name]]:
+            complaints.append(f'hosts {others} have another {name} than host 0: install the same on all, same command')
+    late = max(host['time'] for host in hosts) - min(host['time'] for host in hosts)
+    if late > CLOCK_TOLERANCE:
+        complaints.append(f'host clocks are {late:.0f} s apart: let NTP (chrony, timesyncd) set them')
+    return complaints
+
+
+def _digest(*parts: bytes) -> str:
+    return hashlib.sha256(b'\0'.join(parts)).hexdigest()[:16]
+
+
+def _sources() -> list[Path]:
+    root = Path(__file__).parents[1]
+    return sorted(path for folder in ('magi_jax', 'launch') for path in (root / folder).rglob('*.py'))
+
+
+def check_devices(facts: Facts) -> str:
+    """The devices lay out the config's mesh, and the batch divides over it."""
+    if jax.default_backend() == 'cpu' and any(map(os.path.exists, TPU_FILES)) and 'JAX_PLATFORMS' not in os.environ:
+        raise ConfigError('this host has TPU chips but jax runs on the CPU: pip install -e .[tpu] -c requirements.txt')
+    config, devices, hosts = facts.config, jax.devices(), jax.process_count()
+    facts.mesh = make_mesh(config.mesh)
+    check_batch(facts.mesh, config.data.batch_size, config.optim.accumulate)
+    if config.data.batch_size % hosts:
+        raise ConfigError(f'data.batch_size = {config.data.batch_size} is not a multiple of the {hosts} processes')
+    axes = ', '.join(f'{name} {size}' for name, size in facts.mesh.shape.items())
+    return f'{len(devices)} x {devices[0].device_kind} on {hosts} process(es); mesh {axes}'
+
+
+def check_collectives(facts: Facts) -> str:
+    """All-reduce, all-gather, reduce-scatter and all-to-all along every mesh axis give the known numbers."""
+    axes = [axis for axis, size in facts.mesh.shape.items() if size > 1]
+    found = []
+    for axis in axes:
+        speeds = exchange(facts.mesh, axis)
+        rates = ', '.join(f'{name} {speed / 1e9:.2f}' for name, speed in speeds.items())
+        found.append(f'{axis}: {rates} GB/s a device')
+    return '; '.join(found) or 'one device: nothing to exchange'
+
+
+def check_workdir(facts: Facts) -> str:
+    """The work folder can be written."""
+    if facts.workdir.parts[0].endswith(':'):
+        raise ConfigError(f'{facts.workdir} is no folder: mount the bucket on every host (launch/tpu/pod.sh --bucket)')
+    probe = facts.workdir / PROBE_FOLDER
+    try:
+        probe.mkdir(parents=True, exist_ok=True)
+        (probe / f'host{jax.process_index()}').write_text(facts.token)
+    except OSError as error:
+        raise ConfigError(
+            f'{facts.workdir} cannot be written ({error.strerror}): choose another --workdir or mend its permissions'
+        ) from error
+    return f'{facts.workdir} can be written'
+
+
+def check_checkpoint(facts: Facts) -> str:
+    """Hosts share the work folder, it holds no other experiment, and a sharded checkpoint comes back as written."""
+    probe, hosts = facts.workdir / PROBE_FOLDER, range(jax.process_count())
+    if missing := [host for host in hosts if not _holds(probe / f'host{host}', facts.token)]:
+        raise ConfigError(f'what hosts {missing} write to {facts.workdir} is not seen here: use a shared folder')
+    if (facts.workdir / CONFIG_FILE).exists() and latest_step(facts.workdir) is not None:
+        check_same_experiment(load_config(facts.workdir), facts.config, str(facts.workdir))
+    size = CPU_CHECKPOINT_BYTES if jax.default_backend() == 'cpu' else CHECKPOINT_BYTES
+    sharded = NamedSharding(facts.mesh, PartitionSpec(facts.mesh.axis_names))
+    rows = size // 4096 // facts.mesh.size * facts.mesh.size
+    tree = jax.jit(
+        lambda: {'sharded': jnp.arange(rows * 1024, dtype=jnp.float32).reshape(rows, 1024), 'whole': jnp.arange(7)},
+        out_shardings={'sharded': sharded, 'whole': replicated(facts.mesh)},
+    )()
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+    checkpoints = Checkpoints(probe, keep=1)
+    times = [time.perf_counter()]
+    checkpoints.save(1, {'probe': tree})
+    checkpoints.wait()
+    times.append(time.perf_counter())
+    read = jax.block_until_ready(checkpoints.restore({'probe': shapes})['probe'])
+    times.append(time.perf_counter())
+    checkpoints.close()
+    if not jax.jit(lambda a, b: jnp.all(jnp.stack(jax.tree.leaves(jax.tree.map(jnp.array_equal, a, b)))))(tree, read):
+        raise ConfigError(f'a checkpoint read back from {facts.workdir} is not what was written: use other storage')
+    write, back = (size / 1e6 / (b - a) for a, b in itertools.pairwise(times))
+    return f'{_size(size)} over {facts.mesh.size} device(s): written at {write:.0f} MB/s, read at {back:.0f} MB/s'
+
+
+def _holds(path: Path, text: str) -> bool:
+    return path.exists() and path.read_text() == text
+
+
+def check_tokenizer(facts: Facts) -> str:
+    """The tokenizer loads and fits the clips and the model."""
+    config, kept = facts.config, facts.workdir / TOKENIZER_FOLDER
+    if config.objective == 'autoencoder':
+        text = 'none: this run trains one'
+    elif config.tokenizer.kind == 'identity':
+        facts.tokenizer = create_tokenizer(config.tokenizer, jax.random.key(0), config.data.height, config.data.width)
+        text = 'identity'
+    elif not (config.tokenizer.path or kept.exists()):
+        raise ConfigError('tokenizer.path must name the tokenizer folder of a finished autoencoder run')
+    else:
+        folder = kept if kept.exists() else Path(config.tokenizer.path)
+        facts.tokenizer = load_tokenizer(folder)
+        text = f'{folder} is complete'
+    facts.objective = make_objective(config, facts.tokenizer)
+    return text
+
+
+def check_state(facts: Facts) -> str:
+    """Parameters, moments and average fit the devices' memory, the checkpoints the disk."""
+    optimizer = make_optimizer(facts.config.optim, facts.config.train.steps)
+    facts.factory = StateFactory(facts.objective, optimizer, facts.mesh)
+    state = facts.factory.abstract()
+    facts.parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    leaves = jax.tree.leaves(state)
+    total = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    own = sum(int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize for leaf in leaves)
+    memory = (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit', 0)
+    if memory and own > memory:
+        raise ConfigError(f'the state takes {_size(own)} a device, which has {_size(memory)}: raise mesh.fsdp')
+    # One more than is kept: the oldest goes after the newest is complete.
+    wanted = (facts.config.train.keep_checkpoints + 1) * total - _bytes_under(facts.workdir / 'checkpoints')
+    free = shutil.disk_usage(facts.workdir).free
+    if free < wanted:
+        raise ConfigError(
+            f'checkpoints need {_size(wanted)} more, {facts.workdir} has {_size(free)}: free space,'
+            ' lower train.keep_checkpoints or choose another --workdir'
+        )
+    return f'{facts.parameters:,} parameters, state {_size(total)}, {_size(own)} a device; disk: {_size(free)} free'
+
+
+def _bytes_under(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob('*') if path.is_file())
+
+
+def _size(size: float) -> str:
+    return f'{size / 2**20:.1f} MiB' if size < 2**30 else f'{size / 2**30:.1f} GiB'
+
+
+def check_data(facts: Facts) -> str:
+    """Both splits open, and batches come; the rate is of all hosts, once the read-ahead is used up."""
+    data, hosts = facts.config.data, jax.process_count()
+    next(eval_batches(data, data.eval_split, data.frames, 1, 1))
+    batches = train_batches(data, facts.config.seed, 0, jax.process_index(), hosts)
+    try:
+        facts.batch = next(batches)
+        for _ in range(max(4, data.threads)):
+            next(batches)
+        count, started = 0, time.perf_counter()
+        while count < 8 and (count == 0 or time.perf_counter() - started < 2):
+            next(batches)
+            count += 1
+        facts.clips_per_second = count * data.batch_size / (time.perf_counter() - started)
+    finally:
+        batches.close()
+    return f'{data.source}: {facts.clips_per_second:.0f} clips/s of {data.frames} x {data.height} x {data.width}'
+
+
+def check_step(facts: Facts) -> str:
+    """Four real optimizer steps on one batch: finite, and fast or slow next to the data."""
+    if facts.step == 'never' or (facts.step == 'auto' and facts.parameters > SMALL_MODEL):
+        return f'not run (--step {facts.step}, {facts.parameters:,} parameters); --step always runs it'
+    step = lower_train_step(facts.config, facts.mesh, facts.tokenizer).compile()
+    state = facts.factory.init(jax.random.key(facts.config.seed))
+    names = leaf_names(state.params)
+    tokenizer, batch = jax.device_put(facts.tokenizer, replicated(facts.mesh)), put_batch(facts.mesh, facts.batch)
+    times = []
+    for _ in range(4):
+        started = time.perf_counter()
+        state, metrics = jax.block_until_ready(step(state, tokenizer, batch))
+        times.append(time.perf_counter() - started)
+        if (bad := int(metrics['bad_leaf'])) >= 0:
+            raise ConfigError(f'{names[bad]} is not finite in the first steps: lower optim.learning_rate')
+    wanted = facts.config.data.batch_size / min(times)
+    slow = wanted > facts.clips_per_second
+    advice = ', more than the data gives: raise data.threads, or the devices will wait' if slow else ''
+    return f'loss {float(metrics["loss"]):.4f}, {min(times):.3f} s a step: takes {wanted:.0f} clips/s{advice}'
+
+
+def share(text: str) -> list[str]:
+    """The text (its first kilobyte) of every process, in their order: also a barrier."""
+    if jax.process_count() == 1:
+        return [text]
+    block = np.frombuffer(text.encode()[:SHARED_BYTES].ljust(SHARED_BYTES, b'\0'), np.uint8)
+    return [row.tobytes().rstrip(b'\0').decode(errors='ignore') for row in multihost_utils.process_allgather(block)]
+
+
+CHECKS = (
+    Check('versions', check_versions),
+    Check('hosts', check_hosts),
+    Check('devices', check_devices),
+    Check('collectives', check_collectives, ('devices',)),
+    Check('workdir', check_workdir, ('hosts',)),
+    Check('checkpoint', check_checkpoint, ('devices', 'workdir')),
+    Check('tokenizer', check_tokenizer),
+    Check('state', check_state, ('devices', 'workdir', 'tokenizer')),
+    Check('data', check_data),
+    Check('step', check_step, ('state', 'data')),
+)

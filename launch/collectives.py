@@ -1,0 +1,115 @@
+"""Collectives tried out on a mesh: known numbers in, checked numbers out, bandwidth measured.
+
+Dimension key: n devices along the axis, L values of a whole buffer, m = L/n values of a device's part of it.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from magi_jax.config import ConfigError
+
+PERIOD = 97  # of the numbers along a buffer; device k adds k to them, so that every sum is exact in float32
+BUFFER_BYTES, CPU_BUFFER_BYTES = 2**26, 2**18
+REPEATS = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """A collective along one axis.
+
+    Attributes:
+      run: (values of this device, axis name) -> values of this device afterwards.
+      expected: (position of this device, n, L) -> those values, float32.
+      takes_part: whether a device starts with m values, not L.
+      traffic: times that the buffer of L values crosses a device's links, before the factor (n-1)/n.
+    """
+
+    run: Callable[[jax.Array, str], jax.Array]
+    expected: Callable[[jax.Array, int, int], jax.Array]
+    takes_part: bool = False
+    traffic: int = 1
+
+
+def exchange(mesh: Mesh, axis: str) -> dict[str, float]:
+    """Runs every collective of training along a mesh axis; returns the bytes per second that each device sent.
+
+    Raises:
+      ConfigError: a device got other numbers than it should; the message names the collective.
+    """
+    n = mesh.shape[axis]
+    size = CPU_BUFFER_BYTES if mesh.devices.flat[0].platform == 'cpu' else BUFFER_BYTES
+    length = size // 4 // n * n
+    return {name: _try(mesh, axis, name, collective, length) for name, collective in COLLECTIVES.items()}
+
+
+def _try(mesh: Mesh, axis: str, name: str, collective: Collective, length: int) -> float:
+    n = mesh.shape[axis]
+    start = length // n if collective.takes_part else length
+    values = _on_devices(mesh, axis, lambda k: _numbers(k, jnp.arange(start)))()
+    run = _on_devices(mesh, axis, lambda x: collective.run(x, axis), takes_values=True)
+    result = jax.block_until_ready(run(values))
+    seconds = []
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        jax.block_until_ready(run(values))
+        seconds.append(time.perf_counter() - started)
+    wanted = _on_devices(mesh, axis, lambda k: collective.expected(k, n, length))()
+    pairs = zip(result.addressable_shards, wanted.addressable_shards)
+    if wrong := [str(ours.device) for ours, right in pairs if not np.array_equal(ours.data, right.data)]:
+        raise ConfigError(f'{name} along mesh.{axis} gave wrong numbers on {", ".join(wrong)}: replace that host')
+    return collective.traffic * length * 4 * (n - 1) / n / min(seconds)
+
+
+def _on_devices(
+    mesh: Mesh, axis: str, function: Callable[[jax.Array], jax.Array], takes_values: bool = False
+) -> Callable[..., jax.Array]:
+    """`function`, once per device, of the device's values or of its position along the axis."""
+    spec = PartitionSpec(axis)
+    if takes_values:
+        return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False))
+    positioned = jax.shard_map(
+        lambda: function(jax.lax.axis_index(axis)), mesh=mesh, in_specs=(), out_specs=spec, check_vma=False
+    )
+    return jax.jit(positioned)
+
+
+def _numbers(k: jax.Array | int, positions: jax.Array) -> jax.Array:
+    """What device k holds at these positions of a buffer, float32."""
+    return (k + positions % PERIOD).astype(jnp.float32)
+
+
+def _sums(n: int, positions: jax.Array) -> jax.Array:
+    """The sum of `_numbers` over all n devices, float32."""
+    return (n * (n - 1) // 2 + n * (positions % PERIOD)).astype(jnp.float32)
+
+
+def _part(k: jax.Array, n: int, length: int) -> jax.Array:
+    """Positions of device k's part of the whole buffer: int32 [m]."""
+    return k * (length // n) + jnp.arange(length // n)
+
+
+def _gathered(_: jax.Array, n: int, length: int) -> jax.Array:
+    positions = jnp.arange(length)
+    return _numbers(positions // (length // n), positions % (length // n))
+
+
+def _transposed(k: jax.Array, n: int, length: int) -> jax.Array:
+    """Device k has from each device i the part k of its buffer."""
+    return _numbers(jnp.arange(length) // (length // n), k * (length // n) + jnp.arange(length) % (length // n))
+
+
+COLLECTIVES = {
+    'all-reduce': Collective(jax.lax.psum, lambda k, n, length: _sums(n, jnp.arange(length)), traffic=2),
+    'all-gather': Collective(lambda x, axis: jax.lax.all_gather(x, axis, tiled=True), _gathered, takes_part=True),
+    'reduce-scatter': Collective(
+        lambda x, axis: jax.lax.psum_scatter(x, axis, tiled=True),
+        lambda k, n, length: _sums(n, _part(k, n, length)),
+    ),
+    'all-to-all': Collective(lambda x, axis: jax.lax.all_to_all(x, axis, 0, 0, tiled=True), _transposed),
+}

@@ -1,0 +1,95 @@
+"""Checks everything a pod run needs before it starts: one line each, `ok` or `FAILED` with the way out.
+
+python -m launch.preflight --config configs/quickstart.py:runlocal --workdir runs/mine [--config.mesh.fsdp=4]
+
+Run it as the training would be run: on every host, with the same config and work folder. Exit status 1 if a check
+failed.
+"""
+
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+
+from launch import console
+from launch.checks import CHECKS, PROBE_FOLDER, Check, Facts, share
+
+CONFIG = config_flags.DEFINE_config_file('config', None, 'configs/NAME.py[:variant,runlocal]', lock_config=True)
+WORKDIR = flags.DEFINE_string('workdir', None, 'folder that the run will use, seen by every host')
+REQUIREMENTS = flags.DEFINE_string(
+    'requirements', str(Path(__file__).parents[1] / 'requirements.txt'), 'the pinned versions'
+)
+STEP = flags.DEFINE_enum('step', 'auto', ['auto', 'always', 'never'], 'run optimizer steps; auto: only a small model')
+TIMEOUT = flags.DEFINE_float('timeout', 600, 'seconds that a check may take', lower_bound=0.001)
+
+
+def run_checks(checks: tuple[Check, ...], facts: Facts, timeout: float) -> Iterator[tuple[str, str, str]]:
+    """(status, name, text) of each check: 'ok', 'FAILED' on any host, or 'skipped' for want of an earlier one.
+
+    All hosts take the same way: after each check they tell each other how it went, so none waits in the next
+    collective for one that gave up.
+    """
+    unmet: set[str] = set()
+    for check in checks:
+        if missing := [name for name in check.needs if name in unmet]:
+            unmet.add(check.name)
+            yield 'skipped', check.name, f'needs {", ".join(missing)}'
+            continue
+        watchdog = threading.Timer(timeout, _give_up, (check.name, timeout))
+        watchdog.daemon = True
+        watchdog.start()
+        found, error = '', ''
+        try:
+            found = check.run(facts)
+        except (*console.EXPECTED, RuntimeError, ValueError) as failure:
+            error = _sentence(failure)
+        errors = {number: text for number, text in enumerate(share(error)) if text}
+        watchdog.cancel()
+        if errors:
+            unmet.add(check.name)
+            host, text = next(iter(errors.items()))
+            where = f'on {len(errors)} host(s), host {host}: ' if jax.process_count() > 1 else ''
+            yield 'FAILED', check.name, where + text
+        else:
+            yield 'ok', check.name, found
+
+
+def _sentence(failure: Exception) -> str:
+    if console.is_disk_full(failure):
+        return console.DISK_FULL
+    return ' '.join(str(failure).split()) or repr(failure)
+
+
+def _give_up(name: str, seconds: float) -> None:
+    """Ends the process: a thread that waits in a collective cannot be stopped."""
+    reason = f'not done after {seconds:g} s: a host did not start, a link is down, or --timeout is too short'
+    print(_line('FAILED', name, reason), flush=True)
+    os._exit(1)
+
+
+def _line(status: str, name: str, text: str) -> str:
+    return f'{status:<8} {name:<12} {text}'
+
+
+def main() -> int:
+    """Returns 0 when every check passed, else 1; the first process speaks for all."""
+    facts = Facts(console.read_config(CONFIG), Path(WORKDIR.value), Path(REQUIREMENTS.value), STEP.value)
+    failed = 0
+    for status, name, text in run_checks(CHECKS, facts, TIMEOUT.value):
+        failed += status == 'FAILED'
+        if jax.process_index() == 0:
+            print(_line(status, name, text), flush=True)
+    if jax.process_index() == 0:
+        shutil.rmtree(facts.workdir / PROBE_FOLDER, ignore_errors=True)
+        print(f'{failed} check(s) failed' if failed else 'ready')
+    return int(failed > 0)
+
+
+if __name__ == '__main__':
+    flags.mark_flags_as_required(['config', 'workdir'])
+    console.run(main)
