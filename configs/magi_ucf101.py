@@ -7,8 +7,8 @@
 The first command needs no TPU and tells whether a slice is large enough. The videos are read from `data/ucf101`.
 20 blocks of width 1280, 16 frames, batch 128, learning rate 1e-4, 1400 passes over 13,320 videos. The paper encodes
 frames with the autoencoder of Stable Diffusion 1.4 (f8, 4 channels); here our own of the same shape, trained by
-`:autoencoder`, takes its place. `:heads128`: 10 heads of 128 values instead of 16 of 80. Neither was trained yet: there is no number
-to expect. `:runlocal` for a few steps on a CPU.
+`:autoencoder`, takes its place. `:heads128`: 10 heads of 128 values instead of 16 of 80. Neither was trained yet: there
+is no number to expect. `:runlocal` for a few steps on a CPU.
 """
 
 from ml_collections import ConfigDict
