@@ -184,8 +184,9 @@ def check_checkpoint(facts: Facts) -> str:
     size = CPU_CHECKPOINT_BYTES if jax.default_backend() == 'cpu' else CHECKPOINT_BYTES
     sharded = NamedSharding(facts.mesh, PartitionSpec(facts.mesh.axis_names))
     rows = size // 4096 // facts.mesh.size * facts.mesh.size
+    # Random bits: storage must not look fast because the values compress well.
     tree = jax.jit(
-        lambda: {'sharded': jnp.arange(rows * 1024, dtype=jnp.float32).reshape(rows, 1024), 'whole': jnp.arange(7)},
+        lambda: {'sharded': jax.random.bits(jax.random.key(0), (rows, 1024), jnp.uint32), 'whole': jnp.arange(7)},
         out_shardings={'sharded': sharded, 'whole': replicated(facts.mesh)},
     )()
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)

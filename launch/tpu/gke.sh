@@ -24,8 +24,8 @@
 #
 # What decides the cost
 # - Node pools cost as long as their nodes exist, with or without a run: let them scale to 0, or delete them.
-# - spot nodes are the cheapest and may be taken away at any moment; the JobSet then waits for new ones and resumes. Spot
-#   nodes get only seconds before they end, whatever --grace says: keep train.checkpoint_every low.
+# - spot nodes are the cheapest and may be taken away at any moment; the JobSet then waits for new ones and resumes.
+#   They end seconds after the warning, whatever --grace says: keep train.checkpoint_every low.
 # - `python -m launch.compile` tells without a TPU which topology a config fits on.
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"

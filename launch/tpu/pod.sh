@@ -29,8 +29,8 @@
 #
 # What decides the cost
 # - A slice costs from ACTIVE until it is deleted, busy or not, all its chips; waiting in the queue costs nothing.
-# - spot is the cheapest tier and may be taken away at any moment: use `watch`, and a low train.checkpoint_every. on-demand
-#   is kept until you delete it. reserved uses a reservation that the project has already bought.
+# - spot is the cheapest tier and may be taken away at any moment: use `watch`, and a low train.checkpoint_every.
+#   on-demand is kept until you delete it. reserved uses a reservation that the project has already bought.
 # - Quota is counted for each TPU generation, region and tier apart; without it the request is refused or fails.
 # - The number in a type is TensorCores for v4 and v5p (v5p-32: 16 chips), chips for v5litepod and v6e.
 #   `python -m launch.compile` tells without a TPU which slice a config fits on.
@@ -65,7 +65,7 @@ quote() {
 
 # Runs a command, or prints it with --dry-run.
 execute() {
-  if $dry_run; then quote "$@" >&3; else "$@"; fi
+  if $dry_run; then quote "$@" >&3; else "$@" 3>&-; fi
 }
 
 set_flag() {
@@ -227,9 +227,10 @@ workers() {
 }
 
 logs() {
-  local folder="$ROOT/runs/pod/$name"
+  local folder="$ROOT/runs/pod/$name" script
   execute mkdir -p "$folder"
-  connect ssh "$name" "--command=$(quote bash "$REMOTE/launch/tpu/worker.sh" tail "$lines")" "--output-directory=$folder"
+  script="$(quote bash "$REMOTE/launch/tpu/worker.sh" tail "$lines")"
+  connect ssh "$name" "--command=$script" "--output-directory=$folder"
   say "output of the workers: $folder"
 }
 
