@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import os
+import re
+import shutil
 import subprocess
 
 import jax
@@ -12,16 +14,17 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from launch.console import is_disk_full
-from magi_jax.checkpoint import Checkpoints, latest_step, load_config, save_config
+from magi_jax.checkpoint import Checkpoints, _checksum, latest_step, load_config, save_config
 from magi_jax.config import Config, ConfigError
 from magi_jax.parallel.mesh import make_mesh
 
 FIRST = 3
+ROWS = 2**12  # of arrays large enough to have a file of their own
 
 
-def _tree(mesh, shift=0.0):
+def _tree(mesh, shift=0.0, rows=16):
     """'w' divided over data and fsdp, 'step' whole."""
-    w = np.float32(np.random.default_rng(0).normal(size=(16, 7))) + np.float32(shift)
+    w = np.float32(np.random.default_rng(0).normal(size=(rows, 7))) + np.float32(shift)
     sharding = NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
     return {
         'w': jax.device_put(w, sharding),
@@ -80,6 +83,94 @@ def test_the_newest_stay(tmp_path):
     assert sorted(path.name for path in (tmp_path / 'checkpoints').iterdir()) == ['2', '5']
     restored = _restore(tmp_path, {'ema': _abstract(_tree(mesh))})['ema']
     np.testing.assert_array_equal(restored['w'], _tree(mesh, shift=5)['w'])
+
+
+def _two_checkpoints(workdir):
+    """Writes steps 1 and 2; returns their 'w', which differ, and the files of step 2."""
+    trees = [_tree(_meshes()['fsdp'], shift=step, rows=ROWS) for step in (1, 2)]
+    with contextlib.closing(Checkpoints(workdir, keep=2)) as checkpoints:
+        for step, tree in enumerate(trees, start=1):
+            checkpoints.save(step, {'ema': tree})
+    files = [path for path in sorted((workdir / 'checkpoints' / '2').rglob('*')) if path.is_file()]
+    return [np.asarray(tree['w']) for tree in trees], files
+
+
+def _invert_a_byte(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+
+DAMAGE = {
+    'changed': _invert_a_byte,
+    'cut': lambda path: os.truncate(path, path.stat().st_size // 2),
+    'gone': lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize('damage', DAMAGE)
+def test_damage_to_any_file_is_noticed_or_harmless(tmp_path, damage):
+    """The newest checkpoint comes back to the bit, or the one before with a line that says why."""
+    (before, newest), files = _two_checkpoints(tmp_path)
+    passed_over, reasons = set(), ''
+    for path in files:
+        original, said = path.read_bytes(), []
+        DAMAGE[damage](path)
+        with contextlib.closing(Checkpoints(tmp_path, warn=said.append)) as checkpoints:
+            restored = checkpoints.restore({'ema': _abstract(_tree(_meshes()['one'], rows=ROWS))})['ema']['w']
+        np.testing.assert_array_equal(restored, before if said else newest, err_msg=str(path))
+        if said:
+            (line,) = said
+            assert re.fullmatch(r'the checkpoint of step 2 in \S+ is damaged \(.+\): trying step 1', line)
+            reasons += line
+            passed_over.add(path.relative_to(tmp_path / 'checkpoints/2').parts[0])
+        path.write_bytes(original)
+    assert passed_over >= {'ema', 'checksums'}
+    # TensorStore stores large arrays as they are: only the checksum tells.
+    assert damage != 'changed' or 'ema is not what was written' in reasons
+
+
+def test_a_trainer_moves_damaged_checkpoints_aside(tmp_path):
+    """The run goes on from the checkpoint before, so it will come to the damaged one's step again."""
+    (before, _), _ = _two_checkpoints(tmp_path)
+    _invert_a_byte(tmp_path / 'checkpoints/2/ema/manifest.ocdbt')
+    said = []
+    with contextlib.closing(Checkpoints(tmp_path, keep=2, warn=said.append)) as checkpoints:
+        restored = checkpoints.restore({'ema': _abstract(_tree(_meshes()['one'], rows=ROWS))})['ema']
+        np.testing.assert_array_equal(restored['w'], before)
+        assert len(said) == 1 and checkpoints.latest_step() == latest_step(tmp_path) == 1
+        assert [path.name for path in (tmp_path / 'damaged').iterdir()] == ['2']
+        checkpoints.save(2, {'ema': restored})
+    np.testing.assert_array_equal(_restore(tmp_path, {'ema': _abstract(restored)})['ema']['w'], before)
+
+
+def test_no_whole_checkpoint_is_an_error_that_moves_nothing(tmp_path):
+    _two_checkpoints(tmp_path)
+    for step in '12':
+        (tmp_path / 'checkpoints' / step / '_CHECKPOINT_METADATA').unlink()
+        shutil.rmtree(tmp_path / 'checkpoints' / step / 'ema')
+    expected = pytest.raises(ConfigError, match=r'no checkpoint in \S+ is whole \(step 2: .*in another --workdir')
+    with contextlib.closing(Checkpoints(tmp_path, 2, lambda _: None)) as checkpoints, expected as caught:
+        checkpoints.restore({'ema': _abstract(_tree(_meshes()['one'], rows=ROWS))})
+    assert '\n' not in str(caught.value) and not (tmp_path / 'damaged').exists()
+
+
+def test_checksums_see_every_change_and_no_mesh():
+    meshes = _meshes()
+    sums = {int(_checksum(_tree(meshes[name]))) for name in meshes}
+    assert len(sums) == 1
+    values = {
+        'half': np.arange(3, dtype=jnp.bfloat16),
+        'flag': np.array([True, False]),
+        'whole': np.arange(6).reshape(2, 3),
+    }
+    for name, value in values.items():
+        for index in np.ndindex(value.shape):
+            changed = {**values, name: value.copy()}
+            changed[name][index] = not value[index] if name == 'flag' else value[index] + 1
+            sums.add(int(_checksum(changed)))
+    sums |= {int(_checksum(values)), int(_checksum({**values, 'whole': values['whole'][::-1]}))}
+    assert len(sums) == 1 + 11 + 2
 
 
 def test_a_reader_touches_nothing(tmp_path):
