@@ -1,0 +1,58 @@
+"""What differs between one host and many: which rows a host feeds, how arrays come to all hosts and back.
+
+Every function but `host_rows` and `padded_rows` must be called by all hosts, in the same order. B rows of a batch.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, Sharding
+
+from magi_jax.parallel.mesh import batch_sharding, replicated
+
+
+def host_rows(mesh: Mesh, count: int) -> np.ndarray:
+    """The rows of a global batch of `count` rows that this host's devices hold, ascending: int [B_local].
+
+    Of several hosts along `sequence` or `tensor`, each holds the same rows; on a torus a host's rows may have gaps.
+    """
+    shards = batch_sharding(mesh).addressable_devices_indices_map((count,)).values()
+    return np.unique(np.concatenate([np.arange(count)[rows] for (rows,) in shards]))
+
+
+def padded_rows(mesh: Mesh, count: int) -> np.ndarray:
+    """0..count-1, then some of them again, until every shard of the batch axes gets the same number: int [B]."""
+    shards = count_shards(mesh)
+    return np.resize(np.arange(count), -(-count // shards) * shards)
+
+
+def count_shards(mesh: Mesh) -> int:
+    """Into how many parts a batch is cut."""
+    return int(np.prod([mesh.shape[axis] for axis in batch_sharding(mesh).spec[0]]))
+
+
+def everywhere(mesh: Mesh, tree: Any) -> Any:
+    """Arrays that every host has alike -> the same, replicated over the devices of all hosts."""
+    return on_devices(replicated(mesh), tree)
+
+
+def on_devices(sharding: Sharding, tree: Any) -> Any:
+    """Whole arrays that every host has alike -> global arrays laid out by `sharding`."""
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x, x.shape), tree)
+
+
+def whole(tree: Any) -> Any:
+    """Global arrays -> NumPy arrays, complete on every host."""
+    return jax.tree.map(lambda x: multihost_utils.process_allgather(x, tiled=True), tree)
+
+
+def word_of_first(fact: bool) -> bool:
+    """What the first process thinks, where hosts may differ for a moment: what a shared folder holds."""
+    return fact if jax.process_count() == 1 else bool(multihost_utils.broadcast_one_to_all(np.bool_(fact)))
+
+
+def wait_for_first(name: str) -> None:
+    """Returns once every process, and so the first with its own work, has come here; `name` must be new."""
+    multihost_utils.sync_global_devices(name)
