@@ -4,6 +4,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from tqdm import tqdm
 from magi_jax.config import Config, ConfigError, from_config_dict
 from magi_jax.data.video_file import VideoError
 
+COMPILED_PROGRAMS = '~/.cache/magi_jax/compilation'
 DISK_FULL = 'the disk is full: free space and run the same command again; the last complete checkpoint is safe'
 # Mistakes that a person can mend, and whose message says how; anything else is a bug and keeps its traceback.
 EXPECTED = (ConfigError, VideoError, OSError, FloatingPointError)
@@ -40,6 +42,7 @@ def run(main: Callable[[], int | None]) -> None:
         logging.set_verbosity(logging.WARNING)
         # Orbax logs the traceback of a failed save, and then raises it.
         logging.get_absl_handler().addFilter(lambda record: not record.exc_info)
+        keep_compiled_programs()
         try:
             return main() or 0
         except Exception as error:
@@ -53,6 +56,12 @@ def run(main: Callable[[], int | None]) -> None:
         app.run(guarded, flags_parser=_parse_flags)
     except ConfigError as error:
         sys.exit(_fail(error))
+
+
+def keep_compiled_programs() -> None:
+    """What was compiled once is read from disk the next time; JAX_COMPILATION_CACHE_DIR names another folder."""
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update('jax_compilation_cache_dir', str(Path(COMPILED_PROGRAMS).expanduser()))
 
 
 def read_config(flag: flags.FlagHolder) -> Config:
