@@ -24,6 +24,7 @@ from magi_jax.checkpoint import CONFIG_FILE, Checkpoints, check_same_experiment,
 from magi_jax.config import Config, ConfigError
 from magi_jax.data.pipeline import eval_batches, train_batches
 from magi_jax.objectives.api import Objective, make_objective
+from magi_jax.parallel.hosts import everywhere, host_rows
 from magi_jax.parallel.mesh import check_batch, make_mesh, put_batch, replicated
 from magi_jax.tokenizers.api import Tokenizer, create_tokenizer
 from magi_jax.tokenizers.folder import load_tokenizer
@@ -36,7 +37,7 @@ from magi_jax.training.step import leaf_names
 PROBE_FOLDER = 'preflight'  # in the work folder, removed at the end
 SMALL_MODEL = 50_000_000  # parameters up to which `--step auto` runs steps
 CLOCK_TOLERANCE = 5.0  # seconds between hosts
-CHECKPOINT_BYTES, CPU_CHECKPOINT_BYTES = 2**28, 2**25
+CHECKPOINT_BYTES, CPU_CHECKPOINT_BYTES = 2**28, 2**24
 SHARED_BYTES = 1024
 TPU_FILES = ('/dev/accel0', '/dev/vfio/0')
 
@@ -140,11 +141,10 @@ def check_devices(facts: Facts) -> str:
     if jax.default_backend() == 'cpu' and any(map(os.path.exists, TPU_FILES)) and 'JAX_PLATFORMS' not in os.environ:
         raise ConfigError('this host has TPU chips but jax runs on the CPU: pip install -e .[tpu] -c requirements.txt')
     config, devices, hosts = facts.config, jax.devices(), jax.process_count()
-    facts.mesh = make_mesh(config.mesh)
-    check_batch(facts.mesh, config.data.batch_size, config.optim.accumulate)
-    if config.data.batch_size % hosts:
-        raise ConfigError(f'data.batch_size = {config.data.batch_size} is not a multiple of the {hosts} processes')
-    axes = ', '.join(f'{name} {size}' for name, size in facts.mesh.shape.items())
+    mesh = make_mesh(config.mesh)
+    check_batch(mesh, config.data.batch_size, config.optim.accumulate)
+    facts.mesh = mesh
+    axes = ', '.join(f'{name} {size}' for name, size in mesh.shape.items())
     return f'{len(devices)} x {devices[0].device_kind} on {hosts} process(es); mesh {axes}'
 
 
@@ -259,9 +259,11 @@ def _size(size: float) -> str:
 
 def check_data(facts: Facts) -> str:
     """Both splits open, and batches come; the rate is of all hosts, once the read-ahead is used up."""
-    data, hosts = facts.config.data, jax.process_count()
+    data = facts.config.data
     next(eval_batches(data, data.eval_split, data.frames, 1, 1))
-    batches = train_batches(data, facts.config.seed, 0, jax.process_index(), hosts)
+    # Without a mesh, which is a failure of its own, this host reads all rows.
+    rows = facts.mesh and host_rows(facts.mesh, data.batch_size)
+    batches = train_batches(data, facts.config.seed, rows=rows)
     try:
         facts.batch = next(batches)
         for _ in range(max(4, data.threads)):
@@ -283,7 +285,7 @@ def check_step(facts: Facts) -> str:
     step = lower_train_step(facts.config, facts.mesh, facts.tokenizer).compile()
     state = facts.factory.init(jax.random.key(facts.config.seed))
     names = leaf_names(state.params)
-    tokenizer, batch = jax.device_put(facts.tokenizer, replicated(facts.mesh)), put_batch(facts.mesh, facts.batch)
+    tokenizer, batch = everywhere(facts.mesh, facts.tokenizer), put_batch(facts.mesh, facts.batch)
     times = []
     for _ in range(4):
         started = time.perf_counter()
