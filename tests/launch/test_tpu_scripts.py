@@ -21,16 +21,15 @@ POD = ['--name', 'pod', '--zone=us-x1-a', '--type', 'v6e-16']
 FAKE_GCLOUD = """#!/usr/bin/env bash
 printf '%s\\n' "$*" >>"$FAKE/calls"
 next() {
-  head -n 1 "$FAKE/$1"
+  answer="$(head -n 1 "$FAKE/$1")"
   if (($(wc -l <"$FAKE/$1") > 1)); then sed -i 1d "$FAKE/$1"; fi
+  if [[ $answer == NOT_FOUND || $answer == UNAVAILABLE ]]; then echo "ERROR: (gcloud) $answer: ..." >&2; exit 1; fi
+  tr ';' '\\n' <<<"$answer"
 }
 case "$*" in
-  *'queued-resources describe'*)
-    answer="$(next states)"
-    if [[ $answer == NOT_FOUND ]]; then echo 'ERROR: (gcloud) NOT_FOUND: no such resource' >&2; exit 1; fi
-    echo "$answer" ;;
+  *'queued-resources describe'*) next states ;;
   *'tpu-vm describe'*) next nodes ;;
-  *'worker.sh status'*) next workers | tr ';' '\\n' ;;
+  *'worker.sh status'*) next workers ;;
   *create*) [[ ! -e $FAKE/create_fails ]] ;;
 esac
 """
@@ -185,9 +184,16 @@ def test_watch_recreates_after_preemption_and_starts_the_same_command(project, f
     assert 'pod: SUSPENDED; asking for it again' in said and 'done: every worker has ended' in said
 
 
-def test_watch_sees_a_preempted_node_of_an_active_resource(project, fake):
-    calls, _ = watch(project, fake, ['ACTIVE', 'NOT_FOUND', 'ACTIVE'], [ALL_DONE], nodes=['PREEMPTED', 'READY'])
+@pytest.mark.parametrize('node', ['PREEMPTED', 'NOT_FOUND'])
+def test_watch_sees_a_lost_node_of_an_active_resource(project, fake, node):
+    calls, _ = watch(project, fake, ['ACTIVE', 'NOT_FOUND', 'ACTIVE'], [ALL_DONE], nodes=[node, 'READY'])
     assert calls == [*RECREATE, 'status']
+
+
+def test_watch_waits_when_the_cloud_or_the_workers_do_not_answer(project, fake):
+    states = ['UNAVAILABLE', 'DELETING', 'ACTIVE']
+    calls, said = watch(project, fake, states, ['UNAVAILABLE', 'worker: running', ALL_DONE])
+    assert calls == ['status'] * 3 and 'pod: UNREACHABLE' in said and 'the workers cannot be reached' in said
 
 
 def test_watch_starts_from_nothing(project, fake):
