@@ -1,4 +1,4 @@
-"""Random access to videos, clips of which are cut lazily: a TFDS dataset or a folder of video files.
+"""Random access to videos, clips of which are cut lazily: a prepared or another TFDS dataset, or a folder of files.
 
 A source has `len(source)`, `source[i] -> Video`, `lengths` int64 [len] (frames of each video, known at opening) and
 `skipped`, the files that cannot be used, each with the reason.
@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -18,10 +19,10 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from magi_jax.config import ConfigError, DataConfig
-from magi_jax.data import video_file
+from magi_jax.data import prepared, stored_video, video_file
 from magi_jax.data.builders import bouncing_objects
 
-CACHE = '~/.cache/magi_jax'
+CACHE = prepared.CACHE
 SUFFIXES = ('.avi', '.gif', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm')
 SPLITS = ('train', 'validation', 'test')
 
@@ -51,8 +52,8 @@ def open_source(data: DataConfig, split: str) -> Source:
     """The videos of one split; every one of them has at least `data.frames` frames.
 
     Args:
-      data: `source` 'video_folder' reads the files under `path`; anything else is a TFDS name under the TFDS folder
-        `path`, of which `bouncing_objects/*` is built on first use.
+      data: `source` 'video_folder' reads the files under `path`; anything else is the name of a dataset under the TFDS
+        folder `path`: one of launch.prepare_data or of TFDS itself; `bouncing_objects/*` is built on first use.
       split: 'train', 'validation', 'test'; for TFDS also slices such as 'train[:10%]'.
 
     Raises:
@@ -60,7 +61,8 @@ def open_source(data: DataConfig, split: str) -> Source:
     """
     if data.source == 'video_folder':
         return FolderSource(data, split)
-    source = TfdsSource(data, split)
+    summary = prepared.read_summary(data.source, data.path)
+    source = PreparedSource(data, split, summary) if summary else TfdsSource(data, split)
     short = np.flatnonzero(source.lengths < data.frames)
     if len(short):
         first = source[short[0]]
@@ -92,13 +94,7 @@ class TfdsSource:
         self._frame = feature.feature if sequence else None
         self._size = data.height, data.width
         decoders = {self._key: _KeepBytes()} if sequence else None
-        try:
-            self._records = builder.as_data_source(split, decoders=decoders)
-        except (ValueError, KeyError) as error:
-            known = ', '.join(builder.info.splits)
-            raise ConfigError(f'{data.source} has no split {split!r}; it has: {known}') from error
-        if not len(self._records):
-            raise ConfigError(f'{data.source} has no videos in split {split!r}')
+        self._records = _open_split(builder, data.source, split, decoders)
         fixed = feature.shape[0]
         frames = (fixed or len(self._records[i][self._key]) for i in range(len(self._records)))
         self.lengths = np.fromiter(frames, np.int64, len(self._records))
@@ -125,6 +121,47 @@ class TfdsSource:
     def _is_label(self, key: str) -> bool:
         feature = self._features[key]
         return isinstance(feature, tfds.features.Tensor) and np.dtype(feature.np_dtype).kind in 'biuf'
+
+
+class PreparedSource:
+    """A split of a dataset of launch.prepare_data; reading a clip decodes from the keyframes before its frames on.
+
+    `summary` is its preparation.json.
+    """
+
+    def __init__(self, data: DataConfig, split: str, summary: dict[str, Any]):
+        folder = prepared.dataset_folder(data.source, data.path)
+        builder = tfds.builder_from_directory(folder)
+        self._records = _open_split(builder, data.source, split)
+        self.lengths = prepared.read_lengths(folder, builder.info, split)
+        mentioned = set(re.findall(r'[A-Za-z]\w*', split))  # 'train[:10%]+test' are two
+        skipped = (skip for skip in prepared.read_skipped(folder) if skip['split'] in mentioned)
+        self.skipped = [(skip['video_id'], f'{skip["reason"]}: {skip["detail"]}') for skip in skipped]
+        self._size = data.height, data.width
+        self._keyframe_interval = summary['settings']['keyframe_interval']
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Video:
+        example = self._records[int(index)]
+        video = prepared.stored_video(example, self._keyframe_interval)
+        types = {'label': np.int32, 'fps': np.float32}
+        labels = {key: np.asarray(example[key], dtype) for key, dtype in types.items() if key in example}
+        name = example['video_id'].decode()
+        return Video(name, len(video), lambda indices: stored_video.read(video, indices, *self._size), labels)
+
+
+def _open_split(
+    builder: tfds.core.DatasetBuilder, name: str, split: str, decoders: dict[str, Any] | None = None
+) -> Sequence[dict[str, Any]]:
+    try:
+        records = builder.as_data_source(split, decoders=decoders)
+    except (ValueError, KeyError) as error:
+        raise ConfigError(f'{name} has no split {split!r}; it has: {", ".join(builder.info.splits)}') from error
+    if not len(records):
+        raise ConfigError(f'{name} has no videos in split {split!r}')
+    return records
 
 
 def _tfds_builder(data: DataConfig) -> tfds.core.DatasetBuilder:
@@ -194,10 +231,10 @@ def _split_names(root: pathlib.Path, split: str) -> list[str]:
     base = root / split if sorted_by_user else root
     paths = (path for path in base.rglob('*') if path.suffix.lower() in SUFFIXES and path.is_file())
     names = sorted(path.relative_to(root).as_posix() for path in paths)
-    return names if sorted_by_user else [name for name in names if _hashed_split(name) == split]
+    return names if sorted_by_user else [name for name in names if hashed_split(name) == split]
 
 
-def _hashed_split(name: str) -> str:
+def hashed_split(name: str) -> str:
     """90 % of all names train, 5 % validation, 5 % test."""
     percent = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) * 100 >> 64
     return 'train' if percent < 90 else 'validation' if percent < 95 else 'test'

@@ -41,7 +41,7 @@ def read_video(
     if (height is None) != (width is None):
         raise ValueError('give both height and width, or neither')
     scaler = VideoReformatter()
-    frames = [_to_array(*item, scaler, height, width) for item in _decode(path, max_frames)]
+    frames = [to_array(*item, scaler, height, width) for item in _decode(path, max_frames)]
     return np.stack(frames)
 
 
@@ -54,7 +54,7 @@ def read_frames(path: str | os.PathLike, indices: Sequence[int], height: int, wi
     wanted = set(map(int, indices))
     scaler = VideoReformatter()
     found = {
-        index: _to_array(*item, scaler, height, width)
+        index: to_array(*item, scaler, height, width)
         for index, item in enumerate(_decode(path, max(wanted) + 1))
         if index in wanted
     }
@@ -74,7 +74,7 @@ def fit(frames: np.ndarray, height: int, width: int) -> np.ndarray:
         return frames
     scaler = VideoReformatter()
     pictures = (av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), 'rgb24') for frame in frames)
-    return np.stack([_to_array(picture, 1.0, scaler, height, width) for picture in pictures])
+    return np.stack([to_array(picture, 1.0, scaler, height, width) for picture in pictures])
 
 
 def write_mp4(path: str | os.PathLike, video: np.ndarray, fps: float) -> None:
@@ -174,10 +174,21 @@ def _decode(path: str | os.PathLike, limit: int | None) -> Iterator[tuple[av.Vid
         raise VideoError(f'{path} has no frames')
 
 
-def _to_array(
+def to_array(
     frame: av.VideoFrame, aspect: float, scaler: VideoReformatter, height: int | None, width: int | None
 ) -> np.ndarray:
-    """One upright RGB frame uint8 [H,W,3]; scales only when the size differs."""
+    """One decoded frame as an upright RGB image.
+
+    Args:
+      frame: as the decoder gave it, its rotation only noted.
+      aspect: width of a pixel over its height.
+      scaler: to be reused for the next frame.
+      height: of the result, with `width`: the frame is scaled to cover this size and cropped at the centre.
+      width: of the result; None for both keeps the frame's size.
+
+    Returns:
+      uint8 [H,W,3].
+    """
     turns = frame.rotation // 90 % 4
     if height is None:
         # threads=1: swscale's own threads cost several times the conversion itself on small frames.

@@ -1,0 +1,169 @@
+"""Shards of a dataset in the making: which videos go where, written whole or not at all, each with a report.
+
+A shard's report appears after the shard. What has a report is never touched again: that is what a run that was killed
+goes on from, and, as nothing depends on which process did what, its end is the same bytes as without the kill.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import tensorflow_datasets as tfds
+from array_record.python import array_record_module
+
+from magi_jax.data import prepared
+from magi_jax.data.preparation.listing import Listing, Row, Skip
+from magi_jax.data.preparation.reencode import Prepared, Settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """A part of a split: one file of the dataset."""
+
+    folder: pathlib.Path
+    name: str  # of the dataset, without its variant
+    split: str
+    number: int
+    count: int  # of shards of the split
+    rows: tuple[Row, ...] = ()
+
+    @property
+    def path(self) -> pathlib.Path:
+        return self.folder / f'{self.name}-{self.split}.array_record-{self.number:05d}-of-{self.count:05d}'
+
+    @property
+    def report(self) -> pathlib.Path:
+        return self.folder / 'reports' / f'{self.split}-{self.number:05d}.json'
+
+    def is_done(self) -> bool:
+        return self.report.is_file()
+
+
+def make_shards(name: str, folder: pathlib.Path, listing: Listing, settings: Settings) -> list[Shard]:
+    """The rows of a listing, divided: a function of the listing and settings alone."""
+    by_split: dict[str, list[Row]] = {}
+    for row in listing.rows:
+        by_split.setdefault(row.split, []).append(row)
+    shards, size = [], settings.videos_per_shard
+    for split, rows in by_split.items():
+        parts = [tuple(rows[start : start + size]) for start in range(0, len(rows), size)]
+        shards += [Shard(folder, name.split('/')[0], split, n, len(parts), part) for n, part in enumerate(parts)]
+    return shards
+
+
+def planned_shards(folder: pathlib.Path, plan: dict[str, Any]) -> list[Shard]:
+    """All shards of a plan, without their rows."""
+    name, size = plan['dataset'].split('/')[0], plan['settings']['videos_per_shard']
+    counts = {split: -(-rows // size) for split, rows in plan['rows'].items()}
+    return [Shard(folder, name, split, n, count) for split, count in counts.items() for n in range(count)]
+
+
+class ShardWriter:
+    """Writes one shard under a temporary name; `commit` gives it its name and its report.
+
+    Use as a context manager: left without `commit`, nothing of it remains.
+    """
+
+    def __init__(self, shard: Shard, plan_digest: str, labels: Sequence[str]):
+        self._shard, self._digest = shard, plan_digest
+        self._numbers = {label: number for number, label in enumerate(labels)}
+        self._features = prepared.make_features(list(labels))
+        self._serializer = tfds.core.example_serializer.ExampleSerializer(self._features.get_serialized_info())
+        self._partial = shard.path.with_name(f'.{shard.path.name}.partial')
+        self._videos: list[dict[str, Any]] = []
+        self._skipped: list[Skip] = []
+
+    def __enter__(self) -> 'ShardWriter':
+        # H.264 does not get smaller by compressing it again; one video a group is what random access wants.
+        self._file = array_record_module.ArrayRecordWriter(str(self._partial), 'group_size:1,uncompressed')
+        return self
+
+    def add(self, row: Row, result: Prepared) -> None:
+        example = {
+            'video': result.video.stream,
+            'packet_sizes': result.video.sizes,
+            'video_id': row.video_id,
+            'num_frames': len(result.video),
+            'fps': result.fps,
+        }
+        if self._numbers:
+            example['label'] = -1 if row.label is None else self._numbers[row.label]
+        self._file.write(self._serializer.serialize_example(self._features.encode_example(example)))
+        self._videos.append(
+            {
+                'id': row.video_id,
+                'num_frames': len(result.video),
+                'fps': result.fps,
+                'bytes': len(result.video.stream),
+            }
+        )
+
+    def skip(self, skip: Skip) -> None:
+        self._skipped.append(skip)
+
+    def commit(self) -> None:
+        """Raises OSError when what was written cannot be read back, as on a full disk."""
+        self._file.close()
+        if count_records(self._partial) != len(self._videos):
+            raise OSError(f'{self._shard.path} was not written whole; is there space on its disk?')
+        report = {
+            'plan': self._digest,
+            'sha256': file_digest(self._partial),
+            'videos': self._videos,
+            'skipped': [dataclasses.asdict(skip) for skip in self._skipped],
+        }
+        with open(self._partial, 'rb') as file:
+            os.fsync(file.fileno())
+        os.replace(self._partial, self._shard.path)
+        write_json(self._shard.report, report)
+
+    def __exit__(self, *_: object) -> None:
+        if self._file.is_open():
+            self._file.close()
+        self._partial.unlink(missing_ok=True)
+
+
+def count_records(path: pathlib.Path) -> int:
+    """Records of an ArrayRecord file; -1 = it cannot be read as one."""
+    try:
+        reader = array_record_module.ArrayRecordReader(str(path))
+        count = reader.num_records()
+        reader.close()
+    except (RuntimeError, ValueError):
+        return -1
+    return count
+
+
+def read_records(path: pathlib.Path) -> Iterator[bytes]:
+    """The serialized examples of an ArrayRecord file, in order."""
+    reader = array_record_module.ArrayRecordReader(str(path))
+    yield from (reader.read([number])[0] for number in range(reader.num_records()))
+    reader.close()
+
+
+def file_digest(path: pathlib.Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal digits."""
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def write_json(path: pathlib.Path, content: Any) -> None:
+    """Writes indented JSON under a temporary name, then renames."""
+    write_text(path, json.dumps(content, indent=1) + '\n')
+
+
+def write_text(path: pathlib.Path, content: str) -> None:
+    """Writes a file whole or not at all: it is on the disk before it gets its name."""
+    partial = path.with_name(f'.{path.name}.partial')
+    try:
+        with open(partial, 'w') as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
