@@ -70,8 +70,11 @@ class Check:
 
 
 def check_versions(facts: Facts) -> str:
-    """Every pinned package is installed in exactly its version."""
+    """Every pinned package is installed in exactly its version, on TPUs also those of jax's own extra."""
     pins = facts.requirements.read_text()
+    if jax.default_backend() == 'tpu':
+        own = importlib.metadata.requires('jax') or []
+        pins += ''.join(f'\n{line.partition(";")[0]}' for line in own if 'extra == "tpu"' in line)
     if wrong := wrong_versions(pins):
         raise ConfigError(
             f'{"; ".join(wrong[:5])}{" ..." if len(wrong) > 5 else ""}: pip install -r {facts.requirements}'

@@ -17,13 +17,15 @@ is_running() {
   [[ -s $STATE/pid ]] && kill -0 -- "-$(<"$STATE/pid")" 2>/dev/null
 }
 
+# Ubuntu 22.04, the image of TPU VMs, has no finished Python >= 3.11 of its own.
 install_python() {
   local name
   for name in python3.12 python3.11; do
     if "$name" -c 'import venv, ensurepip' 2>/dev/null; then return; fi
   done
-  sudo apt-get update -q
-  sudo apt-get install -q -y python3.11-venv
+  python3 -m pip install -q --user uv
+  python3 -m uv python install -q 3.12
+  PATH="$(dirname "$(python3 -m uv python find 3.12)"):$PATH"
 }
 
 # A TPU VM has no shared disk, but every host must see the same work folder.

@@ -128,6 +128,15 @@ def test_versions():
     assert wrong.startswith('numpy is ') and wrong.endswith('pinned ==0.1')
 
 
+def test_versions_of_the_tpu_half_of_jax(facts, monkeypatch):
+    assert run_named(facts, 'versions')['versions'][0] == 'ok'
+    monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
+    lines = ['numpy>=1', 'libtpu==0.0.0.*; extra == "tpu"', 'no-such-package; extra == "cuda"']
+    monkeypatch.setattr(checks.importlib.metadata, 'requires', lambda _: lines)
+    status, text = run_named(facts, 'versions')['versions']
+    assert status == 'FAILED' and text.startswith('libtpu is ') and 'no-such-package' not in text
+
+
 def test_hosts_must_agree():
     host = {'time': 100.0, 'config': 'a', 'requirements': 'b', 'code': 'c'}
     assert checks.host_differences([host, host | {'time': 101.0}]) == []

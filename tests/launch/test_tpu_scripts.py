@@ -251,6 +251,27 @@ def test_worker_keeps_the_command_and_notes_how_it_ended(project, fake, tmp_path
     assert script(project, 'pod.sh', 'exec', *POD, '--', 'printf', '%s|', *ODD) == '|'.join(ODD) + '|'
 
 
+def test_worker_installs_the_pins_and_the_tpu_extra_and_mounts_the_bucket(project, fake, tmp_path):
+    noted = '#!/usr/bin/env bash\necho "${0##*/} $*" >>"$FAKE/calls"\n'
+    for name in ('pip_python', 'gcsfuse'):
+        put_command(fake, name, noted)
+    put_command(fake, 'python3.12', '#!/usr/bin/env bash\nexit "$(cat "$FAKE/has_python")"\n')
+    put_command(fake, 'python3.11', '#!/usr/bin/env bash\nexit 1\n')
+    put_command(fake, 'python3', noted + '[[ $* != *find* ]] || echo /opt/new/python3.12\n')
+    put_command(fake, 'mountpoint', '#!/usr/bin/env bash\nexit 1\n')
+    (project / 'launch/environment.sh').write_text('PYTHON=pip_python\necho "$PATH" >"$FAKE/path"\n')
+    pip = 'pip_python -m pip install -q --disable-pip-version-check --no-input -e .[tpu] -c requirements.txt'
+    (fake / 'has_python').write_text('0')
+    script(project, 'worker.sh', 'install', 'my-bucket')
+    assert (fake / 'calls').read_text().splitlines() == [pip, f'gcsfuse --implicit-dirs my-bucket {tmp_path}/bucket']
+    (fake / 'calls').unlink()
+    (fake / 'has_python').write_text('1')
+    script(project, 'worker.sh', 'install')
+    *python, last = (fake / 'calls').read_text().splitlines()
+    assert python[:2] == ['python3 -m pip install -q --user uv', 'python3 -m uv python install -q 3.12'] and last == pip
+    assert (fake / 'path').read_text().startswith('/opt/new:')
+
+
 def wait_for(condition):
     deadline = time.monotonic() + 30
     while not condition():
