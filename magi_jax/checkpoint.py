@@ -101,6 +101,14 @@ class Checkpoints:
         if self._manager is not None:
             self._manager.close()
 
+    def __enter__(self) -> 'Checkpoints':
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # When another host is lost, the save in progress never ends.
+        if jax.process_count() == 1 or kind is None or issubclass(kind, FloatingPointError):
+            self.close()
+
     def _next_step(self, before: int | None) -> int | None:
         """The newest step, or the newest below `before`, as the first process sees the folder."""
         steps = [step for step in _steps(self._folder) if before is None or step < before]

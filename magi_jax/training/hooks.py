@@ -8,10 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from magi_jax.config import Config
-from magi_jax.data.pipeline import eval_batches, train_batches
+from magi_jax.data.pipeline import EvalClips, train_batches
 from magi_jax.objectives.api import clip_shape
+from magi_jax.parallel.hosts import host_rows, on_devices, padded_rows, whole
+from magi_jax.parallel.mesh import batch_sharding
 from magi_jax.sampling.video import VideoSampler, sample_clips
 from magi_jax.tokenizers.api import Tokenizer
 from magi_jax.tokenizers.folder import save_tokenizer
@@ -22,13 +25,31 @@ STATISTICS_BATCHES = 64
 PREVIEW_CLIPS = 4
 
 
-def validation_batches(config: Config) -> list[dict[str, np.ndarray]]:
-    """The fixed batches [B, T, H, W, 3] that validation runs on at every call; a part batch at the end is left out."""
-    size = config.data.batch_size
-    count = config.train.eval_batches * size
-    batches = eval_batches(config.data, config.data.eval_split, config.data.frames, count, size)
-    batches = [{name: batch[name] for name in ('video', 'interval', 'example')} for batch in batches]
-    return [batch for batch in batches if len(batch['example']) == size] or batches[:1]
+@dataclasses.dataclass(frozen=True)
+class Validation:
+    """The fixed clips of every validation and preview.
+
+    Attributes:
+      batches: this host's rows of the batches [B, T, H, W, 3]; a part batch at the end is left out.
+      preview: the clips that previews show, the same on all hosts.
+    """
+
+    batches: list[dict[str, np.ndarray]]
+    preview: dict[str, np.ndarray]
+
+
+def read_validation(config: Config, mesh: Mesh) -> Validation:
+    """Reads the first clips of the validation split; of fewer than a batch, some twice if the devices need them."""
+    clips, size = EvalClips(config.data, config.data.eval_split, config.data.frames), config.data.batch_size
+    count = min(config.train.eval_batches, len(clips) // size)
+    batches = np.arange(count * size).reshape(count, size) if count else [padded_rows(mesh, len(clips))]
+    shares = [batch[host_rows(mesh, len(batch))] for batch in batches]
+    shown = range(min(PREVIEW_CLIPS, len(clips)))
+    return Validation([_unlabelled(clips.read(share)) for share in shares], _unlabelled(clips.read(shown)))
+
+
+def _unlabelled(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: batch[name] for name in ('video', 'interval', 'example')}
 
 
 def mean_metrics(metrics: list[dict[str, jax.Array]], prefix: str) -> dict[str, float]:
@@ -38,37 +59,47 @@ def mean_metrics(metrics: list[dict[str, jax.Array]], prefix: str) -> dict[str, 
 
 
 def preview(
-    config: Config, params: Any, tokenizer: Tokenizer | None, video: np.ndarray, interval: np.ndarray
+    config: Config, mesh: Mesh, params: Any, tokenizer: Tokenizer | None, clips: dict[str, np.ndarray]
 ) -> np.ndarray:
-    """Real clips above the model's version of them: uint8 [T, 2H, B*W, 3].
+    """Real clips above the model's version of them: uint8 [T, 2H, B*W, 3], complete on every host.
 
     Reconstructions for an autoencoder; for a generator, continuations of each clip's first frame.
 
     Args:
       config: of the run.
-      params: EMA parameters.
+      mesh: of the run; all its hosts make the clips together.
+      params: EMA parameters, as they lie on the mesh.
       tokenizer: of a generator.
-      video: uint8 [B, T, H, W, 3].
-      interval: int32 [B].
+      clips: video uint8 [B, T, H, W, 3] and interval int32 [B].
     """
+    real = clips['video']
+    rows = padded_rows(mesh, len(real))
+    video, interval = real[rows], clips['interval'][rows]
     if config.objective == 'autoencoder':
-        made = _reconstruct(trained_tokenizer(config, params), video)
+        made = _reconstruct(trained_tokenizer(config, params), on_devices(batch_sharding(mesh), video))
     else:
         sampler = VideoSampler(config, clip_shape(config, tokenizer))
-        made = sample_clips(sampler, params, tokenizer, video[:, :1], video.shape[1], interval, seed=config.seed)
-    both = np.concatenate([video, np.asarray(made)], axis=2)
+        first, frames, sharding = video[:, :1], video.shape[1], batch_sharding(mesh)
+        made = sample_clips(sampler, params, tokenizer, first, frames, interval, config.seed, sharding=sharding)
+    both = np.concatenate([real, whole(made)[: len(real)]], axis=2)
     return np.concatenate(list(both), axis=2)
 
 
 def trained_tokenizer(config: Config, params: Any) -> Tokenizer:
     """The autoencoder being trained, with latent statistics 0, 1."""
     channels = config.tokenizer.channels
-    return Tokenizer(params, jnp.zeros(channels), jnp.ones(channels), dataclasses.replace(config.tokenizer, path=''))
+    zeros, ones = np.zeros(channels, np.float32), np.ones(channels, np.float32)
+    return Tokenizer(params, zeros, ones, dataclasses.replace(config.tokenizer, path=''))
 
 
-def export_tokenizer(config: Config, params: Any, folder: Path) -> Tokenizer:
-    """Measures the latent statistics of a finished autoencoder on training clips and writes its folder."""
-    tokenizer = trained_tokenizer(config, jax.device_get(params))
+def export_tokenizer(config: Config, params: Any, folder: Path) -> None:
+    """Measures the latent statistics of a finished autoencoder on training clips and writes its folder.
+
+    All hosts call it; the first does the work, a matter of seconds.
+    """
+    tokenizer = trained_tokenizer(config, whole(params))
+    if jax.process_index() > 0:
+        return
     batches = train_batches(config.data, config.seed)
     videos = (batch['video'] for batch in itertools.islice(batches, STATISTICS_BATCHES))
     mean, std = measure_statistics(tokenizer, videos)
@@ -81,7 +112,6 @@ def export_tokenizer(config: Config, params: Any, folder: Path) -> Tokenizer:
         'seed': config.seed,
     }
     save_tokenizer(tokenizer, folder, provenance)
-    return tokenizer
 
 
 @jax.jit

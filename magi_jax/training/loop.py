@@ -1,10 +1,11 @@
-"""The training loop, read top-down: config and work folder in, checkpoints, metrics and preview videos out."""
+"""The training loop, read top-down: config and work folder in, checkpoints, metrics and preview videos out.
+
+Every host runs it and calls the same collectives in the same order; `Console` and `MetricWriter` speak for the first.
+"""
 
 import contextlib
 import dataclasses
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from magi_jax.checkpoint import Checkpoints, latest_step, save_config
 from magi_jax.config import Config, ConfigError
 from magi_jax.data.pipeline import train_batches
 from magi_jax.objectives.api import make_objective
+from magi_jax.parallel import hosts
 from magi_jax.parallel.mesh import check_batch, make_mesh, put_batch
 from magi_jax.tokenizers.api import Tokenizer, create_tokenizer, fingerprint
 from magi_jax.tokenizers.folder import load_tokenizer
@@ -28,6 +30,7 @@ from magi_jax.training.metrics import MetricWriter
 from magi_jax.training.optim import make_optimizer
 from magi_jax.training.state import StateFactory, TrainState
 from magi_jax.training.step import EvalStep, TrainStep, leaf_names, make_eval_step
+from magi_jax.training.stop import StopSignals
 
 TOKENIZER_FOLDER = 'tokenizer'
 INIT = 2  # purpose of randomness, beside those of training/step.py
@@ -58,7 +61,7 @@ class Run:
     checkpoints: Checkpoints
     state: TrainState
     batches: Iterator[dict[str, np.ndarray]]
-    validation: list[dict[str, np.ndarray]]
+    validation: hooks.Validation
     train_step: TrainStep
     eval_step: EvalStep
     console: Console
@@ -68,20 +71,20 @@ def train(config: Config, workdir: str, console: Console) -> bool:
     """Trains until `config.train.steps`, going on from the newest checkpoint of `workdir` if there is one.
 
     Returns:
-      True when the run is complete; False when SIGTERM or SIGINT stopped it after a checkpoint.
+      True when the run is complete; False when SIGTERM or SIGINT to any host stopped it after a checkpoint.
 
     Raises:
       ConfigError: the config does not fit the devices, the data, the tokenizer or the work folder.
       NonFiniteError: training diverged; the last checkpoint is from before.
     """
     save_config(workdir, config)
-    if _is_complete(config, Path(workdir)):
+    if hosts.word_of_first(_is_complete(config, Path(workdir))):
         console.line(f'{workdir} is complete: {config.train.steps} steps')
         return True
     run = prepare(config, Path(workdir), console)
     writer = MetricWriter(workdir, resume_step=int(run.state.step))
     closing = contextlib.closing
-    with closing(run.checkpoints), closing(writer), closing(run.batches), _StopSignals() as stop:
+    with run.checkpoints, closing(writer), closing(run.batches), StopSignals(run.mesh) as stop:
         _run_steps(run, writer, stop)
     complete = int(run.state.step) >= config.train.steps
     if complete and config.objective == 'autoencoder':
@@ -103,7 +106,7 @@ def prepare(config: Config, workdir: Path, console: Console) -> Run:
     objective = make_objective(config, tokenizer)
     optimizer = make_optimizer(config.optim, config.train.steps)
     factory = StateFactory(objective, optimizer, mesh)
-    checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
+    checkpoints = Checkpoints(workdir, config.train.keep_checkpoints, console.line)
     if checkpoints.latest_step() is None:
         state = factory.init(jax.random.fold_in(jax.random.key(config.seed), INIT))
     else:
@@ -111,10 +114,12 @@ def prepare(config: Config, workdir: Path, console: Console) -> Run:
         console.line(f'going on from the checkpoint of step {int(state.step)} in {workdir}')
     console.line(parameter_overview.get_parameter_overview(state.params, include_stats=False))
     # Opened before the long compilation: a mistake in the data shows at once.
-    batches = train_batches(config.data, config.seed, int(state.step), jax.process_index(), jax.process_count())
-    validation = hooks.validation_batches(config)
+    rows = hosts.host_rows(mesh, config.data.batch_size)
+    batches = train_batches(config.data, config.seed, int(state.step), rows)
+    validation = hooks.read_validation(config, mesh)
     eval_step = jax.jit(make_eval_step(objective, config))
     train_step = _compile(tokenizer, config, mesh, console)
+    tokenizer = hosts.everywhere(mesh, tokenizer)
     return Run(
         config, workdir, mesh, tokenizer, checkpoints, state, batches, validation, train_step, eval_step, console
     )
@@ -127,14 +132,15 @@ def _frozen_tokenizer(config: Config, workdir: Path) -> Tokenizer | None:
     if config.tokenizer.kind == 'identity':
         return create_tokenizer(config.tokenizer, jax.random.key(0), config.data.height, config.data.width)
     kept = workdir / TOKENIZER_FOLDER
-    if not kept.exists():
-        if not config.tokenizer.path:
-            raise ConfigError('tokenizer.path must name the tokenizer folder of a finished autoencoder run')
+    if not (kept.exists() or config.tokenizer.path):
+        raise ConfigError('tokenizer.path must name the tokenizer folder of a finished autoencoder run')
+    if jax.process_index() == 0 and not kept.exists():
         load_tokenizer(config.tokenizer.path)
         draft = kept.with_name(f'.{TOKENIZER_FOLDER}.draft')
         shutil.rmtree(draft, ignore_errors=True)
         shutil.copytree(config.tokenizer.path, draft)
         draft.rename(kept)
+    hosts.wait_for_first(TOKENIZER_FOLDER)
     tokenizer, path = load_tokenizer(kept), config.tokenizer.path
     if path and Path(path).exists() and fingerprint(load_tokenizer(path)) != fingerprint(tokenizer):
         raise ConfigError(f'{workdir} was started with another tokenizer than {path}; use another --workdir')
@@ -157,13 +163,13 @@ def _compile(tokenizer: Tokenizer | None, config: Config, mesh: Mesh, console: C
     return compiled
 
 
-def _run_steps(run: Run, writer: MetricWriter, stop: '_StopSignals') -> None:
+def _run_steps(run: Run, writer: MetricWriter, stop: StopSignals) -> None:
     """The steps themselves, with logging, validation, previews and checkpoints on their schedules."""
     schedule, names = run.config.train, leaf_names(run.state.params)
     step, pending, metrics = int(run.state.step), [], None
     saved = step if step else None
     bar = run.console.progress(step, schedule.steps)
-    while step < schedule.steps and not stop.asked:
+    while step < schedule.steps and not stop.asked():
         previous = metrics
         run.state, metrics = run.train_step(run.state, run.tokenizer, put_batch(run.mesh, next(run.batches)))
         step += 1
@@ -178,9 +184,8 @@ def _run_steps(run: Run, writer: MetricWriter, stop: '_StopSignals') -> None:
             bar.set_postfix(loss=f'{values["train/loss"]:.4f}')
         bar.update(1)
         if step % schedule.eval_every == 0 or step == schedule.steps:
-            results = [
-                run.eval_step(run.state.ema, run.tokenizer, put_batch(run.mesh, batch)) for batch in run.validation
-            ]
+            batches = (put_batch(run.mesh, batch) for batch in run.validation.batches)
+            results = [run.eval_step(run.state.ema, run.tokenizer, batch) for batch in batches]
             writer.scalars(step, hooks.mean_metrics(results, 'validation/'))
         if step % schedule.sample_every == 0:
             _write_preview(run, writer, step)
@@ -206,28 +211,5 @@ def _check_finite(metrics: dict[str, jax.Array], step: int, names: list[str]) ->
 
 
 def _write_preview(run: Run, writer: MetricWriter, step: int) -> None:
-    batch, clips = run.validation[0], hooks.PREVIEW_CLIPS
-    params = jax.device_get(run.state.ema)
-    video = hooks.preview(run.config, params, run.tokenizer, batch['video'][:clips], batch['interval'][:clips])
+    video = hooks.preview(run.config, run.mesh, run.state.ema, run.tokenizer, run.validation.preview)
     writer.video(step, 'preview', video, fps=8)
-
-
-class _StopSignals:
-    """SIGTERM and SIGINT set `asked` instead of ending the process, so that the loop can save first."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __enter__(self) -> '_StopSignals':
-        self._before = {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._ask)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, *_: object) -> None:
-        self.asked = True
