@@ -6,26 +6,23 @@ Needs libtpu: pip install -e .[tpu] -c requirements.txt. Exit status 2 if the pr
 """
 
 import dataclasses
-import importlib.util
 import json
-import os
 import time
-import typing
 from pathlib import Path
 from typing import Any
 
 import jax
 from absl import flags
-from jax.experimental import topologies
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
 from launch import console
-from magi_jax.config import Config, ConfigError, TrainConfig
+from launch.fit import lines, topology_devices, ways_out
+from magi_jax.config import Config
 from magi_jax.models.flops import frame_flops, train_flops
 from magi_jax.objectives.api import clip_shape, make_objective
 from magi_jax.parallel.chips import Chip, parse_topology
-from magi_jax.parallel.footprint import bytes_per_device, hbm_asked_for, read_program, smallest_slice
+from magi_jax.parallel.footprint import bytes_per_device, hbm_asked_for, read_program
 from magi_jax.parallel.mesh import make_mesh
 from magi_jax.sampling.video import VideoSampler
 from magi_jax.training.lowering import abstract_tokenizer, encoder_flops, lower_next_frame, lower_train_step
@@ -40,13 +37,6 @@ FRAMES = flags.DEFINE_integer('frames', 16, 'of --target sample: length of the v
 JSON = flags.DEFINE_string('json', None, 'also writes the report to this file')
 
 DOES_NOT_FIT = 2
-# libtpu looks for a TPU and for the machine's place in a slice, and locks itself; there is nothing to find here.
-ENVIRONMENT = {
-    'TPU_SKIP_MDS_QUERY': '1',
-    'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
-    'TPU_ACCELERATOR_TYPE': 'v5litepod-1',
-    'TPU_WORKER_HOSTNAMES': 'localhost',
-}
 
 
 def main() -> int:
@@ -65,26 +55,6 @@ def main() -> int:
     if JSON.value:
         Path(JSON.value).write_text(json.dumps(report, indent=2) + '\n')
     return 0 if report['fits'] else DOES_NOT_FIT
-
-
-def topology_devices(topology: str) -> list[jax.Device]:
-    """Descriptions of the chips of a slice, which no one has to own.
-
-    Raises:
-      ConfigError: libtpu is not installed, or knows no such slice.
-    """
-    if importlib.util.find_spec('libtpu') is None:
-        raise ConfigError('launch.compile needs the TPU compiler: pip install -e .[tpu] -c requirements.txt')
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    jax.config.update('jax_platforms', 'cpu')
-    jax.config.update('jax_enable_compilation_cache', False)  # a program for chips that are not here is not read back
-    options = {'chip_config_name': 'megacore'} if topology.startswith('v4') else {}  # one device a chip, as on v5p
-    try:
-        description = topologies.get_topology_desc(platform='tpu', topology_name=topology, **options)
-    except jax.errors.JaxRuntimeError as error:
-        raise ConfigError(f'libtpu knows no slice {topology}: {str(error).splitlines()[0]}') from error
-    return list(description.devices)
 
 
 def compile_and_measure(config: Config, mesh: Mesh, chip: Chip, clips: int) -> dict[str, Any]:
@@ -124,73 +94,6 @@ def analytic_flops(config: Config, clips: float) -> dict[str, float]:
         slots = VideoSampler(config, shape).window_size(FRAMES.value)
         flops = frame_flops(config.model, config.sampler, shape, slots)
     return {name: clips * count for name, count in flops.items()}
-
-
-def ways_out(config: Config, chip: Chip, report: dict[str, Any]) -> list[str]:
-    """What to change when a program does not fit."""
-    found, policies = [], typing.get_args(typing.get_type_hints(TrainConfig)['remat'])
-    stronger = policies[policies.index(config.train.remat) + 1 :]
-    if report['target'] == 'train' and stronger:
-        found.append(f'--config.train.remat={stronger[0]}: recomputes more, keeps less')
-    if report['hbm_needed'] is not None:
-        larger = smallest_slice(chip, report['chips'], report['hbm_needed'])
-        found.append(
-            f'--topology {larger}: by arithmetic, if everything is divided over its chips'
-            if larger
-            else f'no slice of {chip.name} is large enough, by arithmetic: fewer clips at once, or other chips'
-        )
-    return found
-
-
-def lines(report: dict[str, Any]) -> list[str]:
-    """The report as a person reads it."""
-    mesh = ' x '.join(f'{axis} {size}' for axis, size in report['mesh'].items())
-    clips = f'{report["clips"]} clips, remat {report["remat"]}'
-    text = [f'{report["target"]} on {report["topology"]}: mesh {mesh}, {clips}']
-    needed = 'an unknown amount' if report['hbm_needed'] is None else size(report['hbm_needed'])
-    verdict = 'fits' if report['fits'] else 'DOES NOT FIT'
-    text.append(f'{verdict}: {needed} of {size(report["hbm_available"])} HBM a chip')
-    if 'state' in report:
-        text.append(f'  state        {sizes(report["state"])}, part of the arguments')
-    if 'memory' in report:
-        text += measured_lines(report)
-    else:
-        text.append(f'  the compiler: {report["compiler"]}')
-    return text + [f'  way out      {way}' for way in report.get('ways_out', [])]
-
-
-def measured_lines(report: dict[str, Any]) -> list[str]:
-    """The part of the report that only a program that was compiled has."""
-    text = [f'  HBM          {sizes(report["memory"])}']
-    analytic = sum(report['analytic_flops'].values())
-    shares = ', '.join(f'{name} {count / analytic:.1%}' for name, count in report['analytic_flops'].items())
-    ratio = f' = {report["flops"] / analytic:.3f} x {analytic:.4g} of the model itself ({shares})' if analytic else ''
-    text.append(f'  FLOPs        {report["flops"]:.4g} compiled a chip{ratio}')
-    for kind, cost in report['collectives'].items():
-        text.append(f'  {kind:<12} {cost["count"]} times, {size(cost["bytes"])} sent by a chip')
-    seconds = report['seconds']
-    bound = max(seconds[name] for name in ('compute', 'hbm', 'ici'))
-    moved = report['move_cycles'] / max(1, report['cycles'])
-    text += [
-        '  time         an ESTIMATE, nothing was measured:',
-        f'    at peak rates at least {bound:.3g} s: the largest of compute {seconds["compute"]:.3g} s,'
-        f' HBM {seconds["hbm"]:.3g} s, ICI {seconds["ici"]:.3g} s',
-        f'    the cycles that the compiler expects, without collectives: {seconds["cycles"]:.3g} s,'
-        f' {moved:.0%} of it copies and slices',
-    ]
-    if report['unknown_loops']:
-        text.append(f'  counted once {", ".join(report["unknown_loops"])}: loops of unknown length')
-    return [*text, f'  compiled in  {report["compile_seconds"]:.0f} s']
-
-
-def sizes(kinds: dict[str, float]) -> str:
-    """'arguments 1.20 GiB, output ...'."""
-    return ', '.join(f'{kind} {size(count)}' for kind, count in kinds.items())
-
-
-def size(count: float) -> str:
-    """Bytes in GiB, or MiB where that is clearer."""
-    return f'{count / 2**30:.2f} GiB' if count >= 2**29 else f'{count / 2**20:.3g} MiB'
 
 
 if __name__ == '__main__':
