@@ -9,7 +9,7 @@ import jax
 from jax.experimental import topologies
 
 from magi_jax.config import Config, ConfigError, TrainConfig
-from magi_jax.parallel.chips import Chip
+from magi_jax.parallel.chips import Chip, parse_topology
 from magi_jax.parallel.footprint import smallest_slice
 
 # libtpu looks for a TPU and for the machine's place in a slice, and locks itself; there is nothing to find here.
@@ -34,6 +34,8 @@ def topology_devices(topology: str) -> list[jax.Device]:
     jax.config.update('jax_platforms', 'cpu')
     jax.config.update('jax_enable_compilation_cache', False)  # a program for chips that are not here is not read back
     options = {'chip_config_name': 'megacore'} if topology.startswith('v4') else {}  # one device a chip, as on v5p
+    if parse_topology(topology)[1] == 1:
+        options['chips_per_host_bounds'] = (1, 1, 1)  # hosts have four otherwise
     try:
         description = topologies.get_topology_desc(platform='tpu', topology_name=topology, **options)
     except jax.errors.JaxRuntimeError as error:

@@ -6,6 +6,20 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 cd "$ROOT"
 
+# The TPU compiler that belongs to this jax, for the tests of launch.compile. In a folder of its own: where jax finds it
+# without a TPU, every command begins with warnings. Without it (no network, no disk) those tests are skipped.
+compiler="$ROOT/.venv/tpu_compiler"
+if [[ ! -e $compiler/installed ]]; then
+  version="$("$PYTHON" -c 'import importlib.metadata as m; print(*(r.split(";")[0] for r in m.requires("jax") if "libtpu" in r))')"
+  if run_quietly "Installing the TPU compiler for the tests (about 700 MB) ..." \
+    "$PYTHON" -m pip install --disable-pip-version-check --no-input --no-deps --target "$compiler" --upgrade "$version"; then
+    touch "$compiler/installed"
+  else
+    echo "continuing without it" >&2
+  fi
+fi
+export PYTHONPATH="$compiler${PYTHONPATH:+:$PYTHONPATH}"
+
 lint=0
 "$PYTHON" -m ruff check --output-format concise . || lint=$?
 "$PYTHON" -m pytest "$@"
