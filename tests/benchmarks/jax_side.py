@@ -1,0 +1,232 @@
+"""The JAX side of the comparison with PyTorch, on a tiny model: what it computes, and the random numbers it does it
+with, drawn here once more from the same keys so that the other side can be given them. Needs no torch.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from magi_jax.config import (
+    Config,
+    DataConfig,
+    HeadConfig,
+    MaskingConfig,
+    ModelConfig,
+    OptimConfig,
+    SamplerConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
+from magi_jax.masking.tokens import draw_masks, reveal_counts
+from magi_jax.objectives.api import clip_shape
+from magi_jax.objectives.masked_diffusion import MaskedDiffusion
+from magi_jax.sampling.video import CONTEXT_NOISE, VideoSampler
+from magi_jax.tokenizers.api import create_tokenizer
+from magi_jax.tokenizers.patches import patchify
+from magi_jax.tokenizers.pixels import to_float
+from magi_jax.training.optim import make_optimizer
+from magi_jax.training.state import TrainState
+from magi_jax.training.step import TRAIN, make_train_step
+from tests.random_params import random_params
+
+QUICK = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}  # a third of the compile time
+CLIPS, STEPS = 3, 20
+BASE = Config(
+    data=DataConfig(frames=4, height=4, width=6, batch_size=CLIPS, max_interval=7),
+    tokenizer=TokenizerConfig(kind='identity', channels=12, downsample=2),
+    model=ModelConfig(
+        width=16, blocks=2, heads=2, mlp_width=24, patch=1, dropout=0.0, head=HeadConfig(width=8, blocks=2, repeats=2)
+    ),
+    masking=MaskingConfig(ratio_min=0.3, ratio_max=0.9),
+    # eps: gradients that are zero but for rounding (of the keys' biases) would else be blown up to full steps, in a
+    # direction that is each framework's own.
+    optim=OptimConfig(
+        learning_rate=1e-2, warmup_steps=3, schedule='cosine', decay_fraction=0.5, eps=1e-3, weight_decay=0.1,
+        clip_norm=2.0, ema_decay=0.9, ema_warmup=True, accumulate=CLIPS,
+    ),
+    train=TrainConfig(steps=STEPS, compute_dtype='float32'),
+    sampler=SamplerConfig(mask_steps=4, denoise_steps=5, x0_clip=2.5, keep_frames=2, start=700, temperature=0.9),
+)  # fmt: skip
+
+
+def variant(model=None, head=None, masking=None, optim=None, train=None, sampler=None) -> Config:
+    """`BASE` with other fields in its groups."""
+    groups = {'masking': masking, 'optim': optim, 'train': train, 'sampler': sampler}
+    changed = {name: dataclasses.replace(getattr(BASE, name), **fields) for name, fields in groups.items() if fields}
+    head = dataclasses.replace(BASE.model.head, **(head or {}))
+    return dataclasses.replace(BASE, model=dataclasses.replace(BASE.model, head=head, **(model or {})), **changed)
+
+
+VARIANTS = {
+    'base': BASE,
+    'other CTF': variant(
+        model={
+            'mlp_layers': 'temporal', 'frame_table': 'full', 'shared_projection': False, 'embed_at': 'every_block',
+            'noise_embedding': 'concat_token', 'input_norm': False,
+        },
+        head={'readout': True, 'position_table': 'per_frame', 'prediction': 'clean', 'bound_weight': 0.5},
+        masking={'draw_per': 'clip', 'noise_per': 'frame', 'noise_visible': True, 'first_frame_loss': False},
+        train={'remat': 'block'},
+        sampler={
+            'context_noise': True, 'context_level': 2, 'mask_steps': 9, 'x0_clip': float('inf'), 'start': 900,
+            'opening_temperature': 0.5,
+        },
+    ),
+    'MTF': variant(
+        model={'teacher_forcing': 'masked', 'frame_table': 'frame', 'noise_embedding': 'add'},
+        head={'prediction': 'velocity'},
+        masking={'draw_per': 'batch', 'noise_masked_teacher': False},
+        sampler={'long_video': 'interpolate'},
+    ),
+}  # fmt: skip
+SAMPLES = {'base': (0, 4), 'other CTF': (3, 6), 'MTF': (6, 7)}  # context frames, frames; the trained length is 4
+
+
+@functools.cache
+def tokenizer():
+    made = create_tokenizer(BASE.tokenizer, jax.random.key(0), BASE.data.height, BASE.data.width)
+    return made.replace(latent_mean=made.latent_mean + 0.1, latent_std=made.latent_std * 0.6)
+
+
+def objective(config: Config) -> MaskedDiffusion:
+    return MaskedDiffusion(config, clip_shape(config, tokenizer()))
+
+
+@functools.cache
+def params(config: Config) -> dict:
+    return random_params(objective(config).init, scale=0.2)
+
+
+def batch(step: int = 0) -> dict[str, np.ndarray]:
+    """Pixels, intervals and example numbers of a step."""
+    rng, data = np.random.default_rng(step), BASE.data
+    return {
+        'video': rng.integers(0, 256, (CLIPS, data.frames, data.height, data.width, 3), np.uint8),
+        'interval': rng.integers(1, data.max_interval + 1, CLIPS, np.int32),
+        'example': np.arange(CLIPS, dtype=np.int32) + CLIPS * step,
+    }
+
+
+def clean_tokens(step: int = 0) -> jax.Array:
+    """float32 [B, T, N, C] of `batch(step)`."""
+    return patchify(tokenizer().encode(to_float(batch(step)['video']), None), BASE.model.patch)
+
+
+def step_key(config: Config, step: int) -> jax.Array:
+    """The key that the train step gives to the objective."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), TRAIN), step)
+
+
+@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+def _loss_and_gradients(config, params, batch, key):
+    run = jax.value_and_grad(objective(config).loss, has_aux=True)
+    (_, metrics), gradients = run(params, tokenizer(), batch, key, False)
+    return metrics, gradients
+
+
+@functools.cache
+def loss_and_gradients(config: Config) -> tuple[dict, dict]:
+    """Metrics and gradients of the first step's batch."""
+    return jax.device_get(_loss_and_gradients(config, params(config), batch(), step_key(config, 0)))
+
+
+def training_draws(config: Config, step: int = 0) -> dict[str, np.ndarray]:
+    """What `MaskedDiffusion.loss` draws for `batch(step)`, under the names of `TrainingDraws`."""
+    return jax.device_get(_training_draws(config, step_key(config, step), batch(step)['example']))
+
+
+@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+def _training_draws(config, key, example):
+    shape, masking, head = clip_shape(config, tokenizer()), config.masking, config.model.head
+    key, example_key = jax.random.split(key)
+    mask_key, _ = jax.random.split(key)
+    clip_keys = jax.vmap(jax.random.fold_in, (None, 0))(example_key, example)
+    _, corruption, diffusion = jax.vmap(lambda k: jax.random.split(k, 3), out_axes=1)(clip_keys)
+    masks, levels, noises = jax.vmap(lambda k: jax.random.split(k, 3), out_axes=1)(corruption)
+    timesteps, diffusion_noises = jax.vmap(lambda k: jax.random.split(k), out_axes=1)(diffusion)
+    frames, tokens, width = shape.frames, shape.tokens, shape.token_width
+    rows = 1 if masking.noise_per == 'clip' else frames
+    level = jax.vmap(lambda k: jax.random.randint(k, (rows,), 0, shape.noise_levels))(levels)
+    drawn = (head.repeats, frames, tokens)
+    return {
+        'mask': draw_masks(mask_key, masks, frames, tokens, masking),
+        'level': jnp.broadcast_to(level, (len(level), frames)),
+        'noise': jax.vmap(lambda k: jax.random.normal(k, (frames, tokens, width)))(noises),
+        'timestep': jax.vmap(lambda k: jax.random.randint(k, drawn, 0, head.timesteps))(timesteps),
+        'diffusion_noise': jax.vmap(lambda k: jax.random.normal(k, (*drawn, width)))(diffusion_noises),
+    }
+
+
+def apply(config: Config, network: str, *args) -> jax.Array:
+    """`trunk` or `head` of the objective, with `params(config)`, on the given arguments."""
+    return _apply(config, network, params(config)[network], *args)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), compiler_options=QUICK)
+def _apply(config, network, params, *args):
+    return getattr(objective(config), network).apply({'params': params}, *args)
+
+
+@functools.cache
+def train(config: Config) -> tuple[dict, dict, list[dict]]:
+    """Parameters and their average after `STEPS` steps from `params(config)`, and each step's metrics."""
+    optimizer, weights = make_optimizer(config.optim, config.train.steps), params(config)
+    step = jax.jit(make_train_step(objective(config), optimizer, config), compiler_options=QUICK)
+    state, history = TrainState(jnp.int32(0), weights, optimizer.init(weights), weights), []
+    for number in range(STEPS):
+        state, metrics = step(state, tokenizer(), batch(number))
+        history.append(jax.device_get(metrics))
+    return *jax.device_get((state.params, state.ema)), history
+
+
+def clip_keys() -> jax.Array:
+    return jax.random.split(jax.random.key(11), CLIPS)
+
+
+@functools.cache
+def sample(config: Config, context: int, frames: int) -> np.ndarray:
+    """New frames [B, frames - context, N, C] behind `context_tokens(context)`."""
+    sampler, weights = VideoSampler(config, clip_shape(config, tokenizer())), params(config)
+    state = sampler.start(weights, context_tokens(context), frames, jnp.asarray(batch()['interval']), clip_keys())
+    return np.stack(list(sampler.frames(weights, state, frames - context)), axis=1)
+
+
+def context_tokens(frames: int) -> jax.Array:
+    """float32 [B, c, N, C], c <= 8."""
+    return jnp.concatenate([clean_tokens(0), clean_tokens(1)], axis=1)[:, :frames]
+
+
+class VideoDraws:
+    """What the JAX sampler draws for a video, as arrays, under the names of `torch_sampling.VideoDraws`."""
+
+    def __init__(self, config: Config):
+        self.config, self.shape = config, clip_shape(config, tokenizer())
+
+    def _keys(self, frame: int) -> jax.Array:
+        return jax.vmap(jax.random.fold_in, (0, None))(clip_keys(), frame)
+
+    def order(self, frame: int) -> np.ndarray:
+        keys = jax.vmap(lambda key: jax.random.fold_in(key, 0))(self._keys(frame))
+        return np.asarray(jax.vmap(lambda key: jax.random.permutation(key, self.shape.tokens))(keys))
+
+    def noise(self, frame: int) -> np.ndarray:
+        counts = reveal_counts(self.shape.tokens, self.config.sampler.mask_steps)
+        steps, rows = int((counts > 0).sum()), (int(counts.max()), self.shape.token_width)
+
+        def one(key, step, i):
+            return jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, step), i), rows)
+
+        over_clips = jax.vmap(one, (0, None, None))
+        over_steps = jax.vmap(jax.vmap(over_clips, (None, None, 0)), (None, 0, None))
+        return np.asarray(
+            over_steps(self._keys(frame), jnp.arange(1, steps + 1), jnp.arange(self.config.sampler.denoise_steps + 1))
+        )
+
+    def context_noise(self, frame: int) -> np.ndarray:
+        keys = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, CONTEXT_NOISE), frame))(clip_keys())
+        return np.asarray(
+            jax.vmap(lambda key: jax.random.normal(key, (self.shape.tokens, self.shape.token_width)))(keys)
+        )
