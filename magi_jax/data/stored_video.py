@@ -8,7 +8,6 @@ T frames, H rows, W columns.
 """
 
 import dataclasses
-import threading
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from typing import Literal
@@ -38,19 +37,6 @@ class StoredVideo:
 
     def __len__(self) -> int:
         return len(self.sizes)
-
-
-class Decoder(threading.local):
-    """Each thread's decoder and scaler: making them anew costs as much as decoding a few frames."""
-
-    def __init__(self):
-        self.codec = av.CodecContext.create('h264', 'r')
-        self.codec.thread_count = 1
-        self.codec.flags |= av.codec.context.Flags.low_delay  # a frame comes out for each packet that goes in
-        self.scaler = VideoReformatter()
-
-
-_DECODER = Decoder()
 
 
 def encode(images: Iterable[np.ndarray], fps: float, codec: Codec, keyframe_interval: int) -> StoredVideo:
@@ -87,27 +73,36 @@ def read(video: StoredVideo, indices: Sequence[int], height: int, width: int) ->
     Raises:
       VideoError: the bytes cannot be decoded.
     """
-    ends = np.cumsum(video.sizes, dtype=np.int64)
-    data, found = memoryview(video.stream), {}
     wanted = sorted(set(map(int, indices)))
     if wanted and not 0 <= wanted[0] <= wanted[-1] < len(video):
         raise IndexError(f'frames {wanted[0]}..{wanted[-1]} of a video of {len(video)}')
+    # A decoder of its own, though making it takes as long as a frame: one that had a video before keeps its colours.
+    decoder, scaler = _decoder(), VideoReformatter()
+    ends = np.cumsum(video.sizes, dtype=np.int64)
+    data, found = memoryview(video.stream), {}
     position = 0  # the next packet that the decoder would take
     for index in wanted:
         keyframe = index - index % video.keyframe_interval
         if keyframe >= position:
-            _DECODER.codec.flush_buffers()
+            decoder.flush_buffers()
             position = keyframe
         for packet in range(position, index + 1):
-            frame = _decode(data[ends[packet] - video.sizes[packet] : ends[packet]], packet)
+            frame = _decode(decoder, data[ends[packet] - video.sizes[packet] : ends[packet]], packet)
         position = index + 1
-        found[index] = to_array(frame, 1.0, _DECODER.scaler, height, width)
+        found[index] = to_array(frame, 1.0, scaler, height, width)
     return np.stack([found[int(index)] for index in indices])
 
 
-def _decode(content: memoryview, number: int) -> av.VideoFrame:
+def _decoder() -> av.VideoCodecContext:
+    decoder = av.CodecContext.create('h264', 'r')
+    decoder.thread_count = 1
+    decoder.flags |= av.codec.context.Flags.low_delay  # a frame comes out for each packet that goes in
+    return decoder
+
+
+def _decode(decoder: av.VideoCodecContext, content: memoryview, number: int) -> av.VideoFrame:
     try:
-        frames = _DECODER.codec.decode(av.Packet(content))
+        frames = decoder.decode(av.Packet(content))
     except av.FFmpegError as error:
         raise VideoError(f'packet {number} of a stored video cannot be decoded: {error.strerror}') from error
     if len(frames) != 1 or frames[0].is_corrupt:
@@ -123,6 +118,8 @@ def _encoder(shape: tuple[int, ...], fps: float, codec: Codec, keyframe_interval
     encoder.time_base = 1 / encoder.framerate
     encoder.gop_size, encoder.max_b_frames = keyframe_interval, 0
     encoder.thread_count = 1  # one file per process, and the bytes must not depend on the machine's cores
-    # Keyframes at scene cuts as well would break the arithmetic that finds the keyframe before a frame.
-    encoder.options = {**options, 'x264-params': f'keyint={keyframe_interval}:min-keyint=1:scenecut=0:open-gop=0'}
+    # Keyframes at scene cuts as well would break the arithmetic that finds the keyframe before a frame. The macroblock
+    # tree makes other bytes now and then when frames are small (seen at 32 and 48 pixels), and gains little here.
+    fixed = f'keyint={keyframe_interval}:min-keyint=1:scenecut=0:open-gop=0:mbtree=0:rc-lookahead=0'
+    encoder.options = {**options, 'x264-params': fixed}
     return encoder

@@ -5,6 +5,7 @@ Nothing is believed that can be counted: containers state lengths that are wrong
 
 import dataclasses
 import itertools
+import math
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -112,25 +113,31 @@ def reencode_frames(frames: np.ndarray, fps: float, settings: Settings) -> Prepa
 def constant_rate(frames: Iterable[tuple[Frame, float, float]], fps: float) -> Iterator[tuple[Frame, int]]:
     """How often each frame is shown at a constant rate, by its time of presentation.
 
-    Output k shows the newest frame whose time, rounded to whole outputs, is at most k: a frame is dropped when the
-    next one rounds to the same output, and repeated over gaps.
+    Output k, at time k / fps after the first frame, shows the newest frame there is by then, or a quarter of a period
+    later: the jitter of rounded timestamps changes nothing at the rate of the file, nor at half of it.
 
     Args:
-      frames: (frame, time, duration), times and durations in seconds, in order; the first time is output 0.
+      frames: (frame, time, duration), times and durations in seconds, in order; the first time is that of output 0.
       fps: outputs per second.
 
     Yields:
-      (frame, number of outputs, 0 or more); of the last one at least 1.
+      (frame, number of outputs, 0 or more).
     """
-    held, start, slot, end = None, 0.0, 0, 0
+    held, start, shown, end = None, 0.0, 0, 0.0
     for frame, time, duration in frames:
         start = time if held is None else start
-        following = round((time - start) * fps)
         if held is not None:
-            yield held[0], following - slot
-        held, slot, end = (frame,), following, round((time + duration - start) * fps)
+            outputs = _outputs(time - start, fps)
+            yield held[0], outputs - shown
+            shown = outputs
+        held, end = (frame,), time + duration - start
     if held is not None:
-        yield held[0], max(1, end - slot)
+        yield held[0], _outputs(end, fps) - shown
+
+
+def _outputs(time: float, fps: float) -> int:
+    """How many outputs there are before `time`."""
+    return math.ceil(time * fps - 0.25)
 
 
 def _check_file(path: str | os.PathLike) -> None:

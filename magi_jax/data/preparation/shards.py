@@ -92,7 +92,9 @@ class ShardWriter:
         }
         if self._numbers:
             example['label'] = -1 if row.label is None else self._numbers[row.label]
-        self._file.write(self._serializer.serialize_example(self._features.encode_example(example)))
+        # A protocol buffer's map has no order of its own: each process would write it in another one.
+        message = self._serializer.get_tf_example(self._features.encode_example(example))
+        self._file.write(message.SerializeToString(deterministic=True))
         self._videos.append(
             {
                 'id': row.video_id,
