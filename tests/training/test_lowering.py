@@ -1,5 +1,6 @@
 """What is compiled ahead of time is what runs: programs traced from shapes equal those traced from arrays."""
 
+import dataclasses
 import hashlib
 
 import jax
@@ -46,7 +47,8 @@ CONFIG = Config(
 def digest(traced):
     """Of the program's operations, how they are connected, and its arguments. Its text depends on what was traced
     before: equal functions are printed once or twice."""
-    return hashlib.sha256(repr([*operations(traced.jaxpr.jaxpr), traced.in_avals]).encode()).hexdigest()
+    arguments = [(str(info.shape), str(info.dtype), info.donated) for info in jax.tree.leaves(traced.args_info)]
+    return hashlib.sha256(repr([*operations(traced.jaxpr.jaxpr), arguments]).encode()).hexdigest()
 
 
 def operations(jaxpr):
@@ -100,12 +102,8 @@ def test_the_train_step_is_the_one_that_runs(mesh, tokenizer, state):
     live = live.trace(state, jax.device_put(tokenizer, replicated(mesh)), put_batch(mesh, batch))
     ahead = trace_train_step(CONFIG, mesh, abstract_tokenizer(CONFIG))
     assert digest(ahead) == digest(live)
-
-
-def test_another_config_is_another_program(mesh, tokenizer):
-    other = Config(**{**vars(CONFIG), 'seed': 1})
-    ahead = [trace_train_step(config, mesh, tokenizer) for config in (CONFIG, other)]
-    assert digest(ahead[0]) != digest(ahead[1])
+    other = dataclasses.replace(CONFIG, seed=1)
+    assert digest(trace_train_step(other, mesh, tokenizer)) != digest(live)
 
 
 def test_the_next_frame_is_the_one_that_runs(mesh, tokenizer, state):
