@@ -15,7 +15,7 @@ import numpy as np
 from absl import flags
 
 import magi_jax
-from launch import console
+from launch import console, distributed
 from magi_jax.config import ConfigError
 from magi_jax.data.pipeline import eval_batches
 from magi_jax.data.video_file import write_gif, write_mp4
@@ -63,11 +63,13 @@ def main() -> None:
     if PROTOCOL.value not in PROTOCOLS:
         raise ConfigError(f'no protocol {PROTOCOL.value}; there are: {", ".join(PROTOCOLS)}')
     folder, protocol = Path(OUT.value), PROTOCOLS[PROTOCOL.value]
-    folder.mkdir(parents=True, exist_ok=True)
     clips, labels = _continuations(generator, protocol.clips, protocol.frames, protocol.context)
+    long_clips, long_labels = _continuations(generator, protocol.long_clips, protocol.long_frames, protocol.context)
+    if not console.is_first():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
     prediction = score_prediction(clips.generated[:, protocol.context :], clips.real, labels)
-    long_clips, labels = _continuations(generator, protocol.long_clips, protocol.long_frames, protocol.context)
-    rollout = score_rollout(long_clips.generated, long_clips.real, labels, protocol.context)
+    rollout = score_rollout(long_clips.generated, long_clips.real, long_labels, protocol.context)
     (folder / 'metrics.json').write_text(json.dumps([result.to_json() for result in (prediction, rollout)], indent=1))
     _write_videos(folder, clips, long_clips)
     write_report(folder / 'report.html', _report(generator, prediction, clips, rollout, long_clips))
@@ -135,4 +137,4 @@ def _losses(workdir: str) -> dict[str, dict[int, float]]:
 
 if __name__ == '__main__':
     flags.mark_flags_as_required(['workdir', 'out'])
-    console.run(main)
+    console.run(main, distributed.session())

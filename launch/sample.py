@@ -11,7 +11,7 @@ import numpy as np
 from absl import flags
 
 import magi_jax
-from launch import console
+from launch import console, distributed
 from magi_jax.config import ConfigError, override
 from magi_jax.data.video_file import read_video, write_gif, write_mp4
 
@@ -39,6 +39,8 @@ def main() -> None:
         seed=SEED.value,
         progress=console.frame_progress,
     )
+    if not console.is_first():
+        return
     folder = Path(OUT.value)
     folder.mkdir(parents=True, exist_ok=True)
     for number, clip in enumerate(video):
@@ -66,4 +68,4 @@ def _context(generator: magi_jax.Generator) -> np.ndarray | None:
 
 if __name__ == '__main__':
     flags.mark_flags_as_required(['workdir', 'out'])
-    console.run(main)
+    console.run(main, distributed.session())

@@ -6,7 +6,7 @@ python -m launch.train --config configs/quickstart.py --workdir runs/quickstart/
 from absl import flags
 from ml_collections import config_flags
 
-from launch import console
+from launch import console, distributed
 from magi_jax.training.loop import train
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'configs/NAME.py[:variant,runlocal]', lock_config=True)
@@ -16,7 +16,7 @@ STOPPED = 143  # 128 + SIGTERM
 
 
 def main() -> int:
-    """Returns 0 when the run is complete, 143 when a signal stopped it after a checkpoint, 1 on an error."""
+    """Returns 0 when the run is complete, 143 when a signal (to any host) made it save and stop, 1 on an error."""
     terminal = console.Terminal()
     if not train(console.read_config(CONFIG), WORKDIR.value, terminal):
         terminal.line('stopped by a signal after saving a checkpoint; run the same command to go on')
@@ -26,4 +26,4 @@ def main() -> int:
 
 if __name__ == '__main__':
     flags.mark_flags_as_required(['config', 'workdir'])
-    console.run(main)
+    console.run(main, distributed.session())

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from magi_jax.checkpoint import Checkpoints, load_config
 from magi_jax.config import Config, ConfigError, MeshConfig, SamplerConfig
 from magi_jax.objectives.api import clip_shape, make_objective
+from magi_jax.parallel.hosts import everywhere, padded_rows, whole
 from magi_jax.parallel.mesh import batch_sharding, make_mesh, replicated
 from magi_jax.sampling.video import VideoSampler, sample_clips
 from magi_jax.tokenizers.api import Tokenizer, create_tokenizer
@@ -30,7 +31,7 @@ class Generator:
 
     Attributes:
       config: of the run; `sampler` may be replaced with `with_sampler`.
-      params: EMA weights {'trunk', 'head'}.
+      params: EMA weights {'trunk', 'head'}, whole on every device of every host.
       tokenizer: the one that the run was trained with.
     """
 
@@ -52,7 +53,9 @@ class Generator:
         seed: int = 0,
         **progress: Any,
     ) -> np.ndarray:
-        """Videos that continue `context`, or begin from nothing; made on all devices of this host if they share evenly.
+        """Videos that continue `context`, or begin from nothing; shared among the devices of all hosts.
+
+        Several hosts must make the same call; each gets all videos.
 
         Args:
           context: uint8 [B, c, H, W, 3], c >= 0 first frames of each video; None: unconditional.
@@ -78,14 +81,14 @@ class Generator:
         if not 1 <= interval <= data.max_interval:
             raise ConfigError(f'interval {interval} must lie in 1..{data.max_interval}, what this run was trained on')
         sampler = VideoSampler(self.config, clip_shape(self.config, self.tokenizer))
-        intervals = np.full((context.shape[0],), interval, np.int32)
         mesh = _mesh()
-        params, tokenizer = jax.device_put((self.params, self.tokenizer), replicated(mesh))
-        sharding = replicated(mesh) if context.shape[0] % mesh.size else batch_sharding(mesh)
+        rows = padded_rows(mesh, context.shape[0])
+        intervals = np.full(rows.shape, interval, np.int32)
+        tokenizer, sharding = everywhere(mesh, self.tokenizer), batch_sharding(mesh)
         video = sample_clips(
-            sampler, params, tokenizer, context, frames, intervals, seed, sharding=sharding, **progress
+            sampler, self.params, tokenizer, context[rows], frames, intervals, seed, sharding=sharding, **progress
         )
-        return np.asarray(video)
+        return whole(video)[: context.shape[0]]
 
 
 def load(workdir: str) -> Generator:
@@ -112,5 +115,5 @@ def load(workdir: str) -> Generator:
 
 
 def _mesh() -> Mesh:
-    """All devices of this host, along the data axis."""
-    return make_mesh(MeshConfig(), jax.local_devices())
+    """All devices of all hosts, along the data axis."""
+    return make_mesh(MeshConfig())

@@ -9,8 +9,11 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, Sharding
+from orbax.checkpoint import multihost
 
 from magi_jax.parallel.mesh import batch_sharding, replicated
+
+MEETING_MS = 24 * 3600 * 1000
 
 
 def host_rows(mesh: Mesh, count: int) -> np.ndarray:
@@ -53,6 +56,9 @@ def word_of_first(fact: bool) -> bool:
     return fact if jax.process_count() == 1 else bool(multihost_utils.broadcast_one_to_all(np.bool_(fact)))
 
 
-def wait_for_first(name: str) -> None:
-    """Returns once every process, and so the first with its own work, has come here; `name` must be new."""
-    multihost_utils.sync_global_devices(name)
+def meet(name: str) -> None:
+    """Returns once every process has come here, however late; a lost one is an error. `name` is of this place only.
+
+    Over the coordinator, not the devices: a collective gives up after 30 s on CPUs, less than a compilation may take.
+    """
+    multihost.get_barrier_sync_fn()(key=name, timeout_ms=MEETING_MS)

@@ -213,7 +213,9 @@ def sample_clips(
     """
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(context.shape[0]))
     patch = sampler.config.model.patch
-    context, interval, keys = jax.device_put((jnp.asarray(context), jnp.asarray(interval, jnp.int32), keys), sharding)
+    # Not device_put, which knows only the devices of this host.
+    place = jax.jit(lambda *arrays: arrays, out_shardings=sharding)
+    context, interval, keys = place(jnp.asarray(context), jnp.asarray(interval, jnp.int32), keys)
     tokens = _encode(tokenizer, context, patch)
     new = frames - tokens.shape[1]
     state = sampler.start(params, tokens, frames, interval, keys)

@@ -120,6 +120,7 @@ def prepare(config: Config, workdir: Path, console: Console) -> Run:
     eval_step = jax.jit(make_eval_step(objective, config))
     train_step = _compile(tokenizer, config, mesh, console)
     tokenizer = hosts.everywhere(mesh, tokenizer)
+    hosts.meet('train step compiled')
     return Run(
         config, workdir, mesh, tokenizer, checkpoints, state, batches, validation, train_step, eval_step, console
     )
@@ -140,7 +141,7 @@ def _frozen_tokenizer(config: Config, workdir: Path) -> Tokenizer | None:
         shutil.rmtree(draft, ignore_errors=True)
         shutil.copytree(config.tokenizer.path, draft)
         draft.rename(kept)
-    hosts.wait_for_first(TOKENIZER_FOLDER)
+    hosts.meet('tokenizer copied')
     tokenizer, path = load_tokenizer(kept), config.tokenizer.path
     if path and Path(path).exists() and fingerprint(load_tokenizer(path)) != fingerprint(tokenizer):
         raise ConfigError(f'{workdir} was started with another tokenizer than {path}; use another --workdir')
