@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
+Remat = Literal['none', 'dots', 'named', 'block', 'offload']
+
 
 class ConfigError(ValueError):
     """A config that cannot be used; the message names the field and the way out."""
@@ -139,7 +141,7 @@ class TrainConfig:
     checkpoint_every: int = 5_000
     keep_checkpoints: int = 3
     compute_dtype: Literal['bfloat16', 'float32'] = 'bfloat16'
-    remat: Literal['none', 'block'] = 'none'
+    remat: Remat = 'none'  # what the backward pass computes again: layers/blocks.py POLICIES
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The trunk: blocks of one spatial and one temporal pre-LN transformer layer, scanned over depth (MAGI §A.1, ViT/MAR).
 
-Dimension key: L blocks, B clips, R rows (frames in the sequence), S key rows (cached + own), N sites, D width, H heads.
+Dimension key: L blocks, B clips, R rows (frames in the sequence), S key rows (cached + own), N sites, D width, H heads;
+r, n: the part of R, N that this device holds (all of it, unless a layout says otherwise).
 """
 
 from typing import Any, Literal
@@ -9,13 +10,36 @@ import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
-from magi_jax.config import ModelConfig
+from magi_jax.config import ModelConfig, Remat
 from magi_jax.layers.attention import attention_weights, weighted_values
+from magi_jax.layers.dropout import ClipDropout, TokenDropout, drop
+from magi_jax.layers.layout import GATHERED, WHOLE, Layout
 from magi_jax.layers.linear import Linear, layer_norm
 
 Array = jax.Array
+policies = jax.checkpoint_policies
 KeysValues = tuple[Array, Array]
+
+SPATIAL, TEMPORAL = 0, 1  # layers of a block, and within a layer the purposes of dropout:
+WEIGHTS, ATTENDED, HIDDEN, MLP_OUT = range(4)
+SUBLAYER, BLOCK_INPUT = 'sublayer', 'block_input'  # names that remat policies speak of
+# Config train.remat -> what the forward pass keeps for the backward pass, from most memory to least. Whole weights,
+# gathered from other devices, are never kept.
+POLICIES = {
+    'none': policies.save_anything_except_these_names(GATHERED),
+    'dots': policies.dots_with_no_batch_dims_saveable,  # products with weights
+    'named': policies.save_only_these_names(SUBLAYER),  # what the sublayers add to the residual stream
+    'block': policies.nothing_saveable,  # the input of each block
+    'offload': policies.save_and_offload_only_these_names(  # the same, in the host's memory
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[BLOCK_INPUT],
+        offload_src='device',
+        offload_dst='pinned_host',
+    ),
+}
+_KEPT_WEIGHTS = {'space': 'b r n (h m) -> b r h n m', 'time': 'b r n (h s) -> b n h r s'}
 
 
 class Mlp(nn.Module):
@@ -23,13 +47,15 @@ class Mlp(nn.Module):
 
     config: ModelConfig
     dtype: Any
+    layout: Layout = WHOLE
 
     @nn.compact
-    def __call__(self, x: Array, deterministic: bool) -> Array:
-        dropout = nn.Dropout(self.config.dropout, deterministic=deterministic)
-        x = Linear(self.config.mlp_width, ('embed', 'mlp'), self.dtype, name='up')(x)
-        x = dropout(nn.gelu(x, approximate=False))
-        return dropout(Linear(self.config.width, ('mlp', 'embed'), self.dtype, name='down')(x))
+    def __call__(self, x: Array, dropout: TokenDropout | None) -> Array:
+        hidden = self.config.mlp_width // self.layout.splits
+        x = nn.gelu(Linear(hidden, ('embed', 'mlp'), self.dtype, name='up')(x), approximate=False)
+        x = drop(x, self.layout.split_dropout(dropout), HIDDEN)
+        down = Linear(self.config.width, ('mlp', 'embed'), self.dtype, total=self.layout.sum_splits, name='down')
+        return drop(down(x), dropout, MLP_OUT)
 
 
 class Attention(nn.Module):
@@ -38,21 +64,36 @@ class Attention(nn.Module):
     config: ModelConfig
     axis: Literal['space', 'time']
     dtype: Any
+    layout: Layout = WHOLE
 
     @nn.compact
-    def __call__(self, x: Array, mask: Array | None, cached: KeysValues | None, deterministic: bool) -> Any:
-        """x [B,R,N,D], mask [R,S] | None, cached [B,F,N,D] each | None -> (output [B,R,N,D], own (k, v) [B,R,N,D])."""
-        dropout = nn.Dropout(self.config.dropout, deterministic=deterministic)
-        qkv = Linear((3, self.config.width), ('embed', None, 'heads'), self.dtype, name='qkv')(x)
+    def __call__(self, x: Array, mask: Array | None, cached: KeysValues | None, dropout: TokenDropout | None) -> Any:
+        """x [B,r,n,D], mask [R,S] | None, cached [B,F,n,D] each | None -> (output [B,r,n,D], own (k, v) [B,r,n,D])."""
+        width, heads = self.config.width // self.layout.splits, self.config.heads // self.layout.splits
+        qkv = Linear((3, width), ('embed', None, 'heads'), self.dtype, name='qkv')(x)
         q, own_k, own_v = (qkv[..., i, :] for i in range(3))
         k, v = own_k, own_v
+        if self.axis == 'space':
+            k, v = self.layout.all_sites(k), self.layout.all_sites(v)
         if cached is not None:
             k = jnp.concatenate([cached[0].astype(k.dtype), k], axis=1)
             v = jnp.concatenate([cached[1].astype(v.dtype), v], axis=1)
-        q, k, v = (einops.rearrange(t, 'b r n (h d) -> b r n h d', h=self.config.heads) for t in (q, k, v))
-        weights = dropout(attention_weights(q, k, mask, self.axis))
+        q, k, v = (einops.rearrange(t, 'b r n (h d) -> b r n h d', h=heads) for t in (q, k, v))
+        weights = self._drop_weights(attention_weights(q, k, mask, self.axis), heads, dropout)
         x = einops.rearrange(weighted_values(weights, v, self.axis), 'b r n h d -> b r n (h d)')
-        return dropout(Linear(self.config.width, ('heads', 'embed'), self.dtype, name='out')(x)), (own_k, own_v)
+        out = Linear(self.config.width, ('heads', 'embed'), self.dtype, total=self.layout.sum_splits, name='out')
+        return drop(out(x), dropout, ATTENDED), (own_k, own_v)
+
+    def _drop_weights(self, weights: Array, heads: int, dropout: TokenDropout | None) -> Array:
+        """Dropout on the weights; in time a draw belongs to the number of the key's row, not to its place."""
+        if dropout is None:
+            return weights
+        keys = dropout.numbers if self.axis == 'time' else weights.shape[-1]
+        kept = self.layout.split_dropout(dropout).kept(WEIGHTS, heads * keys)
+        kept = einops.rearrange(kept, _KEPT_WEIGHTS[self.axis], h=heads)
+        if self.axis == 'time':
+            kept = jnp.take(kept, dropout.rows, axis=-1)
+        return jnp.where(kept, weights * dropout.scale, 0).astype(weights.dtype)
 
 
 class Block(nn.Module):
@@ -60,34 +101,52 @@ class Block(nn.Module):
 
     config: ModelConfig
     dtype: Any
+    layout: Layout = WHOLE
 
     @nn.compact
     def __call__(
-        self, x: Array, cached: KeysValues | None, mask: Array, conditioning: Array | None, deterministic: bool
+        self,
+        x: Array,
+        cached: KeysValues | None,
+        number: Array,
+        mask: Array,
+        conditioning: Array | None,
+        dropout: ClipDropout | None,
     ) -> tuple[Array, KeysValues]:
         """One step of the scan over depth.
 
         Args:
-          x: [B, R, N, D] float32 residual stream.
-          cached: keys and values [B, F, N, D] of earlier frames at this depth, or None.
+          x: [B, r, N, D] float32 residual stream (N of whole frames in training, n when sampling).
+          cached: keys and values [B, F, n, D] of earlier frames at this depth, or None.
+          number: int32, of this block.
           mask: bool [R, F + R], which key rows a row may see in the temporal layer.
-          conditioning: [B, R, N, D] added before the layers (A11), or None.
-          deterministic: no dropout.
+          conditioning: [B, r, N or 1, D] added before the layers (A11), or None.
+          dropout: None = none.
 
         Returns:
-          The new x and this block's own temporal keys and values [B, R, N, D].
+          The new x and this block's own temporal keys and values [B, R, n, D].
         """
+        config, layout, sites = self.config, self.layout, x.shape[2]
+        spatial_dropout = temporal_dropout = None
+        if dropout is not None:
+            rows, every_site = dropout.rows, jnp.arange(sites)
+            spatial_dropout = dropout.tokens(2 * number + SPATIAL, layout.part(rows, 0), every_site)
+            temporal_dropout = dropout.tokens(2 * number + TEMPORAL, rows, layout.part(every_site, 0))
+        x = checkpoint_name(x, BLOCK_INPUT)
         if conditioning is not None:
             x = x + conditioning
-        spatial = Attention(self.config, 'space', self.dtype, name='spatial_attention')
-        x = x + spatial(layer_norm('spatial_norm')(x), None, None, deterministic)[0]
-        if self.config.mlp_layers == 'both':
-            x = x + Mlp(self.config, self.dtype, name='spatial_mlp')(layer_norm('spatial_mlp_norm')(x), deterministic)
-        temporal = Attention(self.config, 'time', self.dtype, name='temporal_attention')
-        y, keys_values = temporal(layer_norm('temporal_norm')(x), mask, cached, deterministic)
-        x = x + y
-        x = x + Mlp(self.config, self.dtype, name='temporal_mlp')(layer_norm('temporal_mlp_norm')(x), deterministic)
-        return x, keys_values
+        attention = Attention(config, 'space', self.dtype, layout, name='spatial_attention')
+        x = x + checkpoint_name(attention(layer_norm('spatial_norm')(x), None, None, spatial_dropout)[0], SUBLAYER)
+        if config.mlp_layers == 'both':
+            mlp = Mlp(config, self.dtype, layout, name='spatial_mlp')
+            x = x + checkpoint_name(mlp(layer_norm('spatial_mlp_norm')(x), spatial_dropout), SUBLAYER)
+        x = layout.to_sites(x)
+        attention = Attention(config, 'time', self.dtype, layout, name='temporal_attention')
+        y, keys_values = attention(layer_norm('temporal_norm')(x), mask, cached, temporal_dropout)
+        x = x + checkpoint_name(y, SUBLAYER)
+        mlp = Mlp(config, self.dtype, layout, name='temporal_mlp')
+        x = x + mlp(layer_norm('temporal_mlp_norm')(x), temporal_dropout)
+        return layout.to_frames(x, sites), keys_values
 
 
 class Trunk(nn.Module):
@@ -95,22 +154,29 @@ class Trunk(nn.Module):
 
     config: ModelConfig
     dtype: Any
-    remat: Literal['none', 'block']
+    remat: Remat = 'none'
+    layout: Layout = WHOLE
 
     @nn.compact
     def __call__(
-        self, x: Array, cached: KeysValues | None, mask: Array, conditioning: Array | None, deterministic: bool
+        self, x: Array, cached: KeysValues | None, mask: Array, conditioning: Array | None, dropout: ClipDropout | None
     ) -> tuple[Array, KeysValues]:
-        """As `Block`, with cached and returned keys and values stacked over depth: [L, B, F or R, N, D]."""
+        """As `Block`, with cached and returned keys and values stacked over depth: [L, B, F or R, n, D]."""
         body = Block
-        if self.remat == 'block':
-            body = nn.remat(Block, prevent_cse=False, static_argnums=(5,))
+        if self.layout is not WHOLE:
+            body = nn.map_variables(body, 'params', trans_in_fn=self._gather, mutable=False)
+        if self.remat != 'none' or self.layout is not WHOLE:
+            body = nn.remat(body, prevent_cse=False, policy=POLICIES[self.remat])
         stack = nn.scan(
             body,
             variable_axes={'params': 0},
-            split_rngs={'params': True, 'dropout': True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            split_rngs={'params': True},
+            in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=self.config.blocks,
             metadata_params={nn.PARTITION_NAME: 'layers'},
         )
-        return stack(self.config, self.dtype, name='blocks')(x, cached, mask, conditioning, deterministic)
+        blocks = stack(self.config, self.dtype, self.layout, name='blocks')
+        return blocks(x, cached, jnp.arange(self.config.blocks), mask, conditioning, dropout)
+
+    def _gather(self, variables: dict[str, Any]) -> dict[str, Any]:
+        return {'params': self.layout.gather_block(variables['params'])}

@@ -3,6 +3,7 @@
 Dimension key: ... any leading axes, D width.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -28,12 +29,14 @@ class Linear(nn.Module):
       axes: logical names of the kernel's axes, input first.
       dtype: of the product.
       kernel_init: xavier-uniform unless told otherwise (MAR); the bias starts at zero.
+      total: applied to the product before the bias is added; where the input's axis is split over devices, their sum.
     """
 
     features: int | tuple[int, ...]
     axes: tuple[str | None, ...]
     dtype: Any
     kernel_init: nn.initializers.Initializer | None = None
+    total: Callable[[jax.Array], jax.Array] | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -45,8 +48,10 @@ class Linear(nn.Module):
         kernel = self.param('kernel', nn.with_logical_partitioning(kernel_init, self.axes), shape)
         bias = self.param('bias', bias_init, features)
         rows, columns = x.reshape(-1, x.shape[-1]).astype(self.dtype), kernel.astype(self.dtype)
-        y = rows @ columns.reshape(x.shape[-1], -1) + bias.astype(self.dtype).reshape(1, -1)
-        return y.reshape(*x.shape[:-1], *features)
+        y = rows @ columns.reshape(x.shape[-1], -1)
+        if self.total is not None:
+            y = self.total(y)
+        return (y + bias.astype(self.dtype).reshape(1, -1)).reshape(*x.shape[:-1], *features)
 
 
 def layer_norm(name: str, affine: bool = True) -> nn.LayerNorm:

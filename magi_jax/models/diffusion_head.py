@@ -32,11 +32,11 @@ class ResidualBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, condition: jax.Array) -> jax.Array:
         zeros = nn.initializers.zeros
-        modulation = Linear(3 * self.width, ('embed', 'mlp'), self.dtype, zeros, name='modulation')(nn.silu(condition))
+        modulation = Linear(3 * self.width, ('embed', None), self.dtype, zeros, name='modulation')(nn.silu(condition))
         shift, scale, gate = jnp.split(modulation, 3, axis=-1)
         h = layer_norm('norm')(x) * (1 + scale) + shift
-        h = nn.silu(Linear(self.width, ('embed', 'mlp'), self.dtype, name='up')(h))
-        return x + gate * Linear(self.width, ('mlp', 'embed'), self.dtype, name='down')(h)
+        h = nn.silu(Linear(self.width, ('embed', None), self.dtype, name='up')(h))
+        return x + gate * Linear(self.width, (None, 'embed'), self.dtype, name='down')(h)
 
 
 class DiffusionHead(nn.Module):
@@ -52,16 +52,16 @@ class DiffusionHead(nn.Module):
         width, dtype = self.config.width, self.dtype
         small, zeros = nn.initializers.normal(0.02), nn.initializers.zeros
         time = Linear(width, ('timestep', 'embed'), dtype, small, name='time_in')(timestep_embedding(t))
-        time = Linear(width, ('mlp', 'embed'), dtype, small, name='time_out')(nn.silu(time))
-        condition = time + Linear(width, ('mlp', 'embed'), dtype, name='condition')(z)
+        time = Linear(width, (None, 'embed'), dtype, small, name='time_out')(nn.silu(time))
+        condition = time + Linear(width, (None, 'embed'), dtype, name='condition')(z)
         h = Linear(width, ('token', 'embed'), dtype, name='token_in')(x)
         for index in range(self.config.blocks):
             h = ResidualBlock(width, dtype, name=f'block_{index}')(h, condition)
-        modulation = Linear(2 * width, ('embed', 'mlp'), dtype, zeros, name='final_modulation')(nn.silu(condition))
+        modulation = Linear(2 * width, ('embed', None), dtype, zeros, name='final_modulation')(nn.silu(condition))
         shift, scale = jnp.split(modulation, 2, axis=-1)
         h = layer_norm('final_norm', affine=False)(h) * (1 + scale) + shift
         output = Linear(2 * self.token_width, ('embed', 'token'), dtype, zeros, name='final')(h)
         if self.config.readout:
-            readout = Linear(self.token_width, ('mlp', 'token'), dtype, zeros, name='readout')(z)
+            readout = Linear(self.token_width, (None, 'token'), dtype, zeros, name='readout')(z)
             output += jnp.pad(readout, [(0, 0)] * (z.ndim - 1) + [(0, self.token_width)])
         return output.astype(jnp.float32)

@@ -1,22 +1,25 @@
 """MAGI: the spatial-temporal transformer over observed and masked frames (arXiv 2501.12389 §4, §A).
 
 Dimension key: B clips, T trained frames, R rows (frames handed in), N tokens of a frame, C token width, D width,
-L blocks, F cache slots.
+L blocks, F cache slots; t, n: the part of T, N that this device holds (all of it, unless a layout says otherwise).
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from magi_jax.config import ModelConfig
+from magi_jax.config import ModelConfig, Remat
 from magi_jax.layers.blocks import KeysValues, Trunk
+from magi_jax.layers.dropout import ClipDropout
 from magi_jax.layers.kv_cache import KVCache
+from magi_jax.layers.layout import WHOLE, Layout
 from magi_jax.layers.linear import Linear, layer_norm
 from magi_jax.layers.positions import read_table, sincos_1d, sincos_2d
-from magi_jax.masking.frames import cached_causal, causal, complete_teacher_forcing
+from magi_jax.masking.frames import cached_causal, causal, complete_teacher_forcing, training_rows
 
 Array = jax.Array
 
@@ -37,6 +40,11 @@ class ClipShape:
         return self.rows * self.columns
 
 
+def frame_sites(config: ModelConfig, shape: ClipShape) -> int:
+    """Sites of a frame in the trunk: its tokens, and the noise level where that is a token of its own (A3)."""
+    return shape.tokens + (config.noise_embedding == 'concat_token')
+
+
 class Magi(nn.Module):
     """Tokens and masks in, one condition vector a masked token out, for the diffusion head.
 
@@ -45,16 +53,18 @@ class Magi(nn.Module):
       shape: sizes of the trained clips.
       dtype: of the matrix products; parameters, norms, softmax and positions stay float32.
       remat: what the backward pass recomputes.
+      layout: which part of the frames and sites this device holds.
     """
 
     config: ModelConfig
     shape: ClipShape
     dtype: Any = jnp.bfloat16
-    remat: Literal['none', 'block'] = 'none'
+    remat: Remat = 'none'
+    layout: Layout = WHOLE
 
     def setup(self) -> None:
         width, shape, config = self.config.width, self.shape, self.config
-        self.trunk = Trunk(config, self.dtype, self.remat)
+        self.trunk = Trunk(config, self.dtype, self.remat, self.layout)
         self.observed_projection = Linear(width, ('token', 'embed'), self.dtype, name='token_projection')
         self.masked_projection = self.observed_projection
         if not config.shared_projection:
@@ -69,7 +79,7 @@ class Magi(nn.Module):
         self.interval_table = self._table('interval_table', (shape.intervals, width))
         self.noise_table = self._table('noise_table', (shape.noise_levels, width))
         if config.noise_embedding == 'concat_channel':
-            self.noise_projection = Linear(width, ('mlp', 'embed'), self.dtype, name='noise_projection')
+            self.noise_projection = Linear(width, (None, 'embed'), self.dtype, name='noise_projection')
         if config.input_norm:
             self.input_norm = layer_norm('input_norm')
         self.output_norm = layer_norm('output_norm')
@@ -79,36 +89,56 @@ class Magi(nn.Module):
         return self.param(name, nn.with_logical_partitioning(nn.initializers.normal(0.02), axes), shape)
 
     def __call__(
-        self, observed: Array, masked: Array, mask: Array, interval: Array, level: Array, deterministic: bool = True
+        self,
+        observed: Array,
+        masked: Array,
+        mask: Array,
+        interval: Array,
+        level: Array,
+        dropout_keys: Array | None = None,
     ) -> Array:
         """The training pass over whole clips: under CTF every masked frame sees the complete frames before it.
 
         Args:
-          observed: [B, T, N, C] noised tokens of the complete frames; unused under MTF.
-          masked: [B, T, N, C] tokens of the frames to predict.
-          mask: bool [B, T, N], True = hidden.
+          observed: [B, t, N, C] noised tokens of the complete frames; unused under MTF.
+          masked: [B, t, N, C] tokens of the frames to predict.
+          mask: bool [B, t, N], True = hidden.
           interval: int32 [B] in 1..shape.intervals, frames between two rows.
-          level: int32 [B, T] noise level of the observed rows (of the masked rows under MTF).
-          deterministic: False draws dropout from the rng 'dropout'.
+          level: int32 [B, t] noise level of the observed rows (of the masked rows under MTF).
+          dropout_keys: [B] keys; None = no dropout.
 
         Returns:
-          z [B, T, N, D] float32, meaningful where mask is True.
+          z [B, t, N, D] float32, meaningful where mask is True.
         """
-        frames = self.shape.frames
-        positions = jnp.arange(frames, dtype=jnp.float32)
+        positions = self.layout.own_frames(jnp.arange(self.shape.frames, dtype=jnp.float32), 0)
+        rows = training_rows(self.shape.frames, self.layout.parts, self.config.teacher_forcing == 'complete')
         if self.config.teacher_forcing == 'masked':
             x, conditioning = self._embed(masked, mask, interval, level, positions)
-            rows = causal(frames)
         else:
-            clean = jnp.zeros_like(level)
+            seen = observed.shape[1] - (self.layout.parts == 1)  # the last observed row is left out: training_rows
             parts = [
-                self._embed(observed, None, interval, level, positions),
-                self._embed(masked, mask, interval, clean, positions),
+                self._embed(observed[:, :seen], None, interval, level[:, :seen], positions[:seen]),
+                self._embed(masked, mask, interval, jnp.zeros_like(level), positions),
             ]
             x, conditioning = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), *parts)
-            rows = complete_teacher_forcing(frames)
-        x, _ = self.trunk(x, None, jnp.asarray(rows), conditioning, deterministic)
-        return self._condition(x[:, -frames:], positions)
+        dropout = self._dropout(rows, dropout_keys)
+        x, _ = self.trunk(x, None, jnp.asarray(self._visible(rows)), conditioning, dropout)
+        return self._condition(x[:, -masked.shape[1] :], positions)
+
+    def _visible(self, rows: np.ndarray) -> np.ndarray:
+        """Row numbers of `training_rows` [R] -> bool [R, R], which rows a row sees."""
+        frames = rows.max() // 2 + 1
+        if self.config.teacher_forcing == 'masked':
+            return causal(frames)
+        return complete_teacher_forcing(frames)[rows[:, None], rows[None]]
+
+    def _dropout(self, rows: np.ndarray, keys: Array | None) -> ClipDropout | None:
+        """A row's draws are known by frame and kind: padding and order of the rows do not change them."""
+        if keys is None or not self.config.dropout:
+            return None
+        frames, padded = self.shape.frames, rows.max() // 2 + 1
+        numbers = np.minimum(rows % padded, frames - 1) + frames * (rows >= padded)
+        return ClipDropout(keys, jnp.asarray(numbers), 2 * frames, self.config.dropout)
 
     def observe(self, tokens: Array, level: Array, interval: Array, positions: Array, cache: KVCache) -> KeysValues:
         """Reads R complete frames behind those in the cache; the caller appends what comes back.
@@ -121,14 +151,14 @@ class Magi(nn.Module):
           cache: with `cache.length` frames before these.
 
         Returns:
-          Keys and values [L, B, R, N, D] of the temporal layers.
+          Keys and values [L, B, R, n, D] of the temporal layers.
         """
         visible = None
         if self.config.teacher_forcing == 'masked':
             visible = jnp.zeros(tokens.shape[:3], bool)
         x, conditioning = self._embed(tokens, visible, interval, level, positions)
         mask = cached_causal(tokens.shape[1], cache.capacity, cache.length)
-        return self.trunk(x, (cache.k, cache.v), mask, conditioning, True)[1]
+        return self.trunk(self.layout.own_sites(x, 2), (cache.k, cache.v), mask, conditioning, None)[1]
 
     def predict(self, tokens: Array, mask: Array, interval: Array, position: Array, cache: KVCache) -> Array:
         """The condition for the hidden tokens of one new frame behind the cached ones.
@@ -146,8 +176,8 @@ class Magi(nn.Module):
         level, positions = jnp.zeros((tokens.shape[0], 1), jnp.int32), position[None]
         x, conditioning = self._embed(tokens[:, None], mask[:, None], interval, level, positions)
         rows = cached_causal(1, cache.capacity, cache.length)
-        x, _ = self.trunk(x, (cache.k, cache.v), rows, conditioning, True)
-        return self._condition(x, positions)[:, 0]
+        x, _ = self.trunk(self.layout.own_sites(x, 2), (cache.k, cache.v), rows, conditioning, None)
+        return self._condition(self.layout.all_sites(x), positions)[:, 0]
 
     def _embed(
         self, tokens: Array, mask: Array | None, interval: Array, level: Array, positions: Array

@@ -5,6 +5,7 @@ from typing import Any, Protocol
 import jax
 
 from magi_jax.config import Config, ConfigError
+from magi_jax.layers.layout import Layout
 from magi_jax.models.magi import ClipShape
 from magi_jax.objectives.autoencoder import make_autoencoder_objective
 from magi_jax.objectives.masked_diffusion import MaskedDiffusion
@@ -12,7 +13,13 @@ from magi_jax.tokenizers.api import Tokenizer
 
 
 class Objective(Protocol):
-    """A pure loss and the parameters it trains."""
+    """A pure loss and the parameters it trains; a dataclass, so that its layout can be replaced.
+
+    Attributes:
+      layout: where the clips lie among devices; `loss` is what one device computes, with equal results on all.
+    """
+
+    layout: Layout
 
     def init(self, key: jax.Array) -> Any:
         """Fresh float32 parameters, boxed with logical axis names where they can be sharded."""
@@ -20,7 +27,7 @@ class Objective(Protocol):
     def loss(
         self, params: Any, tokenizer: Tokenizer | None, batch: dict[str, jax.Array], key: jax.Array, train: bool
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """(scalar loss, scalar metrics with 'loss' among them) of a global batch; see the implementations."""
+        """(scalar loss, scalar metrics with 'loss' among them) of the global batch; see the implementations."""
 
 
 def clip_shape(config: Config, tokenizer: Tokenizer) -> ClipShape:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from magi_jax.config import Config, ConfigError
+from magi_jax.layers.layout import WHOLE, Layout
 from magi_jax.tokenizers.api import make_module
 from magi_jax.tokenizers.pixels import to_float
 
@@ -21,6 +22,7 @@ class AutoencoderObjective:
 
     config: Config
     module: nn.Module
+    layout: Layout = WHOLE
 
     def init(self, key: jax.Array) -> dict:
         """Fresh float32 parameters."""
@@ -47,7 +49,7 @@ class AutoencoderObjective:
           Metrics are scalars: loss, l1, l2, kl (unweighted) and psnr in dB of the clipped reconstruction (peak range 2,
           mean over frames of each frame's).
         """
-        weights = self.config.autoencoder_loss
+        params, weights = self.layout.gather(params), self.config.autoencoder_loss
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch['example'])
         frames = to_float(batch['video'])
         if train and weights.crop:
@@ -65,6 +67,7 @@ class AutoencoderObjective:
             'kl': jnp.mean(0.5 * (jnp.square(mean) + jnp.exp(log_variance) - 1.0 - log_variance)),
             'psnr': jnp.mean(psnr(jnp.clip(reconstruction, -1.0, 1.0), frames)),
         }
+        metrics = {name: self.layout.mean(value, jnp.ones(())) for name, value in metrics.items()}
         loss = weights.l1 * metrics['l1'] + weights.l2 * metrics['l2'] + weights.kl * metrics['kl']
         return loss, {'loss': loss, **metrics}
 

@@ -1,6 +1,7 @@
 """MAGI's training objective: diffusion loss on the masked tokens of every frame (arXiv 2501.12389 §4, MAR).
 
-Dimension key: B clips, T latent frames, N tokens of a frame, C token width, D width, M diffusion draws a token.
+Dimension key: B clips, T latent frames, N tokens of a frame, C token width, D width, M diffusion draws a token;
+t: the part of T that this device holds (all of it, unless a layout says otherwise).
 """
 
 import dataclasses
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 from magi_jax.config import Config
 from magi_jax.diffusion.gaussian import add_noise, diffusion_loss
 from magi_jax.diffusion.schedule import full_process
+from magi_jax.layers.layout import WHOLE, Layout
 from magi_jax.masking.tokens import draw_masks
 from magi_jax.models.diffusion_head import DiffusionHead
 from magi_jax.models.magi import ClipShape, Magi
@@ -28,10 +30,12 @@ class MaskedDiffusion:
 
     config: Config
     shape: ClipShape
+    layout: Layout = WHOLE
 
     @property
     def trunk(self) -> Magi:
-        return Magi(self.config.model, self.shape, jnp.dtype(self.config.train.compute_dtype), self.config.train.remat)
+        train = self.config.train
+        return Magi(self.config.model, self.shape, jnp.dtype(train.compute_dtype), train.remat, self.layout)
 
     @property
     def head(self) -> DiffusionHead:
@@ -47,7 +51,7 @@ class MaskedDiffusion:
         level = jnp.zeros((1, shape.frames), jnp.int32)
         z = jnp.zeros((1, self.config.model.width))
         return {
-            'trunk': self.trunk.init(trunk_key, tokens, tokens, mask, ones, level)['params'],
+            'trunk': self.trunk.clone(layout=WHOLE).init(trunk_key, tokens, tokens, mask, ones, level)['params'],
             'head': self.head.init(head_key, tokens[0, 0, :1], ones, z)['params'],
         }
 
@@ -56,45 +60,50 @@ class MaskedDiffusion:
     ) -> tuple[Array, dict[str, Array]]:
         """Mean over the masked tokens of the batch (all devices) of squared error + `bound_weight` x variational bound.
 
+        Randomness is drawn for whole clips, and each device keeps its frames: nothing depends on the mesh.
+
         Args:
-          params: from `init`, unboxed.
+          params: from `init`, unboxed; this device's part.
           tokenizer: frozen.
           batch: 'video' uint8 [B, T_raw, H, W, 3], 'interval' int32 [B], 'example' int [B] (unique in the run).
-          key: of this step; everything random about a clip but dropout follows from (key, example), whatever row of
-            the batch it sits in.
+          key: of this step; everything random about a clip follows from (key, example), whatever row of the batch it
+            sits in.
           train: dropout on.
 
         Returns:
           (loss, {'loss', 'mse', 'vb'}), float32 scalars.
         """
+        params, own = self.layout.gather(params), self.layout.own_frames
         # Not folded into `key` itself: fold_in(key, 0) is split(key)[0], and two purposes would share their draws.
         key, example_key = jax.random.split(key)
         clip_keys = jax.vmap(jax.random.fold_in, (None, 0))(example_key, batch['example'])
-        purposes = jax.vmap(lambda k: jax.random.split(k, 3), out_axes=1)(clip_keys)
-        posterior_keys = purposes[0] if self.config.masking.posterior_noise else None
-        latents = tokenizer.encode(to_float(batch['video']), posterior_keys)
+        purposes = jax.vmap(lambda k: jax.random.split(k, 4), out_axes=1)(clip_keys)
+        video, noise = batch['video'], None
+        if self.config.masking.posterior_noise:
+            noise = own(_normal(purposes[0], tokenizer.latent_shape(*video.shape[1:4])), 1)
+        latents = tokenizer.encode(to_float(own(video, 1)), noise)
         clean = jax.lax.stop_gradient(patchify(latents, self.config.model.patch))
-        z, mask = self._trunk_output(params['trunk'], clean, batch['interval'], key, purposes[1], train)
+        dropout_keys = purposes[3] if train else None
+        z, mask = self._trunk_output(params['trunk'], clean, batch['interval'], key, purposes[1], dropout_keys)
         mse, vb = self._head_loss(params['head'], clean, z, purposes[2])
-        weight = mask.astype(jnp.float32)
+        weight = mask & self.layout.real_frames(self.shape.frames)[None, :, None]
         if not self.config.masking.first_frame_loss:
-            weight = weight.at[:, 0].set(0.0)
-        mse, vb = (jnp.sum(jnp.mean(x, axis=1) * weight) / jnp.sum(weight) for x in (mse, vb))
+            weight &= (own(jnp.arange(self.shape.frames), 0) > 0)[None, :, None]
+        mse, vb = (self.layout.mean(jnp.sum(jnp.mean(x, axis=1) * weight), jnp.sum(weight)) for x in (mse, vb))
         loss = mse + self.config.model.head.bound_weight * vb
         return loss, {'loss': loss, 'mse': mse, 'vb': vb}
 
     def _trunk_output(
-        self, params: Any, clean: Array, interval: Array, key: Array, clip_keys: Array, train: bool
+        self, params: Any, clean: Array, interval: Array, key: Array, clip_keys: Array, dropout_keys: Array | None
     ) -> tuple[Array, Array]:
-        """Corrupts the clips and runs the trunk -> z [B,T,N,D], mask bool [B,T,N]."""
-        mask_key, dropout_key = jax.random.split(key)
-        masking, shape = self.config.masking, self.shape
+        """Corrupts the clips [B,t,N,C] and runs the trunk -> z [B,t,N,D], mask bool [B,t,N]."""
+        masking, shape, own = self.config.masking, self.shape, self.layout.own_frames
         keys = jax.vmap(lambda k: jax.random.split(k, 3), out_axes=1)(clip_keys)
-        mask = draw_masks(mask_key, keys[0], shape.frames, shape.tokens, masking)
+        mask = own(draw_masks(key, keys[0], shape.frames, shape.tokens, masking), 1)
         levels = 1 if masking.noise_per == 'clip' else shape.frames
         level = jax.vmap(lambda k: jax.random.randint(k, (levels,), 0, shape.noise_levels))(keys[1])
-        level = jnp.broadcast_to(level, (level.shape[0], shape.frames))
-        noise = jax.vmap(lambda k: jax.random.normal(k, clean.shape[1:]))(keys[2])
+        level = own(jnp.broadcast_to(level, (level.shape[0], shape.frames)), 1)
+        noise = own(_normal(keys[2], (shape.frames, *clean.shape[2:])), 1)
         noised = clean + jnp.asarray(masking.noise_std)[level][..., None, None] * noise
         masked_input = clean
         if self.config.model.teacher_forcing == 'masked':
@@ -102,24 +111,26 @@ class MaskedDiffusion:
             level = level if masking.noise_masked_teacher else jnp.zeros_like(level)
         elif masking.noise_visible:
             masked_input = noised
-        rngs = {'dropout': dropout_key} if train else None
-        z = self.trunk.apply(
-            {'params': params}, noised, masked_input, mask, interval, level, deterministic=not train, rngs=rngs
-        )
+        z = self.trunk.apply({'params': params}, noised, masked_input, mask, interval, level, dropout_keys)
         return z, mask
 
     def _head_loss(self, params: Any, clean: Array, z: Array, clip_keys: Array) -> tuple[Array, Array]:
-        """(mse, vb), each [B, M, T, N], for M independent diffusion draws a token."""
+        """(mse, vb), each [B, M, t, N], for M independent diffusion draws a token."""
         head = self.config.model.head
         process = full_process(head.timesteps)
-        shape = (head.repeats, *clean.shape[1:])
+        shape = (head.repeats, self.shape.frames, *clean.shape[2:])
 
         def draw(clip_key: Array) -> tuple[Array, Array]:
             i_key, noise_key = jax.random.split(clip_key)
             return jax.random.randint(i_key, shape[:-1], 0, head.timesteps), jax.random.normal(noise_key, shape)
 
-        i, noise = jax.vmap(draw)(clip_keys)
+        i, noise = (self.layout.own_frames(x, 2) for x in jax.vmap(draw)(clip_keys))
         clean = jnp.broadcast_to(clean[:, None], noise.shape)
         x = add_noise(process, clean, noise, i)
         output = self.head.apply({'params': params}, x, i, z[:, None])
         return diffusion_loss(process, head.prediction, output, clean, noise, i)
+
+
+def _normal(keys: Array, shape: tuple[int, ...]) -> Array:
+    """One key a clip [B] -> float32 [B, *shape], standard normal."""
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)

@@ -1,5 +1,6 @@
 """Logical axis names of parameters -> mesh axes. Models name their axes; only this table knows the mesh."""
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -8,22 +9,29 @@ from jax.sharding import Mesh, NamedSharding
 
 from magi_jax.config import ConfigError
 
+STACKED = 'layers'  # parameters of the scanned blocks, [L, ...]
 RULES = (
-    ('embed', 'fsdp'),  # the width of the residual stream, and of the diffusion head
+    # Width of the residual stream and of the diffusion head: parameters and optimizer state are cut along it.
+    ('embed', ('fsdp', 'sequence')),
     ('heads', 'tensor'),
     ('mlp', 'tensor'),
-    ('layers', None),
+    (STACKED, None),
     ('norm', None),
     ('token', None),
     ('timestep', None),
 )
 
 
+def parameter_specs(mesh: Mesh, boxed: Any) -> Any:
+    """Abstract boxed parameters (of `jax.eval_shape(init)`) -> a PartitionSpec for each unboxed leaf."""
+    return jax.tree.map(lambda sharding: sharding.spec, parameter_shardings(mesh, boxed))
+
+
 def parameter_shardings(mesh: Mesh, boxed: Any) -> Any:
     """Abstract boxed parameters (of `jax.eval_shape(init)`) -> a NamedSharding for each unboxed leaf.
 
     Raises:
-      ConfigError: an axis is not divisible by the mesh axis it is laid on; the message names the parameter.
+      ConfigError: an axis is not divisible by the mesh axes it is laid on; the message names the parameter.
     """
     shardings = nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, RULES)
     jax.tree_util.tree_map_with_path(_check_divisible, nn.unbox(boxed), shardings)
@@ -31,10 +39,12 @@ def parameter_shardings(mesh: Mesh, boxed: Any) -> Any:
 
 
 def _check_divisible(path: Any, leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> None:
-    for size, axis in zip(leaf.shape, sharding.spec, strict=False):
-        if axis is not None and size % sharding.mesh.shape[axis]:
+    for size, axes in zip(leaf.shape, sharding.spec, strict=False):
+        axes = axes if isinstance(axes, tuple) else (axes,)
+        parts = math.prod(sharding.mesh.shape[axis] for axis in axes if axis is not None)
+        if size % parts:
             name = jax.tree_util.keystr(path, simple=True, separator='/')
             raise ConfigError(
-                f'{name} {leaf.shape} cannot be divided over mesh.{axis} = {sharding.mesh.shape[axis]}:'
+                f'{name} {leaf.shape} cannot be divided over {" x ".join(f"mesh.{axis}" for axis in axes)} = {parts}:'
                 f' choose a divisor of {size}'
             )

@@ -7,6 +7,7 @@ import flax.struct
 import jax
 
 from magi_jax.layers.kv_cache import KVCache
+from magi_jax.layers.layout import CLIPS, COPIED, SITES
 
 
 @flax.struct.dataclass
@@ -28,3 +29,13 @@ class VideoState:
     interval: jax.Array
     clip_keys: jax.Array
     frame: jax.Array
+
+
+STATE_LAYOUT = VideoState(
+    cache=KVCache(k=SITES, v=SITES, length=COPIED),
+    window=CLIPS,
+    positions=COPIED,
+    interval=CLIPS,
+    clip_keys=CLIPS,
+    frame=COPIED,
+)

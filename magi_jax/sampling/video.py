@@ -13,12 +13,13 @@ import jax.numpy as jnp
 
 from magi_jax.config import Config, ConfigError
 from magi_jax.diffusion.schedule import respaced_process
-from magi_jax.layers.kv_cache import append, empty_cache
+from magi_jax.layers.kv_cache import KVCache, append, empty_cache
+from magi_jax.layers.layout import CLIPS, COPIED, WHOLE, Layout
 from magi_jax.layers.positions import stretched_positions
 from magi_jax.models.diffusion_head import DiffusionHead
-from magi_jax.models.magi import ClipShape, Magi
+from magi_jax.models.magi import ClipShape, Magi, frame_sites
 from magi_jax.sampling.masked_frame import FrameNetworks, RevealRecipe, sample_frame
-from magi_jax.sampling.state import VideoState
+from magi_jax.sampling.state import STATE_LAYOUT, VideoState
 from magi_jax.tokenizers.api import Tokenizer
 from magi_jax.tokenizers.patches import patchify, unpatchify
 from magi_jax.tokenizers.pixels import to_float, to_uint8
@@ -33,14 +34,21 @@ CONTEXT_NOISE = 2**32 - 1  # folded into a clip's key where frames fold in their
 
 @dataclasses.dataclass(frozen=True)
 class VideoSampler:
-    """The sampler of one trained model; hashable, so that its jitted methods compile once per shape."""
+    """The sampler of one trained model; hashable, so that its jitted methods compile once per shape.
+
+    Attributes:
+      config: of the run.
+      shape: of the trained clips.
+      layout: where clips and sites lie among devices.
+    """
 
     config: Config
     shape: ClipShape
+    layout: Layout = WHOLE
 
     @property
     def trunk(self) -> Magi:
-        return Magi(self.config.model, self.shape, jnp.dtype(self.config.train.compute_dtype))
+        return Magi(self.config.model, self.shape, jnp.dtype(self.config.train.compute_dtype), layout=self.layout)
 
     @property
     def head(self) -> DiffusionHead:
@@ -87,31 +95,27 @@ class VideoSampler:
 
     @functools.partial(jax.jit, static_argnums=0)
     def _prefill(
-        self,
-        params: Params,
-        window: Array,
-        positions: Array,
-        interval: Array,
-        clip_keys: Array,
-        filled: Array,
+        self, params: Params, window: Array, positions: Array, interval: Array, clip_keys: Array, filled: Array,
         frame: Array,
-    ) -> VideoState:
-        clips, slots, tokens, _ = window.shape
-        numbers = frame - filled + jnp.arange(slots)
-        window = self._observed(window, numbers, clip_keys)
-        state = VideoState(
-            self._empty_cache(clips, slots, tokens),
-            window,
-            positions,
-            interval,
-            clip_keys,
-            jnp.asarray(frame, jnp.int32),
-        )
-        return self._read_window(params, state, filled)
+    ) -> VideoState:  # fmt: skip
+        def prefill(*arguments: Any) -> VideoState:
+            params, window, positions, interval, clip_keys, filled, frame = arguments
+            numbers = frame - filled + jnp.arange(window.shape[1])
+            window = self._observed(window, numbers, clip_keys)
+            cache = self._empty_cache(window.shape[0], window.shape[1])
+            state = VideoState(cache, window, positions, interval, clip_keys, jnp.asarray(frame, jnp.int32))
+            return self._read_window(params, state, filled)
+
+        inputs = (COPIED, CLIPS, COPIED, CLIPS, CLIPS, COPIED, COPIED)
+        whole = self.layout.over_devices(prefill, inputs, STATE_LAYOUT)
+        return whole(params, window, positions, interval, clip_keys, filled, frame)
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
     def next_frame(self, params: Params, state: VideoState) -> tuple[VideoState, Array]:
         """Draws one frame -> (state with the frame committed, its clean tokens float32 [B, N, C]). Donates `state`."""
+        return self.layout.over_devices(self._next_frame, (COPIED, STATE_LAYOUT), (STATE_LAYOUT, CLIPS))(params, state)
+
+    def _next_frame(self, params: Params, state: VideoState) -> tuple[VideoState, Array]:
         full = state.cache.length == state.cache.capacity
         state = jax.lax.cond(full, functools.partial(self._slide, params), lambda s: s, state)
         position = state.positions[state.cache.length]
@@ -138,9 +142,9 @@ class VideoSampler:
         process = respaced_process(head.timesteps, sampler.denoise_steps, sampler.start)
         return RevealRecipe(sampler.mask_steps, process, head.prediction, temperature, sampler.x0_clip)
 
-    def _empty_cache(self, clips: int, slots: int, tokens: int) -> Any:
+    def _empty_cache(self, clips: int, slots: int) -> KVCache:
         model = self.config.model
-        sites = tokens + (model.noise_embedding == 'concat_token')
+        sites = self.layout.part_size(frame_sites(model, self.shape))
         return empty_cache(model.blocks, clips, slots, sites, model.width, jnp.dtype(self.config.train.compute_dtype))
 
     def _observed(self, tokens: Array, numbers: Array, clip_keys: Array) -> Array:
@@ -177,10 +181,10 @@ class VideoSampler:
 
     def _read_window(self, params: Params, state: VideoState, filled: Array | int) -> VideoState:
         """Fills the cache with the first `filled` frames of the window in one causal pass."""
-        clips, slots, tokens, _ = state.window.shape
-        nothing = self._empty_cache(clips, 0, tokens)
+        clips, slots = state.window.shape[:2]
+        nothing = self._empty_cache(clips, 0)
         k, v = self._observe(params, state.window, state.positions, state.interval, nothing)
-        cache = self._empty_cache(clips, slots, tokens)
+        cache = self._empty_cache(clips, slots)
         return state.replace(cache=append(cache, k, v, filled))
 
 
@@ -228,7 +232,7 @@ def sample_clips(
 
 @functools.partial(jax.jit, static_argnums=2)
 def _encode(tokenizer: Tokenizer, video: Array, patch: int) -> Array:
-    return patchify(tokenizer.encode(to_float(video), None), patch)
+    return patchify(tokenizer.encode(to_float(video)), patch)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))

@@ -36,19 +36,16 @@ class Tokenizer:
         moments = self._apply('encode', frames)
         return tuple(rearrange(x, '(B T) h w c -> B T h w c', B=video.shape[0]) for x in moments)
 
-    def encode(self, video: jax.Array, key: jax.Array | None) -> jax.Array:
+    def encode(self, video: jax.Array, noise: jax.Array | None = None) -> jax.Array:
         """float32 [B, T, H, W, 3] in [-1, 1] -> normalised latents, float32 [B, T, h, w, c].
 
         Args:
           video: the clips; H and W multiples of the downsample factor (else ConfigError).
-          key: a posterior sample is drawn with one typed key, or with one key per clip, [B], when a clip's draw must
-            not depend on its place in the batch; None gives the posterior mean.
+          noise: standard normal [B, T, h, w, c] makes of it a posterior sample; None gives the posterior mean.
         """
         self.latent_shape(*video.shape[1:4])
         latents, log_variance = self.moments(video)
-        if key is not None:
-            keys = key if key.ndim else jax.random.split(key, video.shape[0])
-            noise = jax.vmap(lambda k: jax.random.normal(k, latents.shape[1:], jnp.float32))(keys)
+        if noise is not None:
             latents = latents + jnp.exp(0.5 * log_variance) * noise
         return (latents - self.latent_mean[(None,) * 4]) / self.latent_std[(None,) * 4]
 

@@ -116,4 +116,4 @@ def export_tokenizer(config: Config, params: Any, folder: Path) -> None:
 
 @jax.jit
 def _reconstruct(tokenizer: Tokenizer, video: jax.Array) -> jax.Array:
-    return to_uint8(tokenizer.decode(tokenizer.encode(to_float(video), None)))
+    return to_uint8(tokenizer.decode(tokenizer.encode(to_float(video))))

@@ -117,7 +117,7 @@ def prepare(config: Config, workdir: Path, console: Console) -> Run:
     rows = hosts.host_rows(mesh, config.data.batch_size)
     batches = train_batches(config.data, config.seed, int(state.step), rows)
     validation = hooks.read_validation(config, mesh)
-    eval_step = jax.jit(make_eval_step(objective, config))
+    eval_step = jax.jit(make_eval_step(objective, config, mesh))
     train_step = _compile(tokenizer, config, mesh, console)
     tokenizer = hosts.everywhere(mesh, tokenizer)
     hosts.meet('train step compiled')

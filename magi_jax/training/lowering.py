@@ -55,9 +55,8 @@ def trace_train_step(config: Config, mesh: Mesh, tokenizer: Tokenizer | None) ->
     objective, optimizer = make_objective(config, tokenizer), make_optimizer(config.optim, config.train.steps)
     state = StateFactory(objective, optimizer, mesh).abstract()
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    step = jax.jit(
-        make_train_step(objective, optimizer, config), donate_argnums=0, out_shardings=(shardings, replicated(mesh))
-    )
+    step = make_train_step(objective, optimizer, config, mesh)
+    step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
     return step.trace(state, place(tokenizer, replicated(mesh)), abstract_batch(config, mesh))
 
 

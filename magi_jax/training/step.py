@@ -1,5 +1,7 @@
 """One optimizer step and one evaluation step for any objective: what training runs and compiles ahead of time."""
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -7,9 +9,11 @@ import einops
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from magi_jax.config import Config
 from magi_jax.objectives.api import Objective
+from magi_jax.parallel.layout import training_layout
 from magi_jax.tokenizers.api import Tokenizer
 from magi_jax.training.optim import ema_decay
 from magi_jax.training.state import TrainState
@@ -17,21 +21,26 @@ from magi_jax.training.state import TrainState
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 TrainStep = Callable[[TrainState, Tokenizer | None, Batch], tuple[TrainState, Metrics]]
+Gradient = Callable[[Any, Tokenizer | None, Batch, jax.Array], tuple[Any, Metrics]]
 EvalStep = Callable[[Any, Tokenizer | None, Batch], Metrics]
 
 TRAIN, EVAL = 0, 1  # purposes of randomness
 
 
-def make_train_step(objective: Objective, optimizer: optax.GradientTransformation, config: Config) -> TrainStep:
+def make_train_step(
+    objective: Objective, optimizer: optax.GradientTransformation, config: Config, mesh: Mesh
+) -> TrainStep:
     """(state, tokenizer, global batch) -> (next state, metrics). Randomness is a function of (config.seed, step).
 
     Metrics: the objective's, 'grad_norm', and 'bad_leaf': -1, or the index in `leaf_names(params)` of the first
     gradient (or the loss) that is not finite.
     """
+    layout = training_layout(objective, config, mesh)
+    gradient = layout.differentiate(functools.partial(dataclasses.replace(objective, layout=layout).loss, train=True))
 
     def train_step(state: TrainState, tokenizer: Tokenizer | None, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), TRAIN), state.step)
-        gradients, metrics = _accumulate(objective, config.optim.accumulate, state.params, tokenizer, batch, key)
+        gradients, metrics = _accumulate(gradient, config.optim.accumulate, state.params, tokenizer, batch, key)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         decay = ema_decay(config.optim, state.step)
@@ -42,12 +51,14 @@ def make_train_step(objective: Objective, optimizer: optax.GradientTransformatio
     return train_step
 
 
-def make_eval_step(objective: Objective, config: Config) -> EvalStep:
+def make_eval_step(objective: Objective, config: Config, mesh: Mesh) -> EvalStep:
     """(params, tokenizer, batch) -> metrics without dropout; the same draws for a clip at every call."""
+    layout = training_layout(objective, config, mesh)
+    loss = layout.evaluate(functools.partial(dataclasses.replace(objective, layout=layout).loss, train=False))
 
     def eval_step(params: Any, tokenizer: Tokenizer | None, batch: Batch) -> Metrics:
         key = jax.random.fold_in(jax.random.key(config.seed), EVAL)
-        return objective.loss(params, tokenizer, batch, key, train=False)[1]
+        return loss(params, tokenizer, batch, key)[1]
 
     return eval_step
 
@@ -59,19 +70,18 @@ def leaf_names(params: Any) -> list[str]:
 
 
 def _accumulate(
-    objective: Objective, micro_batches: int, params: Any, tokenizer: Tokenizer | None, batch: Batch, key: jax.Array
+    gradient: Gradient, micro_batches: int, params: Any, tokenizer: Tokenizer | None, batch: Batch, key: jax.Array
 ) -> tuple[Any, Metrics]:
     """Gradients and metrics averaged over `micro_batches` equal parts of the batch, one after the other."""
-    gradient = jax.grad(objective.loss, has_aux=True)
     if micro_batches == 1:
-        return gradient(params, tokenizer, batch, key, train=True)
+        return gradient(params, tokenizer, batch, key)
     # Interleaved parts: every device keeps its own rows.
     parts = jax.tree.map(lambda x: einops.rearrange(x, '(b m) ... -> m b ...', m=micro_batches), batch)
 
     def add_part(total: tuple[Any, Metrics], part: Batch) -> tuple[tuple[Any, Metrics], None]:
-        return jax.tree.map(jnp.add, total, gradient(params, tokenizer, part, key, train=True)), None
+        return jax.tree.map(jnp.add, total, gradient(params, tokenizer, part, key)), None
 
-    shapes = jax.eval_shape(lambda: gradient(params, tokenizer, jax.tree.map(lambda x: x[0], parts), key, train=True))
+    shapes = jax.eval_shape(lambda: gradient(params, tokenizer, jax.tree.map(lambda x: x[0], parts), key))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     total, _ = jax.lax.scan(add_part, zeros, parts)
     return jax.tree.map(lambda x: x / micro_batches, total)

@@ -1,12 +1,14 @@
 import math
+import typing
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from magi_jax.config import ModelConfig
+from magi_jax.config import ModelConfig, Remat
 from magi_jax.layers.blocks import Block, Trunk
+from magi_jax.layers.dropout import ClipDropout
 from magi_jax.masking.frames import complete_teacher_forcing
 from tests.random_params import random_params
 
@@ -15,18 +17,27 @@ FRAMES, SITES = 3, 5
 
 
 X, CONDITIONING = np.float32(np.random.default_rng(0).normal(size=(2, 2, 2 * FRAMES, SITES, CONFIG.width)))
-SEQUENCE = (X, None, complete_teacher_forcing(FRAMES), CONDITIONING)
+MASK = complete_teacher_forcing(FRAMES)
+REMATS = [remat for remat in typing.get_args(Remat) if remat not in ('none', 'offload')]
+
+
+def _trunk(params, remat='none', dropout=None):
+    return Trunk(CONFIG, jnp.float32, remat).apply({'params': params}, X, None, MASK, CONDITIONING, dropout)
+
+
+def _block(params, x):
+    return Block(CONFIG, jnp.float32).apply({'params': params}, x, None, 0, MASK, CONDITIONING, None)
 
 
 @pytest.fixture(scope='module')
 def params():
-    return random_params(lambda key: Trunk(CONFIG, jnp.float32, 'none').init(key, *SEQUENCE, True)['params'])
+    return random_params(lambda key: Trunk(CONFIG, jnp.float32).init(key, X, None, MASK, CONDITIONING, None)['params'])
 
 
 def test_scanned_trunk_is_a_loop_over_its_blocks(params):
-    out, (k, v) = jax.jit(lambda p: Trunk(CONFIG, jnp.float32, 'none').apply({'params': p}, *SEQUENCE, True))(params)
-    block = jax.jit(lambda p, x: Block(CONFIG, jnp.float32).apply({'params': p}, x, *SEQUENCE[1:], True))
-    x = SEQUENCE[0]
+    out, (k, v) = jax.jit(_trunk)(params)
+    block = jax.jit(_block)
+    x = X
     for depth in range(CONFIG.blocks):
         x, (own_k, own_v) = block(jax.tree.map(lambda leaf, d=depth: leaf[d], params['blocks']), x)
         np.testing.assert_allclose(k[depth], own_k, atol=1e-5)
@@ -36,7 +47,7 @@ def test_scanned_trunk_is_a_loop_over_its_blocks(params):
 
 def test_block_is_the_textbook_pre_norm_layer_twice(params):
     """The same block written out in numpy, from nothing but its parameters."""
-    x, _, mask, conditioning = (None if a is None else np.float64(a) for a in SEQUENCE)
+    x, mask, conditioning = (np.float64(a) for a in (X, MASK, CONDITIONING))
     p = jax.tree.map(lambda leaf: np.float64(leaf[0]), params['blocks'])
     expected = x + conditioning
     for layer in ('spatial', 'temporal'):
@@ -47,7 +58,7 @@ def test_block_is_the_textbook_pre_norm_layer_twice(params):
         gelu = h * 0.5 * (1 + np.vectorize(math.erf)(h / np.sqrt(2)))
         expected = expected + _linear(gelu, p[f'{layer}_mlp']['down'])
     one = jax.tree.map(lambda leaf: leaf[0], params['blocks'])
-    out, _ = jax.jit(lambda p: Block(CONFIG, jnp.float32).apply({'params': p}, *SEQUENCE, True))(one)
+    out, _ = jax.jit(_block)(one, X)
     np.testing.assert_allclose(out, expected, atol=2e-5)
 
 
@@ -74,17 +85,17 @@ def _attention(x, p, allowed, order):
     return _linear(np.einsum(f'{order}->brnd', out), p['out'])
 
 
-def test_remat_changes_nothing(params):
+@pytest.mark.parametrize('remat', REMATS)
+def test_remat_changes_nothing(params, remat):
     def loss(params, remat):
-        trunk = Trunk(CONFIG, jnp.float32, remat)
-        return jnp.sum(trunk.apply({'params': params}, *SEQUENCE, True)[0] ** 2)
+        return jnp.sum(_trunk(params, remat)[0] ** 2)
 
     step = jax.jit(jax.value_and_grad(loss), static_argnums=1)
-    (plain, gradient), (rematted, rematted_gradient) = step(params, 'none'), step(params, 'block')
+    (plain, gradient), (rematted, rematted_gradient) = step(params, 'none'), step(params, remat)
     assert plain == pytest.approx(float(rematted), rel=1e-6)
     for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(rematted_gradient)):
         np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(a).max()))
-    assert 'remat' in str(jax.make_jaxpr(lambda p: loss(p, 'block'))(params))
+    assert 'remat' in str(jax.make_jaxpr(lambda p: loss(p, remat))(params))
     assert 'remat' not in str(jax.make_jaxpr(lambda p: loss(p, 'none'))(params))
 
 
@@ -92,7 +103,7 @@ def test_mlp_in_the_temporal_layer_only():
     config = ModelConfig(width=24, blocks=1, heads=3, mlp_width=40, mlp_layers='temporal')
     x, mask = jnp.zeros((1, 2, 1, 24)), jnp.ones((2, 2), bool)
     trunk = Trunk(config, jnp.float32, 'none')
-    shapes = jax.eval_shape(lambda key: trunk.init(key, x, None, mask, None, True), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: trunk.init(key, x, None, mask, None, None), jax.random.key(0))
     assert sorted(shapes['params']['blocks']) == [
         'spatial_attention',
         'spatial_norm',
@@ -105,8 +116,8 @@ def test_mlp_in_the_temporal_layer_only():
 
 def test_dropout_differs_by_its_key(params):
     def out(seed):
-        rngs = {'dropout': jax.random.key(seed)}
-        return Trunk(CONFIG, jnp.float32, 'none').apply({'params': params}, *SEQUENCE, False, rngs=rngs)[0]
+        keys = jax.random.split(jax.random.key(seed), 2)
+        return _trunk(params, dropout=ClipDropout(keys, jnp.arange(2 * FRAMES), 2 * FRAMES, CONFIG.dropout))[0]
 
     run = jax.jit(out)
     np.testing.assert_array_equal(run(0), run(0))

@@ -94,13 +94,13 @@ def _frames_changed_by(passes, changes):
 
 
 def _is_complete_forcing(passes):
-    """Observed frame t reaches observed rows >= t and masked rows > t; a masked frame only its own row."""
+    """Observed frame t reaches observed rows >= t and masked rows > t, the last one none; a masked frame its own."""
     later = [
         _frames_changed_by(passes, _perturbed('observed', t))
-        == [set(range(t + 1, FRAMES)), set(range(t, FRAMES)) | set(range(FRAMES + t + 1, 2 * FRAMES))]
+        == [set(range(t + 1, FRAMES)), set(range(t, FRAMES - 1)) | set(range(FRAMES + t, 2 * FRAMES - 1))]
         for t in range(FRAMES)
     ]
-    own = [_frames_changed_by(passes, _perturbed('masked', t)) == [{t}, {FRAMES + t}] for t in range(FRAMES)]
+    own = [_frames_changed_by(passes, _perturbed('masked', t)) == [{t}, {FRAMES - 1 + t}] for t in range(FRAMES)]
     return all(later + own)
 
 
@@ -121,10 +121,10 @@ def test_who_depends_on_whom_to_the_bit(passes):
 
 BROKEN_MASKS = {  # (query rows, key rows) that are wrongly allowed
     'masked frame sees its own target': lambda t: (t + np.arange(t), np.arange(t)),
-    'masked frame sees a later observation': lambda t: (t, t - 1),
+    'masked frame sees a later observation': lambda t: (t, t - 2),
     'masked frame sees another masked one': lambda t: (2 * t - 1, t),
     'observed frame sees a later one': lambda t: (0, 1),
-    'observed frame sees a masked one': lambda t: (t - 1, t),
+    'observed frame sees a masked one': lambda t: (t - 2, t),
 }
 
 

@@ -18,8 +18,10 @@ def test_samples_get_mean_zero_and_std_one_over_the_data_used():
     tokenizer = create_tokenizer(TokenizerConfig(width=16, encoder_blocks=0), jax.random.key(0), 32, 32)
     mean, std = measure_statistics(tokenizer, _batches())
     tokenizer = tokenizer.replace(latent_mean=jnp.asarray(mean), latent_std=jnp.asarray(std))
-    encode = jax.jit(lambda video, key: tokenizer.encode(to_float(video), key))
-    draws = [encode(video, jax.random.key(10 * i + j)) for i, video in enumerate(_batches()) for j in range(10)]
+    encode = jax.jit(lambda video, noise: tokenizer.encode(to_float(video), noise))
+    shape = tokenizer.latent_shape(2, 32, 32)
+    noise = [jax.random.normal(jax.random.key(j), (10, 7, *shape)) for j in range(3)]
+    draws = [encode(video, draw[: len(video)]) for video, each in zip(_batches(), noise) for draw in each]
     latents = np.concatenate([np.reshape(x, (-1, 4)) for x in draws])
     np.testing.assert_allclose(latents.mean(0), 0, atol=0.05)
     np.testing.assert_allclose(latents.std(0), 1, atol=0.05)

@@ -62,7 +62,7 @@ def _train(mesh):
     state = jax.jit(factory._init, out_shardings=shardings, compiler_options=QUICK)(jax.random.key(1))
     assert jax.tree.map(lambda x: x.sharding, state) == shardings
     state = state.replace(params=jax.device_put(params, shardings.params), ema=jax.device_put(params, shardings.ema))
-    step = make_train_step(objective, optimizer, config)
+    step = make_train_step(objective, optimizer, config, mesh)
     step = jax.jit(step, out_shardings=(shardings, None), compiler_options=QUICK)
     states, metrics, rng = [jax.device_get(state.params)], [], np.random.default_rng(0)
     for number in range(STEPS):

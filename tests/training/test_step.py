@@ -1,26 +1,38 @@
 """The optimizer step on a toy objective: micro-batches, the moving average, draws of a step, the leaf that went bad."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from magi_jax.config import Config, OptimConfig
+from magi_jax.config import Config, MeshConfig, OptimConfig
+from magi_jax.layers.layout import WHOLE, Layout
+from magi_jax.parallel.mesh import make_mesh
 from magi_jax.training.state import TrainState
 from magi_jax.training.step import leaf_names, make_eval_step, make_train_step
 
 ROWS, WIDTH = 6, 3
+MESH = make_mesh(MeshConfig(data=1), jax.devices()[:1])
 
 
+@dataclasses.dataclass(frozen=True)
 class Line:
     """A regression with noise on its targets, drawn from the step's key and the example."""
 
+    layout: Layout = WHOLE
+
+    def init(self, key):
+        return {'root': jnp.float32(0), 'w': jnp.ones(WIDTH)}
+
     def loss(self, params, tokenizer, batch, key, train):
         noise = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i)))(batch['example'])
+        params = self.layout.gather(params)
         error = batch['x'] @ params['w'] + jnp.sqrt(params['root']) - batch['y'] - train * noise
-        loss = jnp.mean(jnp.square(error))
-        return loss, {'loss': loss, 'noise': noise.mean()}
+        loss, noise = (self.layout.mean(jnp.sum(x), jnp.float32(x.size)) for x in (jnp.square(error), noise))
+        return loss, {'loss': loss, 'noise': noise}
 
 
 def _batch():
@@ -37,7 +49,7 @@ def _state(optimizer, root=1.0):
 def _steps(count=1, optimizer=None, batch=None, root=1.0, **optim):
     """States of `count` steps, with the optimizer that adds the gradient unless told otherwise."""
     optimizer = optimizer or optax.identity()
-    step = jax.jit(make_train_step(Line(), optimizer, Config(optim=OptimConfig(**optim))))
+    step = jax.jit(make_train_step(Line(), optimizer, Config(optim=OptimConfig(**optim)), MESH))
     states, metrics = [_state(optimizer, root)], []
     for _ in range(count):
         state, values = step(states[-1], None, batch or _batch())
@@ -69,12 +81,12 @@ def test_average_starts_at_the_parameters_and_follows_them():
 def test_draws_belong_to_the_step_and_the_seed():
     states, metrics = _steps(2)
     assert float(metrics[0]['noise']) != float(metrics[1]['noise'])
-    step = jax.jit(make_train_step(Line(), optax.identity(), Config()))
+    step = jax.jit(make_train_step(Line(), optax.identity(), Config(), MESH))
     again = step(states[1], None, _batch())[1]  # a resumed run
     assert float(again['noise']) == float(metrics[1]['noise'])
-    other = jax.jit(make_train_step(Line(), optax.identity(), Config(seed=1)))(states[1], None, _batch())[1]
+    other = jax.jit(make_train_step(Line(), optax.identity(), Config(seed=1), MESH))(states[1], None, _batch())[1]
     assert float(other['noise']) != float(again['noise'])
-    evaluate = jax.jit(make_eval_step(Line(), Config()))
+    evaluate = jax.jit(make_eval_step(Line(), Config(), MESH))
     values = [evaluate(state.params, None, _batch())['noise'] for state in states[:2]]
     assert float(values[0]) == float(values[1]) and float(values[0]) not in [float(m['noise']) for m in metrics]
 

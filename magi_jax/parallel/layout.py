@@ -1,0 +1,223 @@
+"""Layouts over a mesh: what a device holds of clips and parameters, and the collectives that fetch the rest.
+
+Everything runs inside one `jax.shard_map` over all mesh axes, so the program holds exactly the collectives written
+here: weights of a layer are gathered just before their use and their gradients scattered just after, one mesh axis
+after the other (over several axes at once, a TPU compiler makes all-reduces of whole gradients); frames and sites
+change places in one all-to-all.
+
+Dimension key: B clips, R rows (frames), N sites, D width; r, n: the part of R, N that this device holds.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from magi_jax.config import Config, ModelConfig
+from magi_jax.layers.dropout import TokenDropout
+from magi_jax.layers.layout import CLIPS, COPIED, GATHERED, SITES, Layout
+from magi_jax.models.magi import ClipShape, frame_sites
+from magi_jax.objectives.api import Objective
+from magi_jax.parallel.mesh import BATCH_AXES
+from magi_jax.parallel.rules import STACKED, parameter_specs
+
+Array = jax.Array
+
+SEQUENCE, SPLIT = 'sequence', 'tensor'
+CLIP_AXES = (*BATCH_AXES, SPLIT)  # of clips that are sampled
+COPIES = (*BATCH_AXES, SEQUENCE)  # axes along which parameters are copies of each other, or parts of one copy
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshLayout(Layout):
+    """A device's part: clips over `data` and `fsdp`, frames or sites over `sequence`, heads over `tensor`."""
+
+    mesh: Mesh = None
+
+    def part(self, x: Array, axis: int) -> Array:
+        size = -(-x.shape[axis] // self.parts)
+        padding = self.parts * size - x.shape[axis]
+        if padding:
+            last = lax.slice_in_dim(x, x.shape[axis] - 1, None, axis=axis)
+            x = jnp.concatenate([x] + padding * [last], axis=axis)
+        return lax.dynamic_slice_in_dim(x, lax.axis_index(SEQUENCE) * size, size, axis=axis)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingLayout(MeshLayout):
+    """Spatial layers hold a part of the frames, temporal layers a part of the sites.
+
+    Attributes:
+      specs: PartitionSpec of every parameter, same tree.
+      stacked: bool for every parameter: it belongs to the scanned blocks and is gathered there.
+      dtype: in which matrices are gathered and used.
+    """
+
+    specs: Any = None
+    stacked: Any = None
+    dtype: Any = jnp.float32
+
+    def own_frames(self, x: Array, axis: int) -> Array:
+        return self.part(x, axis)
+
+    def real_frames(self, frames: int) -> Array:
+        size = -(-frames // self.parts)
+        return lax.axis_index(SEQUENCE) * size + jnp.arange(size) < frames
+
+    def to_sites(self, x: Array) -> Array:
+        x = jnp.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % self.parts), (0, 0)))
+        return lax.all_to_all(x, SEQUENCE, split_axis=2, concat_axis=1, tiled=True)
+
+    def to_frames(self, x: Array, sites: int) -> Array:
+        return lax.all_to_all(x, SEQUENCE, split_axis=1, concat_axis=2, tiled=True)[:, :, :sites]
+
+    def sum_splits(self, x: Array) -> Array:
+        return lax.psum(x, SPLIT)
+
+    def split_dropout(self, dropout: TokenDropout | None) -> TokenDropout | None:
+        if dropout is None or self.splits == 1:
+            return dropout
+        fold = functools.partial(jax.random.fold_in, data=lax.axis_index(SPLIT))
+        return dropout.replace(keys=jax.vmap(jax.vmap(jax.vmap(fold)))(dropout.keys))
+
+    def gather(self, params: Any) -> Any:
+        def whole(path: Any, leaf: Array, spec: PartitionSpec, stacked: bool) -> Array:
+            return leaf if stacked else self._whole(path, leaf, spec)
+
+        return jax.tree_util.tree_map_with_path(whole, params, self.specs, self.stacked)
+
+    def gather_block(self, params: Any) -> Any:
+        specs = [spec for spec, stacked in zip(*map(jax.tree.leaves, (self.specs, self.stacked))) if stacked]
+        leaves, tree = jax.tree_util.tree_flatten_with_path(params)
+        whole = [self._whole(path, leaf, PartitionSpec(*spec[1:])) for (path, leaf), spec in zip(leaves, specs)]
+        return jax.tree.unflatten(tree, whole)
+
+    def _whole(self, path: Any, leaf: Array, spec: PartitionSpec) -> Array:
+        dtype = self.dtype if path[-1].key == 'kernel' else leaf.dtype
+        pieces = tuple(
+            (dimension, axis)
+            for dimension, axes in enumerate(spec)
+            for axis in reversed(axes if isinstance(axes, tuple) else (axes,))  # the innermost axis first
+            if axis not in (None, SPLIT)
+        )
+        return checkpoint_name(_gather(leaf, pieces, dtype), GATHERED)
+
+    def mean(self, total: Array, weight: Array) -> Array:
+        for axis in COPIES:  # one by one: what differs along some axes and not along others cannot be summed over all
+            total, weight = lax.psum((total, weight), axis)
+        return total / weight
+
+    def differentiate(self, loss: Callable[..., Any]) -> Callable[..., Any]:
+        """`loss(params, tokenizer, batch, key)` of one device -> (gradients, metrics) of all, over global arrays."""
+        gradient = jax.grad(loss, has_aux=True)
+        return self._over_devices(gradient, (self.specs, PartitionSpec()))
+
+    def evaluate(self, loss: Callable[..., Any]) -> Callable[..., Any]:
+        """`loss(params, tokenizer, batch, key)` of one device -> (loss, metrics) of all, over global arrays."""
+        return self._over_devices(loss, PartitionSpec())
+
+    def _over_devices(self, function: Callable[..., Any], out_specs: Any) -> Callable[..., Any]:
+        everywhere = PartitionSpec()
+        in_specs = (self.specs, everywhere, PartitionSpec(BATCH_AXES), everywhere)
+        return jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs)
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingLayout(MeshLayout):
+    """Every layer holds a part of the sites: a new frame is one row, and its cached past lies where it is read.
+
+    Weights are copied to all devices. Clips are divided over every axis but `sequence`.
+
+    Attributes:
+      sites: N, of a whole frame.
+    """
+
+    sites: int = 0
+
+    def own_sites(self, x: Array, axis: int) -> Array:
+        return self.part(x, axis)
+
+    def all_sites(self, x: Array) -> Array:
+        return lax.all_gather(x, SEQUENCE, axis=2, tiled=True)[:, :, : self.sites]
+
+    def part_size(self, count: int) -> int:
+        return -(-count // self.parts)
+
+    def over_devices(self, function: Callable, inputs: Any, outputs: Any) -> Callable:
+        specs = {
+            COPIED: PartitionSpec(),
+            CLIPS: PartitionSpec(CLIP_AXES),
+            SITES: PartitionSpec(None, CLIP_AXES, None, SEQUENCE),
+        }
+        in_specs, out_specs = jax.tree.map(specs.get, (inputs, outputs))
+        return jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather(shard: Array, pieces: tuple[tuple[int, str], ...], dtype: Any) -> Array:
+    """A parameter's shard -> the whole in `dtype`, gathered over (dimension, mesh axis) in turn.
+
+    The gradient is summed over all copies in float32, whatever `dtype` is.
+    """
+    whole = shard.astype(dtype)
+    for dimension, axis in pieces:
+        whole = lax.all_gather(whole, axis, axis=dimension, tiled=True)
+    return lax.pcast(whole, _copied(pieces), to='varying')
+
+
+def _gather_forward(shard: Array, pieces: tuple[tuple[int, str], ...], dtype: Any) -> tuple[Array, None]:
+    return _gather(shard, pieces, dtype), None
+
+
+def _gather_backward(pieces: tuple[tuple[int, str], ...], dtype: Any, _: None, gradient: Array) -> tuple[Array]:
+    del dtype
+    gradient = gradient.astype(jnp.float32)
+    for dimension, axis in reversed(pieces):
+        gradient = lax.psum_scatter(gradient, axis, scatter_dimension=dimension, tiled=True)
+    return (lax.psum(gradient, _copied(pieces)),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
+
+
+def _copied(pieces: tuple[tuple[int, str], ...]) -> tuple[str, ...]:
+    """Mesh axes along which a parameter is copied."""
+    return tuple(axis for axis in COPIES if axis not in [piece[1] for piece in pieces])
+
+
+def training_layout(objective: Objective, config: Config, mesh: Mesh) -> TrainingLayout:
+    """How `objective` is trained on `mesh`."""
+    boxed = jax.eval_shape(objective.init, jax.random.key(0))
+    return TrainingLayout(
+        parts=mesh.shape[SEQUENCE],
+        splits=mesh.shape[SPLIT],
+        mesh=mesh,
+        specs=parameter_specs(mesh, boxed),
+        stacked=jax.tree.map(_is_stacked, boxed, is_leaf=_is_boxed),
+        dtype=jnp.dtype(config.train.compute_dtype),
+    )
+
+
+def sampling_layout(config: ModelConfig, shape: ClipShape, mesh: Mesh) -> SamplingLayout:
+    """How videos of a model are sampled on `mesh`."""
+    return SamplingLayout(parts=mesh.shape[SEQUENCE], mesh=mesh, sites=frame_sites(config, shape))
+
+
+def clip_sharding(mesh: Mesh) -> NamedSharding:
+    """Of the clips handed to a sampler with a `sampling_layout`: divided over all axes but `sequence`."""
+    return NamedSharding(mesh, PartitionSpec(CLIP_AXES))
+
+
+def _is_boxed(leaf: Any) -> bool:
+    return isinstance(leaf, nn.Partitioned)
+
+
+def _is_stacked(leaf: Any) -> bool:
+    return _is_boxed(leaf) and leaf.names[0] == STACKED
