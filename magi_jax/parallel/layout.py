@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from magi_jax.config import Config, ModelConfig
 from magi_jax.layers.dropout import TokenDropout
@@ -31,7 +31,11 @@ from magi_jax.parallel.rules import STACKED, parameter_specs
 Array = jax.Array
 
 SEQUENCE, SPLIT = 'sequence', 'tensor'
-CLIP_AXES = (*BATCH_AXES, SPLIT)  # of clips that are sampled
+SAMPLING_SPECS = {
+    COPIED: PartitionSpec(),
+    CLIPS: PartitionSpec(BATCH_AXES),
+    SITES: PartitionSpec(None, BATCH_AXES, None, SEQUENCE),
+}
 COPIES = (*BATCH_AXES, SEQUENCE)  # axes along which parameters are copies of each other, or parts of one copy
 
 
@@ -133,7 +137,7 @@ class TrainingLayout(MeshLayout):
 class SamplingLayout(MeshLayout):
     """Every layer holds a part of the sites: a new frame is one row, and its cached past lies where it is read.
 
-    Weights are copied to all devices. Clips are divided over every axis but `sequence`.
+    Weights are copied to all devices, clips divided as in training.
 
     Attributes:
       sites: N, of a whole frame.
@@ -151,12 +155,7 @@ class SamplingLayout(MeshLayout):
         return -(-count // self.parts)
 
     def over_devices(self, function: Callable, inputs: Any, outputs: Any) -> Callable:
-        specs = {
-            COPIED: PartitionSpec(),
-            CLIPS: PartitionSpec(CLIP_AXES),
-            SITES: PartitionSpec(None, CLIP_AXES, None, SEQUENCE),
-        }
-        in_specs, out_specs = jax.tree.map(specs.get, (inputs, outputs))
+        in_specs, out_specs = jax.tree.map(SAMPLING_SPECS.get, (inputs, outputs))
         return jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
@@ -208,11 +207,6 @@ def training_layout(objective: Objective, config: Config, mesh: Mesh) -> Trainin
 def sampling_layout(config: ModelConfig, shape: ClipShape, mesh: Mesh) -> SamplingLayout:
     """How videos of a model are sampled on `mesh`."""
     return SamplingLayout(parts=mesh.shape[SEQUENCE], mesh=mesh, sites=frame_sites(config, shape))
-
-
-def clip_sharding(mesh: Mesh) -> NamedSharding:
-    """Of the clips handed to a sampler with a `sampling_layout`: divided over all axes but `sequence`."""
-    return NamedSharding(mesh, PartitionSpec(CLIP_AXES))
 
 
 def _is_boxed(leaf: Any) -> bool:

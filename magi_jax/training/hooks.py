@@ -14,7 +14,8 @@ from magi_jax.config import Config
 from magi_jax.data.pipeline import EvalClips, train_batches
 from magi_jax.objectives.api import clip_shape
 from magi_jax.parallel.hosts import host_rows, on_devices, padded_rows, whole
-from magi_jax.parallel.mesh import batch_sharding
+from magi_jax.parallel.layout import sampling_layout
+from magi_jax.parallel.mesh import batch_sharding, replicated
 from magi_jax.sampling.video import VideoSampler, sample_clips
 from magi_jax.tokenizers.api import Tokenizer
 from magi_jax.tokenizers.folder import save_tokenizer
@@ -78,7 +79,9 @@ def preview(
     if config.objective == 'autoencoder':
         made = _reconstruct(trained_tokenizer(config, params), on_devices(batch_sharding(mesh), video))
     else:
-        sampler = VideoSampler(config, clip_shape(config, tokenizer))
+        shape = clip_shape(config, tokenizer)
+        sampler = VideoSampler(config, shape, sampling_layout(config.model, shape, mesh))
+        params = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(params)
         first, frames, sharding = video[:, :1], video.shape[1], batch_sharding(mesh)
         made = sample_clips(sampler, params, tokenizer, first, frames, interval, config.seed, sharding=sharding)
     both = np.concatenate([real, whole(made)[: len(real)]], axis=2)

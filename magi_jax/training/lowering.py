@@ -8,12 +8,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+from jax.sharding import Mesh, NamedSharding, Sharding
 
 from magi_jax.config import Config
 from magi_jax.objectives.api import clip_shape, make_objective
-from magi_jax.parallel.mesh import BATCH_AXES, batch_sharding, check_batch, replicated
-from magi_jax.sampling.state import VideoState
+from magi_jax.parallel.layout import SAMPLING_SPECS, sampling_layout
+from magi_jax.parallel.mesh import batch_sharding, check_batch, replicated
+from magi_jax.sampling.state import STATE_LAYOUT, VideoState
 from magi_jax.sampling.video import VideoSampler
 from magi_jax.tokenizers.api import Tokenizer, create_tokenizer
 from magi_jax.training.optim import make_optimizer
@@ -68,15 +69,16 @@ def lower_train_step(config: Config, mesh: Mesh, tokenizer: Tokenizer | None) ->
 def trace_next_frame(config: Config, mesh: Mesh, tokenizer: Tokenizer, clips: int, frames: int) -> jax.stages.Traced:
     """The sampler's step, (params, state) -> (state, tokens [B, N, C]), for `clips` videos of `frames` frames.
 
-    Clips are divided over the batch axes, parameters lie whole on every device.
+    Clips are divided over the batch axes, sites over `sequence`; parameters lie whole on every device.
 
     Raises:
       ConfigError: clips, model and mesh do not fit.
     """
     check_batch(mesh, clips, 1)
-    sampler = VideoSampler(config, clip_shape(config, tokenizer))
+    shape = clip_shape(config, tokenizer)
+    sampler = VideoSampler(config, shape, sampling_layout(config.model, shape, mesh))
     params = nn.unbox(jax.eval_shape(make_objective(config, tokenizer).init, _key()))
-    context = jax.ShapeDtypeStruct((clips, 0, sampler.shape.tokens, sampler.shape.token_width), jnp.float32)
+    context = jax.ShapeDtypeStruct((clips, 0, shape.tokens, shape.token_width), jnp.float32)
     interval = jax.ShapeDtypeStruct((clips,), jnp.int32)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), clips))
     state = jax.eval_shape(
@@ -96,22 +98,15 @@ def encoder_flops(config: Config, tokenizer: Tokenizer | None) -> float:
         return 0.0
     data = config.data
     clip = jax.ShapeDtypeStruct((1, data.frames, data.height, data.width, 3), jnp.float32)
-    encode = jax.jit(lambda tokenizer, video: tokenizer.encode(video, None))
+    encode = jax.jit(lambda tokenizer, video: tokenizer.encode(video))
     return float(encode.lower(tokenizer, clip).cost_analysis().get('flops', 0.0))
 
 
 def _place_state(state: VideoState, mesh: Mesh) -> VideoState:
-    rows, whole = batch_sharding(mesh), replicated(mesh)
-    layers_first = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
-    cache = jax.tree.map(lambda leaf: place(leaf, layers_first if leaf.ndim else whole), state.cache)
-    return VideoState(
-        cache=cache,
-        window=place(state.window, rows),
-        positions=place(state.positions, whole),
-        interval=place(state.interval, rows),
-        clip_keys=place(state.clip_keys, rows),
-        frame=place(state.frame, whole),
-    )
+    def lay(leaf: jax.ShapeDtypeStruct, kind: str) -> jax.ShapeDtypeStruct:
+        return place(leaf, NamedSharding(mesh, SAMPLING_SPECS[kind]))
+
+    return jax.tree.map(lay, state, STATE_LAYOUT)
 
 
 def place(tree: Any, sharding: Sharding) -> Any:

@@ -9,8 +9,8 @@ import pytest
 from magi_jax.config import Config, HeadConfig, MeshConfig, ModelConfig, SamplerConfig, TrainConfig
 from magi_jax.models.magi import ClipShape
 from magi_jax.objectives.masked_diffusion import MaskedDiffusion
-from magi_jax.parallel.layout import clip_sharding, sampling_layout
-from magi_jax.parallel.mesh import make_mesh, replicated
+from magi_jax.parallel.layout import sampling_layout
+from magi_jax.parallel.mesh import batch_sharding, make_mesh, replicated
 from magi_jax.sampling.video import VideoSampler
 from tests.random_params import random_params
 
@@ -36,7 +36,7 @@ def _sample(axes):
     params = jax.device_put(random_params(MaskedDiffusion(config, SHAPE).init, scale=0.2), replicated(mesh))
     start = np.float32(np.random.default_rng(0).normal(size=(CLIPS, 1, SHAPE.tokens, SHAPE.token_width)))
     arrays = start, np.arange(CLIPS, dtype=np.int32) % 7 + 1, jax.random.split(jax.random.key(0), CLIPS)
-    context, interval, keys = jax.device_put(arrays, clip_sharding(mesh))
+    context, interval, keys = jax.device_put(arrays, batch_sharding(mesh))
     state = sampler.start(params, context, 4, interval, keys)
     state, first = sampler.next_frame(params, state)
     held = state.cache.k.sharding.shard_shape(state.cache.k.shape)
@@ -50,4 +50,4 @@ def test_clips_and_sites_shared_by_devices(axes):
     np.testing.assert_allclose(first, one_first, atol=1e-5)
     np.testing.assert_allclose(second, one_second, atol=1e-5)
     sites = -(-SHAPE.tokens // axes.sequence)
-    assert held == (*whole[:1], CLIPS // (axes.data * axes.fsdp * axes.tensor), whole[2], sites, whole[4])
+    assert held == (*whole[:1], CLIPS // (axes.data * axes.fsdp), whole[2], sites, whole[4])

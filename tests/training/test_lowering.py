@@ -20,6 +20,7 @@ from magi_jax.config import (
     TrainConfig,
 )
 from magi_jax.objectives.api import clip_shape, make_objective
+from magi_jax.parallel.layout import sampling_layout
 from magi_jax.parallel.mesh import batch_sharding, make_mesh, put_batch, replicated
 from magi_jax.sampling.video import VideoSampler
 from magi_jax.tokenizers.api import create_tokenizer
@@ -95,7 +96,7 @@ def test_the_train_step_is_the_one_that_runs(mesh, tokenizer, state):
         'example': np.arange(BATCH, dtype=np.int32),
     }
     live = jax.jit(
-        make_train_step(objective, optimizer, CONFIG),
+        make_train_step(objective, optimizer, CONFIG, mesh),
         donate_argnums=0,
         out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), replicated(mesh)),
     )
@@ -107,11 +108,13 @@ def test_the_train_step_is_the_one_that_runs(mesh, tokenizer, state):
 
 
 def test_the_next_frame_is_the_one_that_runs(mesh, tokenizer, state):
-    sampler = VideoSampler(CONFIG, clip_shape(CONFIG, tokenizer))
+    shape = clip_shape(CONFIG, tokenizer)
+    sampler = VideoSampler(CONFIG, shape, sampling_layout(CONFIG.model, shape, mesh))
     keys = jax.device_put(jax.random.split(jax.random.key(0), BATCH), batch_sharding(mesh))
     context = jnp.zeros((BATCH, 0, sampler.shape.tokens, sampler.shape.token_width))
-    video = sampler.start(jax.device_get(state.ema), context, 5, jnp.ones(BATCH, jnp.int32), keys)
-    live = VideoSampler.next_frame.trace(sampler, jax.device_get(state.ema), video)
+    params = jax.device_put(jax.device_get(state.ema), replicated(mesh))
+    video = sampler.start(params, context, 5, jnp.ones(BATCH, jnp.int32), keys)
+    live = VideoSampler.next_frame.trace(sampler, params, video)
     assert digest(trace_next_frame(CONFIG, mesh, abstract_tokenizer(CONFIG), BATCH, 5)) == digest(live)
 
 
