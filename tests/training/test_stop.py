@@ -1,0 +1,33 @@
+"""Signals are remembered while the loop runs, and given back to their former handlers afterwards."""
+
+import os
+import signal
+
+import jax
+import pytest
+
+from magi_jax.config import MeshConfig
+from magi_jax.parallel.mesh import make_mesh
+from magi_jax.training.stop import StopSignals
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_remembered(number):
+    before = signal.getsignal(number)
+    with StopSignals(make_mesh(MeshConfig())) as stop:
+        assert not stop.asked()
+        os.kill(os.getpid(), number)
+        assert stop.asked() and stop.asked()
+    assert signal.getsignal(number) == before
+
+
+def test_among_many_hosts_the_answer_is_that_of_the_call_before(monkeypatch):
+    """So that no device waits for it; the first answer is its own."""
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+    with StopSignals(make_mesh(MeshConfig())) as stop:
+        assert not stop.asked() and not stop.asked()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert not stop.asked() and stop.asked() and stop.asked()
+    with StopSignals(make_mesh(MeshConfig())) as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.asked()
