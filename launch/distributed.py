@@ -9,7 +9,9 @@ A TPU slice needs nothing: the same command on every host. Elsewhere every proce
 import contextlib
 import faulthandler
 import os
+import socket
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 
@@ -31,7 +33,8 @@ HEARTBEAT_SECONDS = 60
 # Others wait while the first writes its files; one that is lost meanwhile is noticed by its heartbeat.
 SHUTDOWN_SECONDS = 3600
 TPU_FILES = ('/dev/accel0', '/dev/vfio/0')
-OWN_FAULT = ('RESOURCE_EXHAUSTED', 'INVALID_ARGUMENT')
+# In an error of jax, which may be of any type: a collective or the coordinator waits for someone who is not there.
+SIGNS_OF_LOSS = ('Gloo', 'UNAVAILABLE', 'DEADLINE_EXCEEDED', 'ABORTED', 'CANCELLED', 'coordination service')
 LOST = 'another process of this run ended or a link is down ({}): run the same command again on all hosts'
 
 
@@ -45,7 +48,6 @@ def session() -> Iterator[None]:
     if not _join():
         yield
         return
-    faulthandler.disable()  # what jax says when another process is lost needs no stacks of this one
     try:
         yield
         jax.distributed.shutdown()
@@ -60,6 +62,7 @@ def _join() -> bool:
         return False
     # A signal stops all processes through the training loop's own agreement.
     jax.config.update('jax_enable_preemption_service', False)
+    faulthandler.disable()  # what jax says when it ends this process needs no stacks of it
     times = {
         'initialization_timeout': START_TIMEOUT.value,
         'heartbeat_timeout_seconds': HEARTBEAT_SECONDS,
@@ -69,17 +72,31 @@ def _join() -> bool:
         if who is None:
             jax.distributed.initialize(**times)
         else:
+            if who[2] > 0:
+                _await_coordinator(who[0])
             jax.distributed.initialize(*who, cluster_detection_method='deactivate', **times)
     except ValueError:
         if who is None:  # no slice: a single TPU host
             return False
         raise
-    except jax.errors.JaxRuntimeError as error:
-        raise ConfigError(
-            f'the {who[1] if who else ""} processes did not come together in {START_TIMEOUT.value} s'
-            f' ({console.last_line(error)}): start all of them, with the same --coordinator, or raise --start_timeout'
-        ) from error
     return jax.process_count() > 1
+
+
+def _await_coordinator(address: str) -> None:
+    """Returns once process 0 listens: jax itself would abort without a word that helps."""
+    host, _, port = address.rpartition(':')
+    deadline = time.monotonic() + START_TIMEOUT.value
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    f'process 0 does not answer at {address} ({error}): start all processes with the same'
+                    ' --coordinator, or raise --start_timeout'
+                ) from error
+        time.sleep(0.2)
 
 
 def _named_processes() -> tuple[str, int, int] | None:
@@ -105,7 +122,7 @@ def _on_tpu() -> bool:
 def _leave(error: Exception) -> None:
     """Says what happened and ends the process, without the waiting for others and for unfinished saves of an exit."""
     try:
-        if isinstance(error, jax.errors.JaxRuntimeError) and not str(error).startswith(OWN_FAULT):
+        if any(sign in str(error) for sign in SIGNS_OF_LOSS):
             error = ConnectionError(LOST.format(console.last_line(error)[:200]))
         status = console.report(error)
     except Exception:  # noqa: BLE001, a bug, which keeps its traceback

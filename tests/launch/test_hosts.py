@@ -98,7 +98,7 @@ def test_a_pair_samples_the_videos_of_one(tmp_path, environment, eight):
         (['--coordinator', 'a:1', '--processes', '2', '--process', '2'], ['--process 2 must lie in 0..1']),
         (
             ['--coordinator', 'localhost:1', '--processes', '2', '--process', '1', '--start_timeout', '2'],
-            ['did not come together in 2 s', '--start_timeout'],
+            ['process 0 does not answer at localhost:1', '--start_timeout'],
         ),
     ],
 )
