@@ -23,6 +23,7 @@ from magi_jax.config import (
 from magi_jax.masking.tokens import draw_masks, reveal_counts
 from magi_jax.objectives.api import clip_shape
 from magi_jax.objectives.masked_diffusion import MaskedDiffusion
+from magi_jax.parallel.mesh import make_mesh
 from magi_jax.sampling.video import CONTEXT_NOISE, VideoSampler
 from magi_jax.tokenizers.api import create_tokenizer
 from magi_jax.tokenizers.patches import patchify
@@ -142,9 +143,8 @@ def training_draws(config: Config, step: int = 0) -> dict[str, np.ndarray]:
 def _training_draws(config, key, example):
     shape, masking, head = clip_shape(config, tokenizer()), config.masking, config.model.head
     key, example_key = jax.random.split(key)
-    mask_key, _ = jax.random.split(key)
     clip_keys = jax.vmap(jax.random.fold_in, (None, 0))(example_key, example)
-    _, corruption, diffusion = jax.vmap(lambda k: jax.random.split(k, 3), out_axes=1)(clip_keys)
+    _, corruption, diffusion, _ = jax.vmap(lambda k: jax.random.split(k, 4), out_axes=1)(clip_keys)
     masks, levels, noises = jax.vmap(lambda k: jax.random.split(k, 3), out_axes=1)(corruption)
     timesteps, diffusion_noises = jax.vmap(lambda k: jax.random.split(k), out_axes=1)(diffusion)
     frames, tokens, width = shape.frames, shape.tokens, shape.token_width
@@ -152,7 +152,7 @@ def _training_draws(config, key, example):
     level = jax.vmap(lambda k: jax.random.randint(k, (rows,), 0, shape.noise_levels))(levels)
     drawn = (head.repeats, frames, tokens)
     return {
-        'mask': draw_masks(mask_key, masks, frames, tokens, masking),
+        'mask': draw_masks(key, masks, frames, tokens, masking),
         'level': jnp.broadcast_to(level, (len(level), frames)),
         'noise': jax.vmap(lambda k: jax.random.normal(k, (frames, tokens, width)))(noises),
         'timestep': jax.vmap(lambda k: jax.random.randint(k, drawn, 0, head.timesteps))(timesteps),
@@ -174,7 +174,8 @@ def _apply(config, network, params, *args):
 def train(config: Config) -> tuple[dict, dict, list[dict]]:
     """Parameters and their average after `STEPS` steps from `params(config)`, and each step's metrics."""
     optimizer, weights = make_optimizer(config.optim, config.train.steps), params(config)
-    step = jax.jit(make_train_step(objective(config), optimizer, config), compiler_options=QUICK)
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    step = jax.jit(make_train_step(objective(config), optimizer, config, mesh), compiler_options=QUICK)
     state, history = TrainState(jnp.int32(0), weights, optimizer.init(weights), weights), []
     for number in range(STEPS):
         state, metrics = step(state, tokenizer(), batch(number))
