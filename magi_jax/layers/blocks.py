@@ -14,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from magi_jax.config import ModelConfig, Remat
 from magi_jax.layers.attention import attention_weights, weighted_values
-from magi_jax.layers.dropout import ClipDropout, TokenDropout, drop
+from magi_jax.layers.dropout import ClipDropout, TokenDropout, drop, keep
 from magi_jax.layers.layout import GATHERED, WHOLE, Layout
 from magi_jax.layers.linear import Linear, layer_norm
 
@@ -53,7 +53,8 @@ class Mlp(nn.Module):
     def __call__(self, x: Array, dropout: TokenDropout | None) -> Array:
         hidden = self.config.mlp_width // self.layout.splits
         x = nn.gelu(Linear(hidden, ('embed', 'mlp'), self.dtype, name='up')(x), approximate=False)
-        x = drop(x, self.layout.split_dropout(dropout), HIDDEN)
+        if dropout is not None:
+            x = keep(x, self.layout.own_split(dropout.kept(HIDDEN, self.config.mlp_width), 3), dropout)
         down = Linear(self.config.width, ('mlp', 'embed'), self.dtype, total=self.layout.sum_splits, name='down')
         return drop(down(x), dropout, MLP_OUT)
 
@@ -79,21 +80,21 @@ class Attention(nn.Module):
             k = jnp.concatenate([cached[0].astype(k.dtype), k], axis=1)
             v = jnp.concatenate([cached[1].astype(v.dtype), v], axis=1)
         q, k, v = (einops.rearrange(t, 'b r n (h d) -> b r n h d', h=heads) for t in (q, k, v))
-        weights = self._drop_weights(attention_weights(q, k, mask, self.axis), heads, dropout)
+        weights = self._drop_weights(attention_weights(q, k, mask, self.axis), dropout)
         x = einops.rearrange(weighted_values(weights, v, self.axis), 'b r n h d -> b r n (h d)')
         out = Linear(self.config.width, ('heads', 'embed'), self.dtype, total=self.layout.sum_splits, name='out')
         return drop(out(x), dropout, ATTENDED), (own_k, own_v)
 
-    def _drop_weights(self, weights: Array, heads: int, dropout: TokenDropout | None) -> Array:
+    def _drop_weights(self, weights: Array, dropout: TokenDropout | None) -> Array:
         """Dropout on the weights; in time a draw belongs to the number of the key's row, not to its place."""
         if dropout is None:
             return weights
         keys = dropout.numbers if self.axis == 'time' else weights.shape[-1]
-        kept = self.layout.split_dropout(dropout).kept(WEIGHTS, heads * keys)
-        kept = einops.rearrange(kept, _KEPT_WEIGHTS[self.axis], h=heads)
+        kept = dropout.kept(WEIGHTS, self.config.heads * keys)
+        kept = self.layout.own_split(einops.rearrange(kept, _KEPT_WEIGHTS[self.axis], h=self.config.heads), 2)
         if self.axis == 'time':
             kept = jnp.take(kept, dropout.rows, axis=-1)
-        return jnp.where(kept, weights * dropout.scale, 0).astype(weights.dtype)
+        return keep(weights, kept, dropout)
 
 
 class Block(nn.Module):

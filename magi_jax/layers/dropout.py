@@ -69,4 +69,9 @@ def drop(x: Array, dropout: TokenDropout | None, purpose: int) -> Array:
     """x [B, r, n, D] with some values zero and the others scaled up; unchanged without `dropout`."""
     if dropout is None:
         return x
-    return jnp.where(dropout.kept(purpose, x.shape[-1]), x * dropout.scale, 0).astype(x.dtype)
+    return keep(x, dropout.kept(purpose, x.shape[-1]), dropout)
+
+
+def keep(x: Array, kept: Array, dropout: TokenDropout) -> Array:
+    """x, scaled up where `kept` (same shape) is True, zero elsewhere."""
+    return jnp.where(kept, x * dropout.scale, 0).astype(x.dtype)

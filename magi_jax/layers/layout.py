@@ -16,8 +16,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from magi_jax.layers.dropout import TokenDropout
-
 Array = jax.Array
 
 GATHERED = 'gathered'  # checkpoint name of parameters made whole
@@ -76,9 +74,10 @@ class Layout:
         """Sums the products of all splits."""
         return x
 
-    def split_dropout(self, dropout: TokenDropout | None) -> TokenDropout | None:
-        """Draws of this device's own for what it holds of heads and hidden units."""
-        return dropout
+    def own_split(self, x: Array, axis: int) -> Array:
+        """Of an axis of all heads or hidden units, those that this device holds."""
+        del axis
+        return x
 
     def gather(self, params: Any) -> Any:
         """Parameters outside the scanned blocks -> the same, whole (those of the blocks are left as they are)."""

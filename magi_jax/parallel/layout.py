@@ -21,7 +21,6 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, PartitionSpec
 
 from magi_jax.config import Config, ModelConfig
-from magi_jax.layers.dropout import TokenDropout
 from magi_jax.layers.layout import CLIPS, COPIED, GATHERED, SITES, Layout
 from magi_jax.models.magi import ClipShape, frame_sites
 from magi_jax.objectives.api import Objective
@@ -85,11 +84,9 @@ class TrainingLayout(MeshLayout):
     def sum_splits(self, x: Array) -> Array:
         return lax.psum(x, SPLIT)
 
-    def split_dropout(self, dropout: TokenDropout | None) -> TokenDropout | None:
-        if dropout is None or self.splits == 1:
-            return dropout
-        fold = functools.partial(jax.random.fold_in, data=lax.axis_index(SPLIT))
-        return dropout.replace(keys=jax.vmap(jax.vmap(jax.vmap(fold)))(dropout.keys))
+    def own_split(self, x: Array, axis: int) -> Array:
+        size = x.shape[axis] // self.splits
+        return lax.dynamic_slice_in_dim(x, lax.axis_index(SPLIT) * size, size, axis=axis)
 
     def gather(self, params: Any) -> Any:
         def whole(path: Any, leaf: Array, spec: PartitionSpec, stacked: bool) -> Array:
