@@ -89,7 +89,7 @@ class MaskedDiffusion:
         weight = mask & self.layout.real_frames(self.shape.frames)[None, :, None]
         if not self.config.masking.first_frame_loss:
             weight &= (own(jnp.arange(self.shape.frames), 0) > 0)[None, :, None]
-        mse, vb = (self.layout.mean(jnp.sum(jnp.mean(x, axis=1) * weight), jnp.sum(weight)) for x in (mse, vb))
+        mse, vb = (self.layout.mean(jnp.sum(x * weight), jnp.sum(weight)) for x in (mse, vb))
         loss = mse + self.config.model.head.bound_weight * vb
         return loss, {'loss': loss, 'mse': mse, 'vb': vb}
 
@@ -115,20 +115,27 @@ class MaskedDiffusion:
         return z, mask
 
     def _head_loss(self, params: Any, clean: Array, z: Array, clip_keys: Array) -> tuple[Array, Array]:
-        """(mse, vb), each [B, M, t, N], for M independent diffusion draws a token."""
-        head = self.config.model.head
-        process = full_process(head.timesteps)
-        shape = (head.repeats, self.shape.frames, *clean.shape[2:])
+        """(mse, vb), each [B, t, N], the mean of M independent diffusion draws a token."""
+        head, own = self.config.model.head, self.layout.own_frames
+        process, shape = full_process(head.timesteps), (self.shape.frames, *clean.shape[2:])
 
-        def draw(clip_key: Array) -> tuple[Array, Array]:
-            i_key, noise_key = jax.random.split(clip_key)
+        def draw(clip_key: Array, number: Array) -> tuple[Array, Array]:
+            i_key, noise_key = jax.random.split(jax.random.fold_in(clip_key, number))
             return jax.random.randint(i_key, shape[:-1], 0, head.timesteps), jax.random.normal(noise_key, shape)
 
-        i, noise = (self.layout.own_frames(x, 2) for x in jax.vmap(draw)(clip_keys))
-        clean = jnp.broadcast_to(clean[:, None], noise.shape)
-        x = add_noise(process, clean, noise, i)
-        output = self.head.apply({'params': params}, x, i, z[:, None])
-        return diffusion_loss(process, head.prediction, output, clean, noise, i)
+        def losses(numbers: Array) -> tuple[Array, Array]:
+            i, noise = (own(x, 2) for x in jax.vmap(jax.vmap(draw, (None, 0)), (0, None))(clip_keys, numbers))
+            targets = jnp.broadcast_to(clean[:, None], noise.shape)
+            output = self.head.apply({'params': params}, add_noise(process, targets, noise, i), i, z[:, None])
+            per_draw = diffusion_loss(process, head.prediction, output, targets, noise, i)
+            return jax.tree.map(lambda x: jnp.mean(x, axis=1), per_draw)
+
+        numbers = jnp.arange(head.repeats)
+        if self.config.train.remat == 'none':
+            return losses(numbers)
+        # One after the other, and again in the backward pass: all activations of a wide head would fill the HBM.
+        one_by_one = jax.lax.map(jax.checkpoint(losses, prevent_cse=False), numbers[:, None])
+        return jax.tree.map(lambda x: jnp.mean(x, axis=0), one_by_one)
 
 
 def _normal(keys: Array, shape: tuple[int, ...]) -> Array:
