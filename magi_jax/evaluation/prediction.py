@@ -18,7 +18,7 @@ Curve = list[float | None]
 MARGIN = 3.0  # dB that the mean PSNR must be above the better baseline
 KEPT = 0.9  # part of the real clips' value that a long video must keep up
 LAST = 8  # frames at the end over which that is averaged
-MOVING = 2.0  # pixels that a moving object gets about in MOTION_FRAMES steps; the slowest real one: 4
+MOVING = 2.0  # pixels that a moving object gets about in MOTION_FRAMES steps; the slowest real one: over 4
 MOTION_FRAMES = 8
 REVERSAL = 2.0  # pixels before and after a bounce, along one axis
 

@@ -60,7 +60,9 @@ class TokenDropout:
 
         def draw(key: Array) -> Array:
             words = jax.random.bits(jax.random.fold_in(key, purpose), (-(-count // 4),), jnp.uint32)
-            return jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(-1)[:count] >= self._threshold
+            # Shifts, not a bitcast to [words, 4]: a TPU would pad that last axis to 128.
+            bytes_ = jnp.concatenate([(words >> shift) & 255 for shift in (0, 8, 16, 24)])
+            return bytes_[:count] >= self._threshold
 
         return jax.vmap(jax.vmap(jax.vmap(draw)))(self.keys)
 

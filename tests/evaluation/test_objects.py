@@ -8,11 +8,11 @@ from magi_jax.evaluation import objects
 from tests.evaluation.clips import real_clips, spoil
 
 COLOURS = np.asarray(list(bouncing.PALETTE.values()), np.uint8)
-BOXES = {'red': (10, 12), 'blue': (40, 38)}  # top left corners of two squares of side 18
+BOXES = {'red': (10, 12), 'blue': (40, 38)}  # top left corners of two squares of side 16
 
 
-def picture(boxes=BOXES, side=18):
-    """One frame [1,1,64,64,3] with squares: real ones have side 18."""
+def picture(boxes=BOXES, side=16):
+    """One frame [1,1,64,64,3] with squares: real ones have side 16."""
     frame = np.zeros((1, 1, 64, 64, 3), np.uint8)
     for name, (top, left) in boxes.items():
         frame[0, 0, top : top + side, left : left + side] = bouncing.PALETTE[name]
@@ -52,8 +52,8 @@ def test_hidden_part_is_measured():
     """Of a red square under a blue one, the place is still known."""
     frame = picture({'red': (10, 10), 'blue': (10, 20)})
     seen = look(frame)
-    np.testing.assert_allclose(seen.hidden[0, 0, :2], [8 / 18, 0], atol=1e-6)
-    np.testing.assert_allclose(seen.centre[0, 0, :2], [(19, 19), (29, 19)], atol=1e-3)
+    np.testing.assert_allclose(seen.hidden[0, 0, :2], [6 / 16, 0], atol=1e-6)
+    np.testing.assert_allclose(seen.centre[0, 0, :2], [(18, 18), (28, 18)], atol=1e-3)
     assert seen.found[0, 0].tolist() == [True, True, False] and seen.count == 2
 
 
@@ -61,7 +61,7 @@ def test_sound_frame():
     seen = look(picture())
     assert seen.found[0, 0].tolist() == [True, True, False] and seen.count == 2 and seen.extra == 0
     assert seen.shape[0, 0].tolist() == [1, 1, -1]
-    np.testing.assert_allclose(seen.centre[0, 0, :2], [(21, 19), (47, 49)], atol=1e-3)
+    np.testing.assert_allclose(seen.centre[0, 0, :2], [(20, 18), (46, 48)], atol=1e-3)
     np.testing.assert_allclose(seen.area[0, 0], [1, 1, 0], atol=1e-6)
 
 
@@ -87,7 +87,7 @@ def test_a_changed_colour_is_noticed():
 
 def test_a_washed_out_colour_is_noticed():
     frame = picture()
-    frame[0, 0, 40:58, 38:56] = 200
+    frame[0, 0, 40:56, 38:54] = 200
     seen = look(frame)
     assert seen.found[0, 0].tolist() == [True, False, False] and seen.extra >= objects.MIN_BODY
 
@@ -105,7 +105,7 @@ def test_a_body_of_another_colour_is_counted():
 def test_a_changed_shape_is_noticed():
     frame = picture({'blue': BOXES['blue']})
     rows, columns = np.mgrid[:64, :64] + 0.5
-    frame[0, 0][np.hypot(rows - 19, columns - 21) <= bouncing.DISC_RADIUS] = bouncing.PALETTE['red']
+    frame[0, 0][np.hypot(rows - 18, columns - 20) <= bouncing.DISC_RADIUS + 1] = bouncing.PALETTE['red']
     seen = look(frame)
     assert seen.shape[0, 0].tolist() == [0, 1, -1] and seen.found[0, 0, 0]
 

@@ -98,7 +98,8 @@ def test_bad_rollouts(long, name, failed):
 
 def test_a_wrong_shape_costs_the_shape_and_not_the_colour(long):
     video, labels = long
-    changed = dict(labels, labels=np.where(labels['labels'] >= 0, 0, -1))  # the truth says: discs only
+    swapped = np.array([0, 2, 1, -1])  # the truth says: triangles for squares and squares for triangles
+    changed = dict(labels, labels=swapped[labels['labels']])
     result = prediction.score_rollout(video, video, changed, CONTEXT)
     assert result.numbers['shape_real'] < 0.9 < result.numbers['colour_real']
 
@@ -109,6 +110,6 @@ def test_reversals(track, turns):
 
 
 def test_bounces_of_real_objects():
-    """An object at 1.75 pixels a frame crosses about 45 pixels between walls: some 5 turns in 100 frames, two axes."""
+    """At 2 pixels a frame and 50 between walls some 5 turns in 100 frames, two axes; and as many off other objects."""
     video, labels = real_clips(3, 100)
-    assert 2 < prediction.score_rollout(video, video, labels, CONTEXT).numbers['bounces_real'] < 7
+    assert 2 < prediction.score_rollout(video, video, labels, CONTEXT).numbers['bounces_real'] < 15

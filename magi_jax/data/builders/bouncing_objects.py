@@ -1,7 +1,10 @@
-"""TFDS builder `bouncing_objects`: videos of coloured shapes or handwritten digits that bounce off the frame's walls.
+"""TFDS builder `bouncing_objects`: coloured shapes that bounce off the frame's walls and off each other, or digits.
 
-Every video is a function of (kind, split, video index) alone. Starts and velocities lie on a grid of 1/1024 pixel and
-every later operation is correctly rounded, so the bytes are the same on every machine.
+Every video is a function of (kind, split, video index) alone. Centres lie on a grid of 1/1024 pixel and every
+operation is correctly rounded, so the bytes are the same on every machine.
+
+Shapes keep apart: each reflects off another as off a wall and keeps its speed. So nothing is ever hidden, and what
+there is and how it moves can be seen in any two frames. Handwritten digits pass through each other: the harder set.
 
 Coordinates are (x, y) in pixels from the frame's top left corner: pixel j covers [j, j + 1), the walls are 0 and 64.
 T frames, O = 3 object slots (absent ones hold -1 or NaN), W side of the window that an object is drawn in.
@@ -9,6 +12,7 @@ T frames, O = 3 object slots (absent ones hold -1 or NaN), W side of the window 
 
 import dataclasses
 import functools
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from concurrent import futures
@@ -20,23 +24,27 @@ import tensorflow_datasets as tfds
 SIDE = 64
 FRAMES = 400
 MAX_OBJECTS = 3
-SPEEDS = (1.0, 2.5)  # pixels per frame
+SPEEDS = (1.5, 2.5)  # pixels per frame
+SUBSTEPS = 8  # of a frame, after each of which contacts are looked for
 COUNTS = {'train': 512, 'validation': 64, 'test': 64}
 SPLITS = tuple(COUNTS)
 KINDS = ('shapes', 'digits')
 
 PALETTE = {
-    'red': (235, 45, 45),
-    'green': (50, 205, 70),
-    'blue': (60, 90, 250),
-    'yellow': (245, 215, 50),
-    'magenta': (230, 60, 215),
-    'cyan': (50, 210, 230),
+    'red': (255, 40, 40),
+    'green': (40, 255, 40),
+    'blue': (40, 40, 255),
+    'yellow': (255, 255, 40),
+    'magenta': (255, 40, 255),
+    'cyan': (40, 255, 255),
 }
 SHAPES = ('disc', 'square', 'triangle')
-DISC_RADIUS = 9.5
-SQUARE_SIDE = 18.0
-TRIANGLE_INRADIUS = 11.0 / np.sqrt(3.0)  # equilateral, side 22
+DISC_RADIUS = 6.5
+SQUARE_SIDE = 16.0
+TRIANGLE_SIDE = 20.0  # equilateral
+TRIANGLE_INRADIUS = TRIANGLE_SIDE / np.sqrt(12.0)
+RADII = {'disc': DISC_RADIUS, 'square': SQUARE_SIDE / 2**0.5, 'triangle': 2 * TRIANGLE_INRADIUS}  # of the circles round
+GAP = 3.0  # pixels between two such circles at which the shapes turn away from each other
 DIGIT_SIDE = 24
 DIGITS_PER_VIDEO = 2
 # First and one-past-last sklearn digit of each split: no handwriting is shared between splits.
@@ -79,8 +87,9 @@ def make_video(kind: str, split: str, index: int) -> dict[str, Any]:
     labels, colours = np.full((2, MAX_OBJECTS), -1, np.int32)
     sizes = np.full((MAX_OBJECTS, 2), np.nan, np.float32)
     centres = np.full((FRAMES, MAX_OBJECTS, 2), np.nan, np.float32)
+    paths = _paths(rng, objects, apart=kind == 'shapes')
     for slot, item in enumerate(objects):
-        path = _bounce(rng, item.extents)
+        path = paths[:, slot]
         _paint(frames, path, item)
         left, right, up, down = item.extents
         labels[slot], colours[slot] = item.label, item.colour
@@ -102,7 +111,7 @@ def _draw_shapes(rng: np.random.Generator) -> list[ObjectSpec]:
     extents = {
         'disc': (DISC_RADIUS,) * 4,
         'square': (SQUARE_SIDE / 2,) * 4,
-        'triangle': (11.0, 11.0, 2 * TRIANGLE_INRADIUS, TRIANGLE_INRADIUS),
+        'triangle': (TRIANGLE_SIDE / 2, TRIANGLE_SIDE / 2, 2 * TRIANGLE_INRADIUS, TRIANGLE_INRADIUS),
     }
     coverage = {'disc': _disc, 'square': _square, 'triangle': _triangle}
     labels = rng.integers(0, len(SHAPES), count)
@@ -119,16 +128,57 @@ def _draw_digits(rng: np.random.Generator, split: str) -> list[ObjectSpec]:
     return [ObjectSpec(int(classes[i]), -1, extents, functools.partial(_digit, images[i])) for i in chosen]
 
 
-def _bounce(rng: np.random.Generator, extents: tuple[float, float, float, float]) -> np.ndarray:
-    """Centres float64 [T,2] of an object that moves at constant speed and reflects elastically off the walls."""
-    left, right, up, down = extents
-    low = np.array([left, up])
-    span = SIDE - np.array([left + right, up + down])
-    start = _on_grid(rng.uniform(0.0, 1.0, 2) * span)
-    speed, angle = rng.uniform(*SPEEDS), rng.uniform(0.0, 2 * np.pi)
-    velocity = _on_grid(speed * np.array([np.cos(angle), np.sin(angle)]))
-    phase = np.mod(start + velocity * np.arange(FRAMES)[:, None], 2 * span)
-    return low + span - np.abs(phase - span)
+def _paths(rng: np.random.Generator, objects: list[ObjectSpec], apart: bool) -> np.ndarray:
+    """Centres float64 [T,O,2]: constant speeds, reflected by the walls and, if `apart`, by the other objects."""
+    extents = np.array([item.extents for item in objects])
+    low, high = extents[:, [0, 2]], SIDE - extents[:, [1, 3]]
+    radii = [RADII[SHAPES[item.label]] + GAP / 2 if apart else 0.0 for item in objects]
+    centres = _on_grid(rng.uniform(low, high))
+    while _touching(centres.tolist(), radii):
+        centres = _on_grid(rng.uniform(low, high))
+    speed, angle = rng.uniform(*SPEEDS, len(objects)), rng.uniform(0.0, 2 * np.pi, len(objects))
+    steps = _on_grid(speed * np.array([np.cos(angle), np.sin(angle)])).T / SUBSTEPS
+    centres, steps = centres.tolist(), steps.tolist()
+    paths = np.empty((FRAMES, len(objects), 2))
+    for frame in paths:
+        frame[:] = centres
+        for _ in range(SUBSTEPS):
+            for centre, step, least, most in zip(centres, steps, low.tolist(), high.tolist(), strict=True):
+                _advance(centre, step, least, most)
+            for i, j in _touching(centres, radii):
+                _turn_away(centres[i], steps[i], centres[j])
+                _turn_away(centres[j], steps[j], centres[i])
+    return _on_grid(paths)
+
+
+def _touching(centres: list[list[float]], radii: list[float]) -> list[tuple[int, int]]:
+    """Pairs of objects whose circles overlap."""
+
+    def overlap(i: int, j: int) -> bool:
+        reach = radii[i] + radii[j]
+        return sum((a - b) * (a - b) for a, b in zip(centres[i], centres[j], strict=True)) < reach * reach
+
+    return [pair for pair in itertools.combinations(range(len(centres)), 2) if overlap(*pair)]
+
+
+def _advance(centre: list[float], step: list[float], least: list[float], most: list[float]) -> None:
+    """One substep, in place; what would leave the box comes back by as much."""
+    for axis in (0, 1):
+        centre[axis] += step[axis]
+        for wall, inward in ((least[axis], 1), (most[axis], -1)):
+            if (centre[axis] - wall) * inward < 0:
+                centre[axis] = 2 * wall - centre[axis]
+                step[axis] = inward * abs(step[axis])
+
+
+def _turn_away(centre: list[float], step: list[float], other: list[float]) -> None:
+    """Reflects `step` in place as off a wall between the two centres, if it leads toward the other."""
+    normal = [b - a for a, b in zip(centre, other, strict=True)]
+    toward = sum(s * n for s, n in zip(step, normal, strict=True))
+    if toward > 0:
+        length = sum(n * n for n in normal)
+        for axis in (0, 1):
+            step[axis] -= 2 * toward * normal[axis] / length
 
 
 def _on_grid(values: np.ndarray) -> np.ndarray:
@@ -193,8 +243,8 @@ class BouncingConfig(tfds.core.BuilderConfig):
 class BouncingObjects(tfds.core.ShardBasedBuilder):
     """Writes `make_video` for every video of every split; each frame is compressed on its own, so clips read fast."""
 
-    VERSION = tfds.core.Version('1.0.0')
-    RELEASE_NOTES = {'1.0.0': 'First version.'}
+    VERSION = tfds.core.Version('2.0.0')
+    RELEASE_NOTES = {'2.0.0': 'Shapes reflect off each other, in sizes and colours that differ more.'}
     BUILDER_CONFIGS = [
         BouncingConfig(name='shapes', kind='shapes', description='1-3 plain shapes of distinct colours'),
         BouncingConfig(name='digits', kind='digits', description='two handwritten digits'),
