@@ -84,7 +84,7 @@ class Diffusion(nn.Module):
         return mse, torch.where((i == 0)[..., None], nll, kl).mean(-1) / math.log(2.0)
 
     def reverse_step(self, output: Tensor, x: Tensor, i: Tensor, x0_clip: float) -> tuple[Tensor, Tensor]:
-        """Mean and log variance [..., C] of p(x_{i-1} | x_i = x); i int64 [...] or a scalar.
+        """Mean and log variance [..., C] of p(x_{i-1} | x_i = x); i int64 [...] or [1].
 
         A finite `x0_clip` bounds the clean token, and the variance to the range that it is learned in; inf bounds
         neither (MAR).

@@ -129,7 +129,8 @@ class Sampler:
         """z [B, P, D], time [S, E], scaled noise [S + 1, B, P, C] -> tokens [B, P, C] by ancestral sampling."""
         head = self.model.head
         condition, readout = head.condition(z), head.read(z)
-        steps = torch.arange(len(time), device=self.device)
+        # [S, 1]: reading a table at a scalar on the device would wait for its value, and break a compiled graph.
+        steps = torch.arange(len(time), device=self.device)[:, None]
         x = noise[-1]
         for i in reversed(range(len(time))):
             # Cloned: a CUDA graph's output lies in memory that its next replay overwrites.
@@ -139,7 +140,7 @@ class Sampler:
     def _denoise(
         self, x: Tensor, i: Tensor, condition: Tensor, time: Tensor, readout: Tensor | None, noise: Tensor
     ) -> Tensor:
-        """x_i -> x_{i-1}, [B, P, C]; i int64 scalar."""
+        """x_i -> x_{i-1}, [B, P, C]; i int64 [1]."""
         output = self.model.head.denoise(x, condition + time, readout)
         mean, log_variance = self.process.reverse_step(output, x, i, self.config.sampler.x0_clip)
         return mean + torch.exp(0.5 * log_variance) * noise

@@ -107,13 +107,14 @@ class Trainer:
     Args:
       model: on its device; trained in place.
       compiled: runs the loss through `torch.compile`.
+      mode: of `torch.compile`.
 
     Attributes:
       model: what is trained.
       average: a copy of it with the exponential moving average of its parameters.
     """
 
-    def __init__(self, model: Magi, compiled: bool = False):
+    def __init__(self, model: Magi, compiled: bool = False, mode: str = 'default'):
         optim = model.config.optim
         self.model, self.config = model.train(), model.config
         self.average = copy.deepcopy(model).eval().requires_grad_(False)
@@ -121,7 +122,7 @@ class Trainer:
             _parameter_groups(model, optim), optim.learning_rate, (optim.b1, optim.b2), optim.eps, fused=True
         )
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._learning_rate_factor)
-        self.loss = torch.compile(masked_diffusion_loss) if compiled else masked_diffusion_loss
+        self.loss = torch.compile(masked_diffusion_loss, mode=mode) if compiled else masked_diffusion_loss
         self.steps_taken = 0
 
     def step(self, tokens: Tensor, interval: Tensor, draws: TrainingDraws) -> Metrics:

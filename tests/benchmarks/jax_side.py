@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from magi_jax.benchmarks import draws
+from magi_jax.benchmarks.draws import step_key
 from magi_jax.config import (
     Config,
     DataConfig,
@@ -20,17 +22,16 @@ from magi_jax.config import (
     TokenizerConfig,
     TrainConfig,
 )
-from magi_jax.masking.tokens import draw_masks, reveal_counts
 from magi_jax.objectives.api import clip_shape
 from magi_jax.objectives.masked_diffusion import MaskedDiffusion
 from magi_jax.parallel.mesh import make_mesh
-from magi_jax.sampling.video import CONTEXT_NOISE, VideoSampler
+from magi_jax.sampling.video import VideoSampler
 from magi_jax.tokenizers.api import create_tokenizer
 from magi_jax.tokenizers.patches import patchify
 from magi_jax.tokenizers.pixels import to_float
 from magi_jax.training.optim import make_optimizer
 from magi_jax.training.state import TrainState
-from magi_jax.training.step import TRAIN, make_train_step
+from magi_jax.training.step import make_train_step
 from tests.random_params import random_params
 
 QUICK = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}  # a third of the compile time
@@ -116,11 +117,6 @@ def clean_tokens(step: int = 0) -> jax.Array:
     return patchify(tokenizer().encode(to_float(batch(step)['video']), None), BASE.model.patch)
 
 
-def step_key(config: Config, step: int) -> jax.Array:
-    """The key that the train step gives to the objective."""
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), TRAIN), step)
-
-
 @functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
 def _loss_and_gradients(config, params, batch, key):
     run = jax.value_and_grad(objective(config).loss, has_aux=True)
@@ -141,23 +137,7 @@ def training_draws(config: Config, step: int = 0) -> dict[str, np.ndarray]:
 
 @functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
 def _training_draws(config, key, example):
-    shape, masking, head = clip_shape(config, tokenizer()), config.masking, config.model.head
-    key, example_key = jax.random.split(key)
-    clip_keys = jax.vmap(jax.random.fold_in, (None, 0))(example_key, example)
-    _, corruption, diffusion, _ = jax.vmap(lambda k: jax.random.split(k, 4), out_axes=1)(clip_keys)
-    masks, levels, noises = jax.vmap(lambda k: jax.random.split(k, 3), out_axes=1)(corruption)
-    timesteps, diffusion_noises = jax.vmap(lambda k: jax.random.split(k), out_axes=1)(diffusion)
-    frames, tokens, width = shape.frames, shape.tokens, shape.token_width
-    rows = 1 if masking.noise_per == 'clip' else frames
-    level = jax.vmap(lambda k: jax.random.randint(k, (rows,), 0, shape.noise_levels))(levels)
-    drawn = (head.repeats, frames, tokens)
-    return {
-        'mask': draw_masks(key, masks, frames, tokens, masking),
-        'level': jnp.broadcast_to(level, (len(level), frames)),
-        'noise': jax.vmap(lambda k: jax.random.normal(k, (frames, tokens, width)))(noises),
-        'timestep': jax.vmap(lambda k: jax.random.randint(k, drawn, 0, head.timesteps))(timesteps),
-        'diffusion_noise': jax.vmap(lambda k: jax.random.normal(k, (*drawn, width)))(diffusion_noises),
-    }
+    return draws.training_draws(config, clip_shape(config, tokenizer()), key, example)
 
 
 def apply(config: Config, network: str, *args) -> jax.Array:
@@ -200,34 +180,6 @@ def context_tokens(frames: int) -> jax.Array:
     return jnp.concatenate([clean_tokens(0), clean_tokens(1)], axis=1)[:, :frames]
 
 
-class VideoDraws:
-    """What the JAX sampler draws for a video, as arrays, under the names of `torch_sampling.VideoDraws`."""
-
-    def __init__(self, config: Config):
-        self.config, self.shape = config, clip_shape(config, tokenizer())
-
-    def _keys(self, frame: int) -> jax.Array:
-        return jax.vmap(jax.random.fold_in, (0, None))(clip_keys(), frame)
-
-    def order(self, frame: int) -> np.ndarray:
-        keys = jax.vmap(lambda key: jax.random.fold_in(key, 0))(self._keys(frame))
-        return np.asarray(jax.vmap(lambda key: jax.random.permutation(key, self.shape.tokens))(keys))
-
-    def noise(self, frame: int) -> np.ndarray:
-        counts = reveal_counts(self.shape.tokens, self.config.sampler.mask_steps)
-        steps, rows = int((counts > 0).sum()), (int(counts.max()), self.shape.token_width)
-
-        def one(key, step, i):
-            return jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, step), i), rows)
-
-        over_clips = jax.vmap(one, (0, None, None))
-        over_steps = jax.vmap(jax.vmap(over_clips, (None, None, 0)), (None, 0, None))
-        return np.asarray(
-            over_steps(self._keys(frame), jnp.arange(1, steps + 1), jnp.arange(self.config.sampler.denoise_steps + 1))
-        )
-
-    def context_noise(self, frame: int) -> np.ndarray:
-        keys = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, CONTEXT_NOISE), frame))(clip_keys())
-        return np.asarray(
-            jax.vmap(lambda key: jax.random.normal(key, (self.shape.tokens, self.shape.token_width)))(keys)
-        )
+def video_draws(config: Config) -> draws.VideoDraws:
+    """What `sample` draws."""
+    return draws.VideoDraws(config, clip_shape(config, tokenizer()), clip_keys())

@@ -19,7 +19,7 @@ def stored():
         return unflatten_dict(dict(file), sep='/')
 
 
-@pytest.mark.parametrize('name', VARIANTS)
+@pytest.mark.parametrize('name', ['other CTF', 'MTF'])  # of 'base', the twenty steps tell
 def test_loss_and_every_gradient(stored, name):
     expected = stored[name]
     weights = np.abs(joined(jax_side.params(VARIANTS[name]))).sum(dtype=np.float64)
@@ -29,10 +29,10 @@ def test_loss_and_every_gradient(stored, name):
     assert_leaves_agree(gradients, expected['gradients'], EXACT)
 
 
-@pytest.mark.parametrize('name', ['base', 'other CTF'])
-def test_videos(stored, name):
-    video = jax_side.sample(VARIANTS[name], *SAMPLES[name])
-    np.testing.assert_allclose(video, stored[name]['video'], rtol=0, atol=SAMPLED)
+def test_videos(stored):
+    """Of a window that slides, with noisy context."""
+    video = jax_side.sample(VARIANTS['other CTF'], *SAMPLES['other CTF'])
+    np.testing.assert_allclose(video, stored['other CTF']['video'], rtol=0, atol=SAMPLED)
 
 
 def test_twenty_optimizer_steps(stored):

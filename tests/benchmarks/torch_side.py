@@ -67,7 +67,7 @@ class VideoDraws:
     config: Config
 
     def __getattr__(self, name: str):
-        draw = getattr(jax_side.VideoDraws(self.config), name)
+        draw = getattr(jax_side.video_draws(self.config), name)
         return lambda frame: tensor(draw(frame))
 
 

@@ -1,0 +1,116 @@
+"""Times the JAX program against the PyTorch reference, side by side: same weights, same inputs, outputs compared first.
+
+python -m launch.benchmark train --config configs/quickstart.py --against torch --compiled
+python -m launch.benchmark sample --config configs/quickstart.py --against torch --clips 4 --frames 16 --rounds 7
+
+One process a framework, on the first GPU or on the CPU cores that this process may use; they take turns, so that a
+machine that changes its speed changes it for all. The tokenizer takes no part: tokens in, tokens out.
+PyTorch comes with the torch extra: pip install -e .[torch] -c requirements.txt.
+"""
+
+import dataclasses
+import datetime
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from launch import console
+from magi_jax.benchmarks import contest, table
+from magi_jax.benchmarks.settings import Settings
+
+CONFIG = config_flags.DEFINE_config_file('config', None, 'configs/NAME.py[:variant,runlocal]', lock_config=True)
+TASK = flags.DEFINE_enum('task', None, ['train', 'sample'], 'what is timed; may stand without a flag as the first word')
+AGAINST = flags.DEFINE_enum('against', None, ['torch'], 'the other framework; without it JAX is timed alone')
+COMPILED = flags.DEFINE_bool('compiled', False, 'PyTorch also under torch.compile, as a third process')
+MODES = ['default', 'reduce-overhead', 'max-autotune']
+TORCH_MODE = flags.DEFINE_enum('torch_mode', 'default', MODES, 'of torch.compile')
+CLIPS = flags.DEFINE_integer('clips', None, 'clips of a batch; default: data.batch_size', lower_bound=1)
+FRAMES = flags.DEFINE_integer('frames', None, 'of sample: length of the videos; default: data.frames', lower_bound=1)
+ROUNDS = flags.DEFINE_integer('rounds', 7, 'turns of each process', lower_bound=1)
+SECONDS = flags.DEFINE_float('seconds', 2.0, 'that a turn lasts, about', lower_bound=0.0)
+TENSOR_FLOAT = flags.DEFINE_bool('tensor_float', False, 'TensorFloat-32 for float32 products on a GPU, on both sides')
+JSON = flags.DEFINE_string('json', None, 'file of the result; default: one in magi_jax/benchmarks/results')
+
+RESULTS = Path(contest.__file__).with_name('results')
+# The processes share a GPU, so JAX must not take three quarters of it at once; large pages help XLA's CPU buffers.
+ENVIRONMENT = {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false', 'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}
+
+
+def main() -> None:
+    """Prints the table and writes the JSON file; exit status 1 if outputs differ."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    names, settings = contest.contestants(AGAINST.value == 'torch', COMPILED.value), read_settings()
+    result = contest.run(settings, names, lambda line: print(line, flush=True))
+    result = description(settings) | result
+    path = Path(JSON.value) if JSON.value else RESULTS / file_name(result)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + '\n')
+    print(f'\n{table.markdown(result)}\n\nwritten to {path}')
+
+
+def read_settings() -> Settings:
+    """The benchmark that the flags ask for."""
+    config = console.read_config(CONFIG)
+    data = dataclasses.replace(config.data, batch_size=CLIPS.value or config.data.batch_size)
+    return Settings(
+        task=TASK.value,
+        config=dataclasses.replace(config, data=data),
+        frames=FRAMES.value or data.frames,
+        rounds=ROUNDS.value,
+        seconds=SECONDS.value,
+        tensor_float=TENSOR_FLOAT.value,
+        torch_mode=TORCH_MODE.value,
+    )
+
+
+def description(settings: Settings) -> dict[str, Any]:
+    """What the numbers belong to."""
+    commit = subprocess.run(['git', 'rev-parse', 'HEAD'], cwd=RESULTS.parent, capture_output=True, text=True)
+    model, clips = settings.config.model, settings.config.data.batch_size
+    length = f'{settings.frames} frames' if settings.task == 'sample' else f'{settings.config.data.frames} frames'
+    return {
+        'title': f'{settings.task}: {model.blocks} blocks of width {model.width}, {clips} clips of {length},'
+        f' {settings.config.train.compute_dtype}',
+        'command': ' '.join(['python -m launch.benchmark', *sys.argv[1:]]),
+        'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+        'commit': commit.stdout.strip(),
+        'processor': processor(),
+        'python': platform.python_version(),
+        'task': settings.task,
+        'clips': clips,
+        'frames': settings.frames,
+        'float32_products': 'TensorFloat-32' if settings.tensor_float else 'float32',
+        'torch_mode': settings.torch_mode,
+        'config': dataclasses.asdict(settings.config),
+    }
+
+
+def processor() -> str:
+    """The CPU's name."""
+    path = Path('/proc/cpuinfo')
+    named = re.search(r'model name\s*:\s*(.+)', path.read_text()) if path.exists() else None
+    return named[1] if named else platform.machine()
+
+
+def file_name(result: dict[str, Any]) -> str:
+    """train_cpu_4x16_width96_float32.json: task, device, clips x frames, width, compute dtype."""
+    device = next(iter(result['contestants'].values()))['device'].lower().replace(' ', '_')
+    model, dtype = result['config']['model'], result['config']['train']['compute_dtype']
+    frames = result['frames'] if result['task'] == 'sample' else result['config']['data']['frames']
+    return f'{result["task"]}_{device}_{result["clips"]}x{frames}_width{model["width"]}_{dtype}.json'
+
+
+if __name__ == '__main__':
+    if len(sys.argv) > 1 and sys.argv[1] in ('train', 'sample'):
+        sys.argv[1] = f'--task={sys.argv[1]}'
+    flags.mark_flags_as_required(['config', 'task'])
+    console.run(main)

@@ -1,0 +1,195 @@
+"""JAX and PyTorch side by side: one process each, the same problem, outputs compared, then timed in turns."""
+
+import dataclasses
+import importlib.util
+import math
+import multiprocessing
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from magi_jax.benchmarks import meter
+from magi_jax.benchmarks.settings import Settings
+from magi_jax.config import ConfigError
+from magi_jax.models.flops import frame_flops, train_flops
+from magi_jax.models.magi import ClipShape
+
+JAX, TORCH, COMPILED = 'JAX', 'PyTorch', 'PyTorch compiled'
+# Largest relative difference of outputs, by compute dtype. An update of Adam is looser: a gradient that is zero but for
+# rounding, as that of the keys' biases, still moves its parameter, in a direction that is each framework's own.
+TOLERANCES = {
+    'float32': {'loss': 1e-4, 'mse': 1e-4, 'vb': 1e-4, 'grad_norm': 1e-3, 'update': 0.1, 'tokens': 1e-3},
+    'bfloat16': {'loss': 2e-2, 'mse': 2e-2, 'vb': 2e-2, 'grad_norm': 5e-2, 'update': 0.5, 'tokens': 5e-2},
+}
+
+
+def contestants(torch: bool, compiled: bool) -> list[str]:
+    """Who takes part: JAX, then PyTorch if asked for, then PyTorch compiled if that is asked for as well.
+
+    Raises:
+      ConfigError: PyTorch is asked for and not installed, or compiled and not asked for.
+    """
+    if compiled and not torch:
+        raise ConfigError('--compiled is of PyTorch: add --against torch')
+    if torch and importlib.util.find_spec('torch') is None:
+        raise ConfigError('--against torch needs the torch extra: pip install -e .[torch] -c requirements.txt')
+    return [JAX] + torch * [TORCH] + compiled * [COMPILED]
+
+
+def run(settings: Settings, names: list[str], say: Callable[[str], None]) -> dict[str, Any]:
+    """The whole benchmark.
+
+    Args:
+      settings: of all contestants.
+      names: of the contestants, `JAX` first.
+      say: is told what happens, line by line.
+
+    Returns:
+      {'tolerances', 'flops' of a call, 'contestants': name -> what was measured of it}, ready for JSON.
+
+    Raises:
+      ConfigError: outputs differ by more than their tolerance, a process dies, or the config is none of a generator.
+    """
+    processes = {name: Process(name, settings) for name in names}
+    try:
+        problem = processes[JAX].ask('problem')
+        tolerances, results = TOLERANCES[settings.config.train.compute_dtype], {name: {} for name in names}
+        say('comparing outputs ...')
+        outputs = {name: process.ask('outputs', problem) for name, process in processes.items()}
+        for name in names[1:]:
+            differences = compare(outputs[JAX], outputs[name], tolerances)
+            results[name]['differences'] = differences
+            say(f'  {name}: ' + ', '.join(f'{key} {value:.1e}' for key, value in differences.items()))
+        del outputs
+        say('compiling and warming up ...')
+        for name, process in processes.items():
+            results[name] |= process.ask('warm_up', problem)
+        calls = {name: max(1, math.ceil(settings.seconds / result['call'])) for name, result in results.items()}
+        for number in range(settings.rounds):
+            for name, process in processes.items():
+                turn = process.ask('turn', calls[name])
+                results[name].setdefault('turns', []).append(turn)
+            ratios = (f'{name} {results[name]["turns"][-1]["wall"]:.4g} s' for name in names)
+            say(f'round {number + 1} of {settings.rounds}: {", ".join(ratios)} a call')
+        for name, process in processes.items():
+            results[name] |= process.ask('memory') | {'calls': calls[name]}
+    finally:
+        for process in processes.values():
+            process.end()
+    return {'tolerances': tolerances, 'flops': flops_of_call(settings, problem['shape']), 'contestants': results}
+
+
+def flops_of_call(settings: Settings, shape: ClipShape) -> float:
+    """Of the model itself: an optimizer step on a batch, or a batch of videos."""
+    config, clips = settings.config, settings.config.data.batch_size
+    if settings.task == 'train':
+        return clips * sum(train_flops(config.model, shape).values())
+    stretched = config.sampler.long_video == 'interpolate' and settings.frames > shape.frames
+    slots = settings.frames if stretched else shape.frames
+    return clips * settings.frames * sum(frame_flops(config.model, config.sampler, shape, slots).values())
+
+
+def compare(ours: dict, theirs: dict, tolerances: dict[str, float]) -> dict[str, float]:
+    """Relative differences (Euclidean norms) of outputs by name.
+
+    Raises:
+      ConfigError: one is not finite or larger than its tolerance.
+    """
+    found = {}
+    for name, expected in theirs.items():
+        distance = np.linalg.norm(np.asarray(ours[name], np.float64) - expected)
+        found[name] = float(distance / np.linalg.norm(np.asarray(expected, np.float64)))
+    wrong = [f'{name} by {found[name]:.1e}, at most {tolerances[name]:.0e}' for name in found
+             if not found[name] <= tolerances[name]]  # fmt: skip
+    if wrong:
+        raise ConfigError(f'nothing is timed, as the outputs differ: {"; ".join(wrong)}')
+    return found
+
+
+class Process:
+    """A contestant in a process of its own; what it is asked for, it does while the others wait."""
+
+    def __init__(self, name: str, settings: Settings):
+        context = multiprocessing.get_context('spawn')
+        self._name, (self._connection, theirs) = name, context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, name, settings), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def ask(self, method: str, *arguments: Any) -> Any:
+        """The result of a method of `Worker` or of its contestant.
+
+        Raises:
+          ConfigError: the process is gone.
+        """
+        try:
+            self._connection.send((method, arguments))
+            result = self._connection.recv()
+        except (EOFError, BrokenPipeError, ConnectionResetError) as error:
+            self._process.join()
+            status = self._process.exitcode
+            raise ConfigError(f'the {self._name} process ended with status {status}: out of memory?') from error
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def end(self) -> None:
+        """Ends the process, whatever it does."""
+        self._process.terminate()
+        self._process.join()
+
+
+@dataclasses.dataclass
+class Worker:
+    """What runs in the process, around a contestant."""
+
+    contestant: Any
+    held: int  # bytes that the process held before it had a model
+
+    def warm_up(self, problem: dict[str, Any]) -> dict[str, Any]:
+        """Facts, first call, matrix-product rate, and about how long a call takes; forgets the peak of memory."""
+        facts = self.contestant.facts()
+        product = meter.fastest(self.contestant.matmul)
+        work = 2.0 * meter.MATMUL_SIZE[facts['kind']] ** 3
+        self.contestant.start(problem)
+        self.contestant.run(1)
+        call = meter.measure(lambda: self.contestant.run(1))['wall']
+        meter.forget_peak()
+        rates = {clock: work / seconds for clock, seconds in product.items()}
+        return facts | {'matmul_flops': rates, 'first': self.contestant.first, 'call': call}
+
+    def turn(self, calls: int) -> dict[str, float]:
+        """Seconds of a call, over so many."""
+        seconds = meter.measure(lambda: self.contestant.run(calls))
+        return {clock: total / calls for clock, total in seconds.items()}
+
+    def memory(self) -> dict[str, int | None]:
+        """Bytes: the resident peak of the turns, less what was held before; the device's peak."""
+        resident = meter.peak_resident_bytes() - self.held
+        return {'resident_bytes': resident, 'device_bytes': self.contestant.device_bytes()}
+
+
+def _serve(connection: Connection, name: str, settings: Settings) -> None:
+    worker = None
+    while True:
+        method, arguments = connection.recv()
+        try:
+            worker = worker or _make_worker(name, settings)
+            target = worker if hasattr(worker, method) else worker.contestant
+            result = getattr(target, method)(*arguments)
+        except Exception as error:  # noqa: BLE001, raised again where it was asked for
+            known = isinstance(error, (ConfigError, OSError))
+            result = error if known else RuntimeError(f'in the {name} process:\n{traceback.format_exc()}')
+        connection.send(result)
+
+
+def _make_worker(name: str, settings: Settings) -> Worker:
+    """Imports one framework: the other stays without devices and threads in this process."""
+    module = 'jax_side' if name == JAX else 'torch_side'
+    side = importlib.import_module(f'magi_jax.benchmarks.{module}')
+    held = meter.peak_resident_bytes()
+    kind = {'train': side.Training, 'sample': side.Sampling}[settings.task]
+    return Worker(kind(settings) if name == JAX else kind(settings, name == COMPILED), held)

@@ -1,0 +1,53 @@
+"""A benchmark's result as a Markdown table."""
+
+import statistics
+from typing import Any
+
+
+def summary(result: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """What is told of each contestant: medians, extremes, FLOP/s, and how many times the first one's time it takes.
+
+    Ratios are taken within each round, where the contestants met the same machine. Of work on a CPU the CPU seconds
+    count: on a machine that is shared, wall seconds count others' work too.
+    """
+    contestants = result['contestants']
+    kind = 'cpu' if any(c['kind'] == 'cpu' for c in contestants.values()) else 'wall'
+    peak = max(c['matmul_flops'][kind] for c in contestants.values())
+    first, told = next(iter(contestants.values())), {}
+    for name, contestant in contestants.items():
+        seconds = [turn[kind] for turn in contestant['turns']]
+        ratios = [own / turn[kind] for own, turn in zip(seconds, first['turns'])]
+        rate = result['flops'] / statistics.median(seconds)
+        told[name] = {
+            'seconds': statistics.median(seconds), 'fastest': min(seconds), 'slowest': max(seconds),
+            'wall': statistics.median(turn['wall'] for turn in contestant['turns']),
+            'flops': rate, 'share': rate / peak, 'matmul': peak,
+            'ratio': statistics.median(ratios), 'ratio_low': min(ratios), 'ratio_high': max(ratios),
+        }  # fmt: skip
+    return told
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """Title, table and what the numbers are, without a line break at the end."""
+    contestants, told = result['contestants'], summary(result)
+    on_cpu = any(c['kind'] == 'cpu' for c in contestants.values())
+    calls = 1 if result['task'] == 'train' else result['frames']
+    unit, made = ('step', 'clips') if result['task'] == 'train' else ('frame', 'frames')
+    clock = 'CPU' if on_cpu else 'wall'
+    lines = [
+        f'| {result["title"]} | {clock} ms a {unit}, median (range) | wall ms | JAX / this, median (range) | {made}/s |'
+        f' GFLOP/s | of matmul peak | memory MiB | first call {clock} s |',
+        '|---|---|---|---|---|---|---|---|---|',
+    ]
+    for name, contestant in contestants.items():
+        row = told[name]
+        ms = [1e3 * row[key] / calls for key in ('seconds', 'fastest', 'slowest', 'wall')]
+        memory = contestant['resident_bytes'] if contestant['device_bytes'] is None else contestant['device_bytes']
+        inverse = [1 / row[key] for key in ('ratio', 'ratio_high', 'ratio_low')]
+        lines.append(
+            f'| {name} | {ms[0]:.4g} ({ms[1]:.4g}-{ms[2]:.4g}) | {ms[3]:.4g} | '
+            + ('1' if name == next(iter(contestants)) else f'{inverse[0]:.2f} ({inverse[1]:.2f}-{inverse[2]:.2f})')
+            + f' | {result["clips"] * calls / row["seconds"]:.4g} | {row["flops"] / 1e9:.4g} | {row["share"]:.0%} |'
+            f' {memory / 2**20:.0f} | {contestant["first"]["cpu" if on_cpu else "wall"]:.1f} |'
+        )
+    return '\n'.join(lines)
