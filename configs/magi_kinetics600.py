@@ -38,8 +38,9 @@ def get_config(arg: str = '') -> ConfigDict:
     config.optim.learning_rate = 2e-4
     config.train.steps = 281_250
     config.train.remat = 'block'
-    config.mesh.data = 1
-    config.mesh.fsdp = -1
+    config.optim.accumulate = 4
+    config.mesh.data = -1
+    config.mesh.fsdp = 4  # as in magi_ucf101
     if 'heads128' in names:
         config.model.heads = 10
     if 'autoencoder' in names:

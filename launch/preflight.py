@@ -16,7 +16,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from launch import console
+from launch import console, distributed
 from launch.checks import CHECKS, PROBE_FOLDER, Check, Facts, share
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'configs/NAME.py[:variant,runlocal]', lock_config=True)
@@ -92,4 +92,4 @@ def main() -> int:
 
 if __name__ == '__main__':
     flags.mark_flags_as_required(['config', 'workdir'])
-    console.run(main)
+    console.run(main, distributed.session())

@@ -1,0 +1,79 @@
+"""What lies where, and what the compiled step sends between devices: stored, and compared on every run.
+
+After an intended change: python -m tests.parallel.test_layout rewrites shardings.json; read its diff.
+"""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import jax
+import pytest
+
+from magi_jax.config import MeshConfig
+from magi_jax.parallel.mesh import make_mesh
+from magi_jax.training.lowering import abstract_tokenizer, lower_train_step
+from tests.training.test_mesh import QUICK, _config, _parts
+
+GOLDEN = Path(__file__).with_name('shardings.json')
+STRATEGIES = {
+    'data': MeshConfig(data=8),
+    'fsdp': MeshConfig(data=1, fsdp=8),
+    'fsdp_tensor': MeshConfig(data=2, fsdp=2, tensor=2),
+    'fsdp_sequence': MeshConfig(data=1, fsdp=2, sequence=4),
+}
+
+
+def shardings(axes):
+    """{parameter: PartitionSpec as text} of the tiny model."""
+    specs = _parts(_config(), make_mesh(axes))[-1].shardings().params
+    leaves = jax.tree_util.tree_leaves_with_path(specs)
+    return {jax.tree_util.keystr(path, simple=True, separator='/'): str(leaf.spec) for path, leaf in leaves}
+
+
+@pytest.mark.parametrize('name', STRATEGIES)
+def test_parameters_lie_as_stored(name):
+    assert shardings(STRATEGIES[name]) == json.loads(GOLDEN.read_text())[name]
+
+
+@pytest.fixture(scope='module')
+def program():
+    """HLO of the train step over frames and sites, compiled for the virtual devices."""
+    config, mesh = _config(), make_mesh(STRATEGIES['fsdp_sequence'])
+    return lower_train_step(config, mesh, abstract_tokenizer(config)).compile(compiler_options=QUICK).as_text()
+
+
+def shapes(program, operation):
+    """Sizes of the results of an operation, each place in the program once."""
+    found = re.findall(rf'= \(?(?:f32|bf16|s32|u32|pred)\[([\d,]*)\][^=]* {operation}(?:-start)?\(', program)
+    return [tuple(map(int, filter(None, sizes.split(',')))) for sizes in found]
+
+
+def test_frames_and_sites_change_places_twice_a_block_each_way(program):
+    """Scan bodies are written once: two exchanges in the forward and two in the backward one, and no more."""
+    assert len(re.findall(r' all-to-all(?:-start)?\(', program)) == 4
+
+
+def test_only_parameters_are_gathered(program):
+    config = _config()
+    params = _parts(config, make_mesh(STRATEGIES['fsdp_sequence']))[-1].abstract().params
+    whole = {leaf.shape[1:] if 'blocks' in jax.tree_util.keystr(path) else leaf.shape
+             for path, leaf in jax.tree_util.tree_leaves_with_path(params)}  # fmt: skip
+    sizes = {math.prod(shape) // part for shape in whole for part in (1, 2, 4)}
+    gathered = shapes(program, 'all-gather')
+    assert gathered and {math.prod(shape) for shape in gathered} <= sizes
+
+
+def test_gradients_are_scattered(program):
+    """Every gradient of a sharded parameter goes through reduce-scatters; sums over several devices are of norms,
+    biases and scalars. (Sums over the one device of `tensor`, which a TPU compiler removes, do not count.)"""
+    assert shapes(program, 'reduce-scatter')
+    alone = ','.join(f'{{{device}}}' for device in range(8))
+    shared = '\n'.join(line for line in program.splitlines() if f'replica_groups={{{alone}}}' not in line)
+    assert max(map(math.prod, shapes(shared, 'all-reduce'))) < _config().model.width ** 2
+
+
+
+if __name__ == '__main__':
+    GOLDEN.write_text(json.dumps({name: shardings(axes) for name, axes in STRATEGIES.items()}, indent=1) + '\n')
