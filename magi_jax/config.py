@@ -41,13 +41,17 @@ class DataConfig:
 class TokenizerConfig:
     """The frozen video <-> latent map, or the one being trained when objective = 'autoencoder'."""
 
-    kind: Literal['autoencoder_kl', 'identity'] = 'autoencoder_kl'
-    path: str = ''  # folder written by a finished autoencoder run (weights + latent statistics)
+    # Ours, none, and the published ones (tokenizers/published.py), whose folders launch.convert_weights writes.
+    kind: Literal['autoencoder_kl', 'identity', 'sd_vae', 'kl16', 'cosmos_cv8x8x8', 'cosmos_cv4x8x8', 'omni'] = (
+        'autoencoder_kl'
+    )
+    path: str = ''  # folder of a finished autoencoder run or of converted weights (weights + latent statistics)
     channels: int = 4  # latent channels c
-    downsample: int = 8  # pixels per latent, each axis
-    width: int = 64  # convolution width
-    encoder_blocks: int = 1  # residual blocks at the latents' resolution; the encoder runs in every generator step
-    decoder_blocks: int = 2
+    downsample: int = 8  # pixels per latent, each axis of a frame
+    width: int = 64  # convolution width; of published kinds: of their first level
+    encoder_blocks: int = 1  # of autoencoder_kl: residual blocks on the latents' grid; it runs in every generator step
+    decoder_blocks: int = 2  # of autoencoder_kl
+    dtype: Literal['float32', 'bfloat16'] = 'float32'  # in which a frozen tokenizer computes; norms stay in float32
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,11 +1,16 @@
 """What the rest of the code knows of a tokenizer: video <-> normalised latents, as a pytree that jit takes as argument.
 
-Dimension key: B clips, T frames, H W pixels, f downsample, h w = H/f W/f, c latent channels.
+Frame-wise tokenizers make one latent frame of each frame. Temporal ones make t = 1 + (T - 1) / s latent frames of T:
+the first frame stands alone, and every latent frame sees frames up to its own only.
+
+Dimension key: B clips, T frames, t latent frames, H W pixels, f downsample, h w = H/f W/f, c latent channels.
 """
 
 import dataclasses
 import hashlib
 import json
+import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import flax.struct
@@ -16,9 +21,31 @@ from einops import rearrange
 from flax.traverse_util import flatten_dict
 
 from magi_jax.config import ConfigError, TokenizerConfig
-from magi_jax.tokenizers import autoencoder_kl, identity
+from magi_jax.tokenizers import autoencoder_kl, identity, sd_vae
 
-BUILDERS = {'autoencoder_kl': autoencoder_kl.build, 'identity': identity.build}
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """How a kind of tokenizer is made and fed.
+
+    Attributes:
+      build: (config, dtype) -> linen module with encode and decode.
+      stride: s, frames of a latent frame after the first.
+      pixels: the module sees at most so many (frames times area, or one frame or clip) at a time; None: all at once.
+    """
+
+    build: Callable[[TokenizerConfig, jnp.dtype], nn.Module]
+    stride: int = 1
+    pixels: int | None = None
+
+
+PIXELS = 2**20  # 16 frames of 256x256: half a GB for each of a VAE's widest activations in float32
+KINDS = {
+    'autoencoder_kl': Kind(autoencoder_kl.build),
+    'identity': Kind(identity.build),
+    'sd_vae': Kind(sd_vae.build, pixels=PIXELS),
+    'kl16': Kind(sd_vae.build, pixels=PIXELS),
+}
 
 
 @flax.struct.dataclass
@@ -30,18 +57,25 @@ class Tokenizer:
     latent_std: jax.Array  # float32 [c]
     config: TokenizerConfig = flax.struct.field(pytree_node=False)
 
+    @property
+    def frame_wise(self) -> bool:
+        """Whether each latent frame is of one frame and blind to the others, so that a device may encode its own."""
+        return KINDS[self.config.kind].stride == 1
+
     def moments(self, video: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """float32 [B, T, H, W, 3] in [-1, 1] -> posterior mean and log variance [B, T, h, w, c], not normalised."""
+        """float32 [B, T, H, W, 3] in [-1, 1] -> posterior mean and log variance [B, t, h, w, c], not normalised."""
+        if not self.frame_wise:
+            return self._apply('encode', video, math.prod(video.shape[1:4]))
         frames = rearrange(video, 'B T H W d -> (B T) H W d')
-        moments = self._apply('encode', frames)
+        moments = self._apply('encode', frames, math.prod(video.shape[2:4]))
         return tuple(rearrange(x, '(B T) h w c -> B T h w c', B=video.shape[0]) for x in moments)
 
     def encode(self, video: jax.Array, noise: jax.Array | None = None) -> jax.Array:
-        """float32 [B, T, H, W, 3] in [-1, 1] -> normalised latents, float32 [B, T, h, w, c].
+        """float32 [B, T, H, W, 3] in [-1, 1] -> normalised latents, float32 [B, t, h, w, c].
 
         Args:
-          video: the clips; H and W multiples of the downsample factor (else ConfigError).
-          noise: standard normal [B, T, h, w, c] makes of it a posterior sample; None gives the posterior mean.
+          video: the clips; T, H and W as `latent_shape` allows them (else ConfigError).
+          noise: standard normal [B, t, h, w, c] makes of it a posterior sample; None gives the posterior mean.
         """
         self.latent_shape(*video.shape[1:4])
         latents, log_variance = self.moments(video)
@@ -50,43 +84,74 @@ class Tokenizer:
         return (latents - self.latent_mean[(None,) * 4]) / self.latent_std[(None,) * 4]
 
     def decode(self, latents: jax.Array) -> jax.Array:
-        """Normalised latents [B, T, h, w, c] -> video, float32 [B, T, H, W, 3], clipped to [-1, 1]."""
+        """Normalised latents [B, t, h, w, c] -> video, float32 [B, T, H, W, 3], clipped to [-1, 1]."""
         latents = latents * self.latent_std[(None,) * 4] + self.latent_mean[(None,) * 4]
-        frames = self._apply('decode', rearrange(latents, 'B T h w c -> (B T) h w c'))
+        area = math.prod(latents.shape[2:4]) * self.config.downsample**2
+        if not self.frame_wise:
+            video = self._apply('decode', latents, area * self.video_frames(latents.shape[1]))
+            return jnp.clip(video, -1.0, 1.0)
+        frames = self._apply('decode', rearrange(latents, 'B T h w c -> (B T) h w c'), area)
         return rearrange(jnp.clip(frames, -1.0, 1.0), '(B T) H W d -> B T H W d', B=latents.shape[0])
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """(T, h, w, c) of a clip.
+        """(t, h, w, c) of a clip.
 
         Raises:
-          ConfigError: height or width is not a multiple of the downsample factor.
+          ConfigError: height or width is not a multiple of the downsample factor, or a temporal tokenizer cannot take
+            this many frames.
         """
-        factor = self.config.downsample
+        factor, kind = self.config.downsample, KINDS[self.config.kind]
         if height % factor or width % factor:
             raise ConfigError(f'frames of {height}x{width} must be multiples of tokenizer.downsample = {factor}')
-        return frames, height // factor, width // factor, self.config.channels
+        if (frames - 1) % kind.stride:
+            fitting = 1 + max(frames - 1, 0) // kind.stride * kind.stride
+            raise ConfigError(
+                f'{self.config.kind} takes 1 + {kind.stride}k frames, not {frames}: use {fitting} or '
+                f'{fitting + kind.stride}'
+            )
+        return 1 + (frames - 1) // kind.stride, height // factor, width // factor, self.config.channels
 
-    def _apply(self, method: str, x: jax.Array) -> jax.Array | tuple[jax.Array, jax.Array]:
-        return make_module(self.config).apply({'params': self.params}, x, method=method)
+    def video_frames(self, latent_frames: int) -> int:
+        """T of t: how many frames so many latent frames decode to."""
+        return 1 + (latent_frames - 1) * KINDS[self.config.kind].stride
+
+    def _apply(self, method: str, x: jax.Array, pixels: int) -> jax.Array | tuple[jax.Array, jax.Array]:
+        """The module on x [F, ...], rows of so many pixels each; in equal parts, one after the other, if many."""
+
+        def apply(part: jax.Array) -> jax.Array | tuple[jax.Array, jax.Array]:
+            return make_module(self.config).apply({'params': self.params}, part, method=method)
+
+        most = max(1, (KINDS[self.config.kind].pixels or math.inf) // max(1, pixels))
+        if len(x) <= most:
+            return apply(x)
+        size = max(n for n in range(1, int(most) + 1) if len(x) % n == 0)
+        made = jax.lax.map(apply, rearrange(x, '(k n) ... -> k n ...', n=size))
+        return jax.tree.map(lambda y: rearrange(y, 'k n ... -> (k n) ...'), made)
 
 
-def make_module(config: TokenizerConfig, dtype: jnp.dtype = jnp.float32) -> nn.Module:
-    """The linen module of `config.kind`, with methods encode(frames) and decode(latents); ConfigError if invalid."""
-    return BUILDERS[config.kind](config, dtype)
+def make_module(config: TokenizerConfig, dtype: jnp.dtype | None = None) -> nn.Module:
+    """The linen module of `config.kind`, with methods encode and decode; ConfigError if invalid.
+
+    Those of frame-wise kinds take and give [F, ...] frames or latent frames, of temporal ones [B, T, ...] clips.
+    `dtype` stands in for `config.dtype`, which is that of a frozen tokenizer.
+    """
+    return KINDS[config.kind].build(config, jnp.dtype(dtype or config.dtype))
 
 
 def create_tokenizer(config: TokenizerConfig, key: jax.Array, height: int, width: int) -> Tokenizer:
     """A tokenizer with fresh parameters and statistics 0, 1; ConfigError if height x width does not fit `config`."""
-    frames = jnp.zeros((1, height, width, 3), jnp.float32)
     config = dataclasses.replace(config, path='')
     blank = Tokenizer({}, jnp.zeros(config.channels), jnp.ones(config.channels), config)
     blank.latent_shape(1, height, width)
-    return blank.replace(params=make_module(config).init(key, frames).get('params', {}))
+    shape = (1, height, width, 3) if blank.frame_wise else (1, 1, height, width, 3)
+    return blank.replace(params=make_module(config).init(key, jnp.zeros(shape, jnp.float32)).get('params', {}))
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
     """sha256 over config, latent statistics and parameters, as hex: tokenizers that share it compute the same."""
     config = dataclasses.asdict(dataclasses.replace(tokenizer.config, path=''))
+    if config['dtype'] == 'float32':  # so that folders from before there was a choice keep theirs
+        del config['dtype']
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     arrays = flatten_dict({'params': tokenizer.params}, sep='/')
     arrays |= {'latent_mean': tokenizer.latent_mean, 'latent_std': tokenizer.latent_std}

@@ -1,0 +1,153 @@
+"""Reads weights from the files they are published in, without PyTorch: safetensors, torch.save and TorchScript.
+
+A torch file is a zip of raw storages and a pickle that says how they make tensors. The pickle is read by an unpickler
+that knows tensors and nothing else: any other class becomes an inert record, so no code of the file ever runs.
+"""
+
+import collections
+import dataclasses
+import os
+import pathlib
+import pickle
+import zipfile
+from collections.abc import Callable
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from magi_jax.config import ConfigError
+
+STORAGES = {
+    'DoubleStorage': np.float64,
+    'FloatStorage': np.float32,
+    'HalfStorage': np.float16,
+    'BFloat16Storage': ml_dtypes.bfloat16,
+    'LongStorage': np.int64,
+    'IntStorage': np.int32,
+    'ShortStorage': np.int16,
+    'CharStorage': np.int8,
+    'ByteStorage': np.uint8,
+    'BoolStorage': np.bool_,
+}
+WRAPPERS = ('state_dict', 'model')  # the key of the weights, where a file has more than them
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """A tensor of a file; `read()` loads it, so that what a converter drops costs nothing."""
+
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
+
+
+def open_weights(path: str | os.PathLike) -> dict[str, Weight]:
+    """{name: tensor} of a .safetensors file, or of a .pt, .ckpt or .jit file as torch writes them (zip format).
+
+    Raises:
+      OSError: the file cannot be read.
+      ConfigError: it is of neither format, or damaged; one line says what to do.
+    """
+    path = pathlib.Path(path)
+    with path.open('rb') as file:
+        zipped = file.read(4) == b'PK\x03\x04'
+    try:
+        return _open_torch(path) if zipped else _open_safetensors(path)
+    except SafetensorError as error:
+        raise ConfigError(
+            f'{path} is no safetensors file and no torch file in zip format ({error}): download it again, or save its '
+            'state dict as safetensors'
+        ) from error
+    except (zipfile.BadZipFile, pickle.UnpicklingError, KeyError, EOFError, TypeError, AttributeError) as error:
+        raise ConfigError(f'{path} is damaged ({error!r}): download it again') from error
+
+
+def _open_safetensors(path: pathlib.Path) -> dict[str, Weight]:
+    def read(name: str) -> np.ndarray:
+        with safe_open(path, framework='numpy') as file:
+            return file.get_tensor(name)
+
+    with safe_open(path, framework='numpy') as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118, no mapping
+    return {name: Weight(shape, lambda name=name: read(name)) for name, shape in shapes.items()}
+
+
+def _open_torch(path: pathlib.Path) -> dict[str, Weight]:
+    with zipfile.ZipFile(path) as archive:
+        pickles = [name for name in archive.namelist() if name.endswith('/data.pkl')]
+        if len(pickles) != 1:
+            raise ConfigError(f'{path} is a zip file, but not one that torch wrote')
+        with archive.open(pickles[0]) as file:
+            content = _TensorUnpickler(file, path, pickles[0].removesuffix('.pkl')).load()
+    if isinstance(content, dict) and not isinstance(content, _Inert):
+        content = next((content[key] for key in WRAPPERS if key in content), content)
+    return dict(_named_weights(content, ''))
+
+
+def _named_weights(content: Any, prefix: str) -> Any:
+    """(dotted name, weight) of every tensor in dicts, and in the attributes of TorchScript modules."""
+    if isinstance(content, Weight):
+        yield prefix, content
+    items = content.attributes if isinstance(content, _Inert) else content
+    if isinstance(items, dict):
+        for name, value in items.items():
+            yield from _named_weights(value, f'{prefix}.{name}' if prefix else str(name))
+
+
+class _Inert(dict):
+    """Stands for an object of any other class: it can be built and filled like one, and does nothing."""
+
+    __hash__ = object.__hash__
+
+    def __new__(cls, *_: Any, **__: Any) -> '_Inert':
+        made = super().__new__(cls)
+        made.attributes = {}
+        return made
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: Any) -> None:
+        self.attributes = state if isinstance(state, dict) else {}
+
+    def append(self, _: Any) -> None:
+        """Of list-like objects."""
+
+    extend = append
+
+
+class _TensorUnpickler(pickle.Unpickler):
+    """Tensors, ordered dicts and Python's own literals; everything else is `_Inert`."""
+
+    def __init__(self, file: Any, path: pathlib.Path, folder: str) -> None:
+        super().__init__(file)
+        self.path, self.folder = path, folder
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ('collections', 'OrderedDict'):
+            return collections.OrderedDict
+        if (module, name) == ('torch._utils', '_rebuild_tensor_v2'):
+            return self._tensor
+        if (module, name) == ('torch._utils', '_rebuild_parameter'):
+            return lambda data, *_: data
+        return STORAGES.get(name, _Inert) if module == 'torch' else _Inert
+
+    def persistent_load(self, pid: Any) -> tuple[type, str, int]:
+        """('storage', class, file name, device, values) -> its dtype, file name and number of values."""
+        _, dtype, key, _, count = pid
+        return dtype, f'{self.folder}/{key}', count
+
+    def _tensor(self, storage: tuple[type, str, int], offset: int, shape: tuple, strides: tuple, *_: Any) -> Weight:
+        dtype, name, count = storage
+        shape, strides = tuple(shape), tuple(strides)
+        if offset + sum((n - 1) * step for n, step in zip(shape, strides)) >= count and 0 not in shape:
+            raise pickle.UnpicklingError(f'a tensor of {shape} goes beyond the end of {name}')
+
+        def read() -> np.ndarray:
+            with zipfile.ZipFile(self.path) as archive:
+                values = np.frombuffer(archive.read(name), dtype)[offset:]
+            steps = tuple(step * values.itemsize for step in strides)
+            return np.lib.stride_tricks.as_strided(values, shape, steps, writeable=False)
+
+        return Weight(shape, read)

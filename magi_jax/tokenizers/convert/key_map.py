@@ -1,0 +1,155 @@
+"""Puts the weights of a published file into a module's parameters, with every key accounted for.
+
+A module's own parameters say what the file must hold: the path `encoder/down_blocks_0/conv1/kernel` [3, 3, I, O] is the
+tensor `encoder.down_blocks.0.conv1.weight` [O, I, 3, 3] of the layout that the module is named after, and each other
+layout is a function from that name to its own. So what is missing is named as the file would name it.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from einops import rearrange
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from magi_jax.config import ConfigError
+from magi_jax.tokenizers.convert.checkpoint_files import Weight
+
+SHOWN = 4  # names of a kind in an error
+# Flax kernels from torch weights, by the kernel's rank. A linear map may be stored as a 1x1 convolution.
+KERNELS = {2: 'O I -> I O', 4: 'O I H W -> H W I O', 5: 'O I T H W -> T H W I O'}
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """One way to name the weights.
+
+    Attributes:
+      name: for reports.
+      rename: canonical name -> name in the file.
+      dropped: (pattern, reason) of the file's other keys that are left out on purpose.
+    """
+
+    name: str
+    rename: Callable[[str], str]
+    dropped: tuple[tuple[str, str], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What became of the keys: `used` of them hold `parameters` values, `dropped` maps a reason to names."""
+
+    layout: str
+    used: int
+    parameters: int
+    dropped: dict[str, tuple[str, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """A parameter of the module and the shapes that a file may hold it in."""
+
+    path: str
+    shape: tuple[int, ...]
+
+    @property
+    def torch_shape(self) -> tuple[int, ...]:
+        """What the file should hold."""
+        if not self.path.endswith('/kernel'):
+            return self.shape
+        *window, inputs, outputs = self.shape
+        return (outputs, inputs, *window)
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether a tensor of `shape` is this parameter's: exactly, or a linear map as a 1x1 convolution."""
+        if self.path.endswith('/kernel') and len(self.shape) == 2 and len(shape) in (4, 5):
+            return shape[:2] == self.torch_shape and set(shape[2:]) == {1}
+        return shape == self.torch_shape
+
+    def from_torch(self, values: np.ndarray) -> np.ndarray:
+        """The tensor as the module wants it, float32."""
+        values = np.asarray(values, np.float32)
+        if not self.path.endswith('/kernel'):
+            return values
+        if len(self.shape) == 2:
+            values = values.reshape(self.torch_shape)
+        return np.ascontiguousarray(rearrange(values, KERNELS[len(self.shape)]))
+
+
+def slots(params: dict) -> dict[str, Slot]:
+    """{canonical name: slot} of a module's parameters (arrays or their shapes)."""
+    flat = flatten_dict(params, sep='/')
+    return {_canonical(path): Slot(path, tuple(leaf.shape)) for path, leaf in flat.items()}
+
+
+def convert(weights: dict[str, Weight], params: dict, layouts: Iterable[Layout], source: str) -> tuple[dict, Report]:
+    """Weights of a file -> parameters of the same shapes as `params`, in the layout that knows most of its keys.
+
+    Args:
+      weights: of `open_weights`.
+      params: the module's parameters or, by `jax.eval_shape`, their shapes.
+      layouts: those that the file may have.
+      source: its name, for errors.
+
+    Returns:
+      float32 parameters, and the report.
+
+    Raises:
+      ConfigError: a key is missing, unexpected, of another shape, or holds a value that is not finite; all in one line
+        that names them.
+    """
+    wanted = slots(params)
+    layout = max(layouts, key=lambda layout: sum(layout.rename(name) in weights for name in wanted))
+    by_key = {layout.rename(name): slot for name, slot in wanted.items()}
+    dropped, unexpected = _sort_out([key for key in weights if key not in by_key], layout.dropped)
+    found = {key: slot for key, slot in by_key.items() if key in weights}
+    problems = {
+        'missing': [key for key in by_key if key not in weights],
+        'unexpected': unexpected,
+        'of another shape': [
+            _misfit(key, weights[key].shape, slot) for key, slot in found.items() if not slot.fits(weights[key].shape)
+        ],
+    }
+    _refuse(source, layout, problems)
+    made = {slot.path: slot.from_torch(weights[key].read()) for key, slot in found.items()}
+    broken = [key for key, slot in found.items() if not np.isfinite(made[slot.path]).all()]
+    _refuse(source, layout, {'not finite': broken})
+    parameters = sum(math.prod(slot.shape) for slot in found.values())
+    return unflatten_dict(made, sep='/'), Report(layout.name, len(found), parameters, dropped)
+
+
+def substitute(name: str, rules: Iterable[tuple[str, str]]) -> str:
+    """`name` after each (pattern, replacement) in turn."""
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _canonical(path: str) -> str:
+    name = re.sub(r'_(\d+)(?=[_/])', r'.\1', path).replace('/', '.')
+    return re.sub(r'\.(kernel|scale)$', '.weight', name)
+
+
+def _sort_out(keys: list[str], patterns: Iterable[tuple[str, str]]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    """Keys -> those dropped, by reason, and those that nobody expects."""
+    reasons = {key: next((reason for pattern, reason in patterns if re.match(pattern, key)), None) for key in keys}
+    found = dict.fromkeys(reason for reason in reasons.values() if reason)
+    dropped = {reason: tuple(key for key in keys if reasons[key] == reason) for reason in found}
+    return dropped, [key for key in keys if reasons[key] is None]
+
+
+def _misfit(key: str, shape: tuple[int, ...], slot: Slot) -> str:
+    turned = sorted(shape) == sorted(slot.torch_shape)
+    return f'{key} {shape} instead of {slot.torch_shape}{" (transposed?)" * turned}'
+
+
+def _refuse(source: str, layout: Layout, problems: dict[str, list[str]]) -> None:
+    lines = []
+    for problem, names in problems.items():
+        if names:
+            more = f' and {len(names) - SHOWN} more' if len(names) > SHOWN else ''
+            lines.append(f'{problem}: {", ".join(names[:SHOWN])}{more}')
+    if lines:
+        raise ConfigError(f'{source} does not fit the {layout.name} layout; {"; ".join(lines)}')

@@ -1,0 +1,32 @@
+"""A file of published weights -> a tokenizer of ours."""
+
+import os
+
+import jax
+import jax.numpy as jnp
+
+from magi_jax.config import TokenizerConfig
+from magi_jax.tokenizers.api import Tokenizer, create_tokenizer
+from magi_jax.tokenizers.convert import checkpoint_files, key_map, ldm
+from magi_jax.tokenizers.convert.key_map import Report
+from magi_jax.tokenizers.published import PUBLISHED
+
+LAYOUTS = {'sd_vae': ldm.layouts(levels=4), 'kl16': ldm.layouts(levels=5)}
+SIDE = 64  # pixels that every kind can take
+
+
+def convert_file(config: TokenizerConfig, source: str | os.PathLike) -> tuple[Tokenizer, Report]:
+    """The tokenizer of `config` (of a published kind) with the weights of `source`, and what became of its keys.
+
+    Latents are scaled as the authors scale them where they say how; else mean 0 and std 1, still to be measured.
+
+    Raises:
+      OSError: the file cannot be read.
+      ConfigError: it is damaged, or its keys are not exactly those of the architecture; one line names them.
+    """
+    blank = jax.eval_shape(lambda key: create_tokenizer(config, key, SIDE, SIDE), jax.random.key(0))
+    weights = checkpoint_files.open_weights(source)
+    params, report = key_map.convert(weights, blank.params, LAYOUTS[config.kind], os.fspath(source))
+    std = 1.0 / (PUBLISHED[config.kind].scale or 1.0)
+    mean, std = jnp.zeros(config.channels), jnp.full(config.channels, std)
+    return Tokenizer(jax.tree.map(jnp.asarray, params), mean, std, blank.config), report

@@ -1,0 +1,42 @@
+"""The published tokenizers: their configs, what is known of their latents' scale, and whose they are."""
+
+import dataclasses
+
+from magi_jax.config import TokenizerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """One set of published weights.
+
+    Attributes:
+      config: of the published width.
+      parameters: how many the module must have.
+      scale: what its authors multiply latents by; None where a user must measure mean and standard deviation.
+      source: where the weights come from.
+      licence: of the weights; none of them comes with this code.
+    """
+
+    config: TokenizerConfig
+    parameters: int
+    scale: float | None
+    source: str
+    licence: str
+
+
+PUBLISHED = {
+    'sd_vae': Published(
+        TokenizerConfig(kind='sd_vae', channels=4, downsample=8, width=128),
+        83_653_863,
+        0.18215,
+        'Stable Diffusion 1.4, vae/diffusion_pytorch_model.safetensors or the whole checkpoint',
+        'CreativeML OpenRAIL-M',
+    ),
+    'kl16': Published(
+        TokenizerConfig(kind='kl16', channels=16, downsample=16, width=128),
+        66_456_019,
+        0.2325,
+        'MAR (LTH14/mar), kl16.ckpt',
+        'MIT',
+    ),
+}
