@@ -21,7 +21,7 @@ from einops import rearrange
 from flax.traverse_util import flatten_dict
 
 from magi_jax.config import ConfigError, TokenizerConfig
-from magi_jax.tokenizers import autoencoder_kl, identity, sd_vae
+from magi_jax.tokenizers import autoencoder_kl, cosmos, identity, sd_vae
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +45,8 @@ KINDS = {
     'identity': Kind(identity.build),
     'sd_vae': Kind(sd_vae.build, pixels=PIXELS),
     'kl16': Kind(sd_vae.build, pixels=PIXELS),
+    'cosmos_cv8x8x8': Kind(cosmos.build, stride=8, pixels=8 * PIXELS),
+    'cosmos_cv4x8x8': Kind(cosmos.build, stride=4, pixels=8 * PIXELS),
 }
 
 

@@ -39,4 +39,19 @@ PUBLISHED = {
         'MAR (LTH14/mar), kl16.ckpt',
         'MIT',
     ),
+    # The authors publish statistics for the first release of CV8x8x8 only, latent frame by latent frame: measure ours.
+    'cosmos_cv8x8x8': Published(
+        TokenizerConfig(kind='cosmos_cv8x8x8', channels=16, downsample=8, width=128),
+        105_653_696,
+        None,
+        'NVIDIA Cosmos-Tokenizer-CV8x8x8, autoencoder.jit, or diffusers AutoencoderKLCosmos',
+        'NVIDIA Open Model License',
+    ),
+    'cosmos_cv4x8x8': Published(
+        TokenizerConfig(kind='cosmos_cv4x8x8', channels=16, downsample=8, width=128),
+        85_783_232,
+        None,
+        'NVIDIA Cosmos-Tokenizer-CV4x8x8, autoencoder.jit, or diffusers AutoencoderKLCosmos',
+        'NVIDIA Open Model License',
+    ),
 }

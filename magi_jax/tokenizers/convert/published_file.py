@@ -7,11 +7,16 @@ import jax.numpy as jnp
 
 from magi_jax.config import TokenizerConfig
 from magi_jax.tokenizers.api import Tokenizer, create_tokenizer
-from magi_jax.tokenizers.convert import checkpoint_files, key_map, ldm
+from magi_jax.tokenizers.convert import checkpoint_files, cosmos, key_map, ldm
 from magi_jax.tokenizers.convert.key_map import Report
 from magi_jax.tokenizers.published import PUBLISHED
 
-LAYOUTS = {'sd_vae': ldm.layouts(levels=4), 'kl16': ldm.layouts(levels=5)}
+LAYOUTS = {
+    'sd_vae': ldm.layouts(levels=4),
+    'kl16': ldm.layouts(levels=5),
+    'cosmos_cv8x8x8': cosmos.layouts(levels=3),
+    'cosmos_cv4x8x8': cosmos.layouts(levels=2),
+}
 SIDE = 64  # pixels that every kind can take
 
 
