@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # From a fresh machine to a passed test suite, on the CPU:  bash launch/test.sh [pytest arguments]
+# Tests that take minutes are left out unless asked for: -m slow (only them) or -m '' (all).
 # Paths in the arguments are relative to the repository. The tests run even if the linter complains; both must pass.
 set -euo pipefail
 # shellcheck source=launch/environment.sh

@@ -69,8 +69,8 @@ class Costs:
     def _plain(self, computation: Computation, instruction: Instruction, seen: set[int]) -> Counter:
         """An instruction that is no control flow; `seen` are the collectives already counted in this computation.
 
-        The compiler spreads an asynchronous all-gather over several fusions, each of which repeats it: one channel is
-        one collective.
+        The compiler spreads an asynchronous all-gather over several fusions, each of which repeats it: in fusions one
+        channel is one collective. Collectives of a shard_map all share channel 1, and stand alone.
         """
         flops, hbm_bytes = self._flops(computation, instruction), self._hbm_bytes(computation, instruction)
         costs = Counter(flops=flops, hbm_bytes=hbm_bytes)
@@ -80,7 +80,7 @@ class Costs:
             costs['move_cycles'] += int(estimate) * self._only_moves(instruction)
         for collective in self._collectives(instruction):
             channel = collective.number('channel_id')
-            if channel is None or channel not in seen:
+            if collective is instruction or channel is None or channel not in seen:
                 seen.add(channel)
                 kind = collective.opcode.removesuffix('-start')
                 costs['count', kind] += 1

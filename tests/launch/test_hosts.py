@@ -53,6 +53,7 @@ def test_two_processes_train_and_preview_as_one(tmp_path, environment, command, 
     assert abs(validation[0] - validation[1]) < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('processes, devices', [(1, 2), (1, 1), (2, 1)])
 def test_other_devices_and_processes_go_on(tmp_path, environment, command, eight, processes, devices):
     workdir = tmp_path / 'moved'
@@ -67,6 +68,7 @@ def test_other_devices_and_processes_go_on(tmp_path, environment, command, eight
     _assert_same_losses(workdir, eight)
 
 
+@pytest.mark.slow
 def test_a_pair_survives_a_kill_a_sigterm_and_a_kill_in_a_save(tmp_path, environment, command):
     """At random times: whoever is struck, the other ends within two minutes, and nothing saved is lost."""
     often = ('--config.train.steps=60', '--config.train.checkpoint_every=4')
@@ -75,6 +77,7 @@ def test_a_pair_survives_a_kill_a_sigterm_and_a_kill_in_a_save(tmp_path, environ
     assert list(_losses(tmp_path)) == list(range(1, 61))
 
 
+@pytest.mark.slow
 def test_a_pair_samples_the_videos_of_one(tmp_path, environment, eight):
     made = []
     for name, processes in (('one', 1), ('two', 2)):

@@ -91,6 +91,7 @@ def test_every_mistake_is_told_in_one_run(tmp_path, videos, environment):
     assert found['step'] == ('skipped', 'needs state, data')
 
 
+@pytest.mark.slow
 def test_two_processes_compare_themselves_before_they_work_together(tmp_path, videos, environment):
     with socket.socket() as free:
         free.bind(('localhost', 0))
