@@ -106,7 +106,7 @@ class CosmosTokenizer(nn.Module):
         self.quant_conv, self.post_quant_conv = nn.Dense(self.plan.channels), nn.Dense(self.plan.channels)
 
     def encode(self, video: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """[B, T, H, W, 3] in [-1, 1] -> latents and their log variance, which is exactly -inf; float32 [B, t, h, w, c]."""
+        """[B, T, H, W, 3] in [-1, 1] -> latents, and -inf for their log variance; float32 [B, t, h, w, c] each."""
         latents = self.quant_conv(self.encoder(video))
         return latents, jnp.full_like(latents, -jnp.inf)
 

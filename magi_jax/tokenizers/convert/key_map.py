@@ -141,7 +141,7 @@ def _sort_out(keys: list[str], patterns: Iterable[tuple[str, str]]) -> tuple[dic
 
 
 def _misfit(key: str, shape: tuple[int, ...], slot: Slot) -> str:
-    turned = sorted(shape) == sorted(slot.torch_shape)
+    turned = sorted(n for n in shape if n > 1) == sorted(n for n in slot.torch_shape if n > 1)
     return f'{key} {shape} instead of {slot.torch_shape}{" (transposed?)" * turned}'
 
 
