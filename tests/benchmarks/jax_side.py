@@ -155,8 +155,10 @@ def train(config: Config) -> tuple[dict, dict, list[dict]]:
     """Parameters and their average after `STEPS` steps from `params(config)`, and each step's metrics."""
     optimizer, weights = make_optimizer(config.optim, config.train.steps), params(config)
     mesh = make_mesh(config.mesh, jax.devices()[:1])
-    step = jax.jit(make_train_step(objective(config), optimizer, config, mesh), compiler_options=QUICK)
     state, history = TrainState(jnp.int32(0), weights, optimizer.init(weights), weights), []
+    step = jax.jit(make_train_step(objective(config), optimizer, config, mesh))
+    # Compiled ahead: jit would compile again for the second step, whose state lies on the mesh.
+    step = step.lower(state, tokenizer(), batch()).compile(compiler_options=QUICK)
     for number in range(STEPS):
         state, metrics = step(state, tokenizer(), batch(number))
         history.append(jax.device_get(metrics))
