@@ -1,7 +1,7 @@
 """What the rest of the code knows of a tokenizer: video <-> normalised latents, as a pytree that jit takes as argument.
 
 Frame-wise tokenizers make one latent frame of each frame. Temporal ones make t = 1 + (T - 1) / s latent frames of T:
-the first frame stands alone, and every latent frame sees frames up to its own only.
+the first frame stands alone. Cosmos's latents see frames up to their own only; omni's see all.
 
 Dimension key: B clips, T frames, t latent frames, H W pixels, f downsample, h w = H/f W/f, c latent channels.
 """
@@ -21,7 +21,7 @@ from einops import rearrange
 from flax.traverse_util import flatten_dict
 
 from magi_jax.config import ConfigError, TokenizerConfig
-from magi_jax.tokenizers import autoencoder_kl, cosmos, identity, sd_vae
+from magi_jax.tokenizers import autoencoder_kl, cosmos, identity, omni, sd_vae
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +31,13 @@ class Kind:
     Attributes:
       build: (config, dtype) -> linen module with encode and decode.
       stride: s, frames of a latent frame after the first.
+      square: frames must be square, with sides that are multiples of it; None: any shape.
       pixels: the module sees at most so many (frames times area, or one frame or clip) at a time; None: all at once.
     """
 
     build: Callable[[TokenizerConfig, jnp.dtype], nn.Module]
     stride: int = 1
+    square: int | None = None
     pixels: int | None = None
 
 
@@ -47,6 +49,7 @@ KINDS = {
     'kl16': Kind(sd_vae.build, pixels=PIXELS),
     'cosmos_cv8x8x8': Kind(cosmos.build, stride=8, pixels=8 * PIXELS),
     'cosmos_cv4x8x8': Kind(cosmos.build, stride=4, pixels=8 * PIXELS),
+    'omni': Kind(omni.build, stride=omni.STRIDE, square=omni.SQUARE, pixels=8 * PIXELS),
 }
 
 
@@ -105,6 +108,10 @@ class Tokenizer:
         factor, kind = self.config.downsample, KINDS[self.config.kind]
         if height % factor or width % factor:
             raise ConfigError(f'frames of {height}x{width} must be multiples of tokenizer.downsample = {factor}')
+        if kind.square and (height != width or height % kind.square):
+            raise ConfigError(
+                f'{self.config.kind} takes square frames with sides in multiples of {kind.square}, not {height}x{width}'
+            )
         if (frames - 1) % kind.stride:
             fitting = 1 + max(frames - 1, 0) // kind.stride * kind.stride
             raise ConfigError(

@@ -11,7 +11,7 @@ class Published:
 
     Attributes:
       config: of the published width.
-      parameters: how many the module must have.
+      parameters: how many the module has.
       scale: what its authors multiply latents by; None where a user must measure mean and standard deviation.
       source: where the weights come from.
       licence: of the weights; none of them comes with this code.
@@ -53,5 +53,13 @@ PUBLISHED = {
         None,
         'NVIDIA Cosmos-Tokenizer-CV4x8x8, autoencoder.jit, or diffusers AutoencoderKLCosmos',
         'NVIDIA Open Model License',
+    ),
+    # 0.18215 in the authors' diffusion code is Stable Diffusion's, not fitted to these latents: measure ours.
+    'omni': Published(
+        TokenizerConfig(kind='omni', channels=8, downsample=8, width=512),
+        51_569_248,
+        None,
+        'OmniTokenizer (FoundationVision), the KL checkpoint of images and videos, .ckpt',
+        'MIT for the code; not stated for the weights',
     ),
 }

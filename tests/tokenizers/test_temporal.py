@@ -24,6 +24,7 @@ def _blank(kind):
         ('cosmos_cv8x8x8', 17, 3),
         ('cosmos_cv4x8x8', 17, 5),
         ('cosmos_cv8x8x8', 1, 1),
+        ('omni', 17, 5),
         ('sd_vae', 16, 16),
         ('kl16', 7, 7),
     ],
@@ -31,10 +32,10 @@ def _blank(kind):
 def test_latent_frames(kind, frames, latent_frames):
     tokenizer = _blank(kind)
     factor = tokenizer.config.downsample
-    shape = tokenizer.latent_shape(frames, 64, 128)
-    assert shape == (latent_frames, 64 // factor, 128 // factor, tokenizer.config.channels)
+    shape = tokenizer.latent_shape(frames, 128, 128)
+    assert shape == (latent_frames, 128 // factor, 128 // factor, tokenizer.config.channels)
     assert tokenizer.video_frames(latent_frames) == frames
-    assert tokenizer.frame_wise == (not kind.startswith('cosmos'))
+    assert tokenizer.frame_wise == (kind in ('sd_vae', 'kl16'))
 
 
 @pytest.mark.parametrize(('frames', 'way_out'), [(16, 'use 9 or 17'), (18, 'use 17 or 25'), (5, 'use 1 or 9')])
@@ -46,6 +47,12 @@ def test_clips_of_other_lengths_are_refused(frames, way_out):
         tokenizer.encode(jnp.zeros((1, frames, 64, 64, 3)))
     with pytest.raises(ConfigError, match='multiples'):
         tokenizer.latent_shape(17, 64, 60)
+
+
+@pytest.mark.parametrize(('height', 'width'), [(64, 128), (96, 96)])
+def test_omni_wants_squares_of_whole_windows(height, width):
+    with pytest.raises(ConfigError, match=f'sides in multiples of 64, not {height}x{width}'):
+        _blank('omni').latent_shape(17, height, width)
 
 
 class _Doubler(nn.Module):

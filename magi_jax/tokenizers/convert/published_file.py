@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from magi_jax.config import TokenizerConfig
 from magi_jax.tokenizers.api import Tokenizer, create_tokenizer
-from magi_jax.tokenizers.convert import checkpoint_files, cosmos, key_map, ldm
+from magi_jax.tokenizers.convert import checkpoint_files, cosmos, key_map, ldm, omni
 from magi_jax.tokenizers.convert.key_map import Report
 from magi_jax.tokenizers.published import PUBLISHED
 
@@ -16,6 +16,7 @@ LAYOUTS = {
     'kl16': ldm.layouts(levels=5),
     'cosmos_cv8x8x8': cosmos.layouts(levels=3),
     'cosmos_cv4x8x8': cosmos.layouts(levels=2),
+    'omni': (omni.LAYOUT,),
 }
 SIDE = 64  # pixels that every kind can take
 
