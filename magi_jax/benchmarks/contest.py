@@ -18,6 +18,7 @@ from magi_jax.models.flops import frame_flops, train_flops
 from magi_jax.models.magi import ClipShape
 
 JAX, TORCH, COMPILED = 'JAX', 'PyTorch', 'PyTorch compiled'
+END_SECONDS = 5.0
 # Largest relative difference of outputs, by compute dtype. An update of Adam is looser: a gradient that is zero but for
 # rounding, as that of the keys' biases, still moves its parameter, in a direction that is each framework's own.
 TOLERANCES = {
@@ -60,9 +61,9 @@ def run(settings: Settings, names: list[str], say: Callable[[str], None]) -> dic
         say('comparing outputs ...')
         outputs = {name: process.ask('outputs', problem) for name, process in processes.items()}
         for name in names[1:]:
-            differences = compare(outputs[JAX], outputs[name], tolerances)
-            results[name]['differences'] = differences
-            say(f'  {name}: ' + ', '.join(f'{key} {value:.1e}' for key, value in differences.items()))
+            found = results[name]['differences'] = differences(outputs[JAX], outputs[name])
+            say(f'  {name}: ' + ', '.join(f'{key} {value:.1e}' for key, value in found.items()))
+            refuse(name, found, tolerances)
         del outputs
         say('compiling and warming up ...')
         for name, process in processes.items():
@@ -92,21 +93,21 @@ def flops_of_call(settings: Settings, shape: ClipShape) -> float:
     return clips * settings.frames * sum(frame_flops(config.model, config.sampler, shape, slots).values())
 
 
-def compare(ours: dict, theirs: dict, tolerances: dict[str, float]) -> dict[str, float]:
-    """Relative differences (Euclidean norms) of outputs by name.
-
-    Raises:
-      ConfigError: one is not finite or larger than its tolerance.
-    """
+def differences(ours: dict, theirs: dict) -> dict[str, float]:
+    """Relative differences (Euclidean norms) of outputs, for every name in `theirs`."""
     found = {}
-    for name, expected in theirs.items():
-        distance = np.linalg.norm(np.asarray(ours[name], np.float64) - expected)
-        found[name] = float(distance / np.linalg.norm(np.asarray(expected, np.float64)))
-    wrong = [f'{name} by {found[name]:.1e}, at most {tolerances[name]:.0e}' for name in found
-             if not found[name] <= tolerances[name]]  # fmt: skip
-    if wrong:
-        raise ConfigError(f'nothing is timed, as the outputs differ: {"; ".join(wrong)}')
+    for name, value in theirs.items():
+        expected = np.asarray(value, np.float64)
+        found[name] = float(np.linalg.norm(ours[name] - expected) / np.linalg.norm(expected))
     return found
+
+
+def refuse(contestant: str, found: dict[str, float], tolerances: dict[str, float]) -> None:
+    """Raises ConfigError if a difference is larger than its tolerance, or not finite."""
+    wrong = {name: value for name, value in found.items() if not value <= tolerances[name]}
+    told = (f'{name} by {value:.1e} (at most {tolerances[name]:.0e})' for name, value in wrong.items())
+    if wrong:
+        raise ConfigError(f'outputs of {contestant} differ, so nothing is timed: {", ".join(told)}')
 
 
 class Process:
@@ -137,9 +138,12 @@ class Process:
         return result
 
     def end(self) -> None:
-        """Ends the process, whatever it does."""
-        self._process.terminate()
-        self._process.join()
+        """Ends the process: with its connection, or by force where it is busy."""
+        self._connection.close()
+        self._process.join(END_SECONDS)
+        if self._process.is_alive():
+            self._process.terminate()
+            self._process.join()
 
 
 @dataclasses.dataclass
@@ -175,7 +179,10 @@ class Worker:
 def _serve(connection: Connection, name: str, settings: Settings) -> None:
     worker = None
     while True:
-        method, arguments = connection.recv()
+        try:
+            method, arguments = connection.recv()
+        except EOFError:
+            return
         try:
             worker = worker or _make_worker(name, settings)
             target = worker if hasattr(worker, method) else worker.contestant

@@ -38,17 +38,22 @@ def training_draws(config: Config, shape: ClipShape, key: Array, example: Array)
     clip_keys = jax.vmap(jax.random.fold_in, (None, 0))(example_key, example)
     _, corruption, diffusion, _ = jax.vmap(lambda k: jax.random.split(k, 4), out_axes=1)(clip_keys)
     masks, levels, noises = jax.vmap(lambda k: jax.random.split(k, 3), out_axes=1)(corruption)
-    timesteps, diffusion_noises = jax.vmap(lambda k: jax.random.split(k), out_axes=1)(diffusion)
     frames, tokens, width = shape.frames, shape.tokens, shape.token_width
     rows = 1 if masking.noise_per == 'clip' else frames
     level = jax.vmap(lambda k: jax.random.randint(k, (rows,), 0, shape.noise_levels))(levels)
-    drawn = (head.repeats, frames, tokens)
+
+    def draw(clip_key: Array, number: Array) -> tuple[Array, Array]:
+        i_key, noise_key = jax.random.split(jax.random.fold_in(clip_key, number))
+        timestep = jax.random.randint(i_key, (frames, tokens), 0, head.timesteps)
+        return timestep, jax.random.normal(noise_key, (frames, tokens, width))
+
+    timestep, diffusion_noise = jax.vmap(jax.vmap(draw, (None, 0)), (0, None))(diffusion, jnp.arange(head.repeats))
     return {
         'mask': draw_masks(key, masks, frames, tokens, masking),
         'level': jnp.broadcast_to(level, (len(level), frames)),
         'noise': jax.vmap(lambda k: jax.random.normal(k, (frames, tokens, width)))(noises),
-        'timestep': jax.vmap(lambda k: jax.random.randint(k, drawn, 0, head.timesteps))(timesteps),
-        'diffusion_noise': jax.vmap(lambda k: jax.random.normal(k, (*drawn, width)))(diffusion_noises),
+        'timestep': timestep,
+        'diffusion_noise': diffusion_noise,
     }
 
 

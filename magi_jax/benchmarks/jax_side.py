@@ -31,8 +31,9 @@ class _Jax:
 
     def __init__(self, settings: Settings):
         jax.config.update('jax_enable_compilation_cache', False)  # a first call compiles
-        precision = 'tensorfloat32' if settings.tensor_float else 'float32'
-        jax.config.update('jax_default_matmul_precision', precision)
+        if jax.default_backend() == 'gpu':  # elsewhere the program stays what training and sampling compile
+            precision = 'tensorfloat32' if settings.tensor_float else 'float32'
+            jax.config.update('jax_default_matmul_precision', precision)
         self.settings, self.config = settings, settings.config
         self.mesh = make_mesh(MeshConfig(), jax.devices()[:1])
         self.tokenizer = jax.device_put(problem.latent_bytes(self.config), replicated(self.mesh))

@@ -173,8 +173,12 @@ def clip_keys() -> jax.Array:
 def sample(config: Config, context: int, frames: int) -> np.ndarray:
     """New frames [B, frames - context, N, C] behind `context_tokens(context)`."""
     sampler, weights = VideoSampler(config, clip_shape(config, tokenizer())), params(config)
-    state = sampler.start(weights, context_tokens(context), frames, jnp.asarray(batch()['interval']), clip_keys())
-    return np.stack(list(sampler.frames(weights, state, frames - context)), axis=1)
+    jax.config.update('jax_disable_most_optimizations', True)  # `QUICK` for methods that are jitted where they are
+    try:
+        state = sampler.start(weights, context_tokens(context), frames, jnp.asarray(batch()['interval']), clip_keys())
+        return np.stack(list(sampler.frames(weights, state, frames - context)), axis=1)
+    finally:
+        jax.config.update('jax_disable_most_optimizations', False)
 
 
 def context_tokens(frames: int) -> jax.Array:

@@ -25,10 +25,12 @@ def test_who_takes_part(monkeypatch):
 
 def test_outputs_that_differ_are_not_timed():
     ours = {'loss': np.array([2.0, 1.0]), 'bad_leaf': -1}
-    assert contest.compare(ours, {'loss': np.array([2.0, 1.0])}, {'loss': 1e-4}) == {'loss': 0.0}
+    assert contest.differences(ours, {'loss': np.array([2.0, 1.0])}) == {'loss': 0.0}
+    contest.refuse('PyTorch', {'loss': 1e-5}, {'loss': 1e-4})
     for theirs in ([2.0, 1.001], [2.0, np.nan]):
-        with pytest.raises(ConfigError, match='nothing is timed, as the outputs differ: loss by'):
-            contest.compare(ours, {'loss': np.array(theirs)}, {'loss': 1e-4})
+        found = contest.differences(ours, {'loss': np.array(theirs)})
+        with pytest.raises(ConfigError, match='outputs of PyTorch differ, so nothing is timed: loss by'):
+            contest.refuse('PyTorch', found, {'loss': 1e-4})
 
 
 def test_latents_are_read_from_the_bytes_of_a_video():
