@@ -43,13 +43,11 @@ def run_checks(checks: tuple[Check, ...], facts: Facts, timeout: float) -> Itera
         watchdog = threading.Timer(timeout, _give_up, (check.name, timeout))
         watchdog.daemon = True
         watchdog.start()
-        found, error = '', ''
         try:
-            found = check.run(facts)
-        except (*console.EXPECTED, RuntimeError, ValueError) as failure:
-            error = _sentence(failure)
-        errors = {number: text for number, text in enumerate(share(error)) if text}
-        watchdog.cancel()
+            found, error = _attempt(check, facts)
+            errors = {number: text for number, text in enumerate(share(error)) if text}
+        finally:
+            watchdog.cancel()
         if errors:
             unmet.add(check.name)
             host, text = next(iter(errors.items()))
@@ -57,6 +55,14 @@ def run_checks(checks: tuple[Check, ...], facts: Facts, timeout: float) -> Itera
             yield 'FAILED', check.name, where + text
         else:
             yield 'ok', check.name, found
+
+
+def _attempt(check: Check, facts: Facts) -> tuple[str, str]:
+    """What a check found, and what failed: one of them is empty."""
+    try:
+        return check.run(facts), ''
+    except (*console.EXPECTED, RuntimeError, ValueError) as failure:
+        return '', _sentence(failure)
 
 
 def _sentence(failure: Exception) -> str:

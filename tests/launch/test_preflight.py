@@ -6,6 +6,7 @@ import re
 import shutil
 import socket
 import subprocess
+import threading
 import time
 import types
 
@@ -264,3 +265,12 @@ def test_unexpected_errors_are_failures_of_their_check_and_bugs_keep_their_trace
     with pytest.raises(KeyError):
         list(preflight.run_checks((broken(KeyError('bug')),), facts, timeout=60))
     assert issubclass(ConfigError, console.EXPECTED)
+
+
+def test_a_bug_in_a_check_leaves_no_watchdog(facts):
+    """Else it would end whatever this process does next."""
+    broken = Check('broken', lambda _: {}['missing'])
+    with pytest.raises(KeyError):
+        list(preflight.run_checks((broken,), facts, timeout=60))
+    timers = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+    assert all(timer.finished.is_set() for timer in timers)
