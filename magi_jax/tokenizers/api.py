@@ -130,10 +130,11 @@ class Tokenizer:
         def apply(part: jax.Array) -> jax.Array | tuple[jax.Array, jax.Array]:
             return make_module(self.config).apply({'params': self.params}, part, method=method)
 
-        most = max(1, (KINDS[self.config.kind].pixels or math.inf) // max(1, pixels))
+        limit = KINDS[self.config.kind].pixels
+        most = len(x) if limit is None else max(1, limit // pixels)
         if len(x) <= most:
             return apply(x)
-        size = max(n for n in range(1, int(most) + 1) if len(x) % n == 0)
+        size = max(n for n in range(1, most + 1) if len(x) % n == 0)
         made = jax.lax.map(apply, rearrange(x, '(k n) ... -> k n ...', n=size))
         return jax.tree.map(lambda y: rearrange(y, 'k n ... -> (k n) ...'), made)
 
