@@ -110,7 +110,7 @@ def file_name(result: dict[str, Any]) -> str:
 
 
 if __name__ == '__main__':
-    if len(sys.argv) > 1 and sys.argv[1] in ('train', 'sample'):
+    if len(sys.argv) > 1 and not sys.argv[1].startswith('-'):
         sys.argv[1] = f'--task={sys.argv[1]}'
     flags.mark_flags_as_required(['config', 'task'])
     console.run(main)
