@@ -2,6 +2,7 @@
 # From a fresh machine to a passed test suite, on the CPU:  bash launch/test.sh [pytest arguments]
 # Tests that take minutes are left out unless asked for: -m slow (only them) or -m '' (all).
 # Paths in the arguments are relative to the repository. The tests run even if the linter complains; both must pass.
+# Each core takes whole files, so that what the tests of a file share is compiled once; -n 0 runs all in one process.
 set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
@@ -23,5 +24,5 @@ export PYTHONPATH="$compiler${PYTHONPATH:+:$PYTHONPATH}"
 
 lint=0
 "$PYTHON" -m ruff check --output-format concise . || lint=$?
-"$PYTHON" -m pytest "$@"
+"$PYTHON" -m pytest -n auto --maxprocesses 8 --dist loadfile "$@"
 exit "$lint"

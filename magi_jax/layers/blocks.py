@@ -16,7 +16,7 @@ from magi_jax.config import ModelConfig, Remat
 from magi_jax.layers.attention import attention_weights, weighted_values
 from magi_jax.layers.dropout import ClipDropout, TokenDropout, drop, keep
 from magi_jax.layers.layout import GATHERED, WHOLE, Layout
-from magi_jax.layers.linear import Linear, layer_norm
+from magi_jax.layers.linear import Linear, gelu, layer_norm
 
 Array = jax.Array
 policies = jax.checkpoint_policies
@@ -52,7 +52,7 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: Array, dropout: TokenDropout | None) -> Array:
         hidden = self.config.mlp_width // self.layout.splits
-        x = nn.gelu(Linear(hidden, ('embed', 'mlp'), self.dtype, name='up')(x), approximate=False)
+        x = gelu(Linear(hidden, ('embed', 'mlp'), self.dtype, name='up')(x))
         if dropout is not None:
             x = keep(x, self.layout.own_split(dropout.kept(HIDDEN, self.config.mlp_width), 3), dropout)
         down = Linear(self.config.width, ('mlp', 'embed'), self.dtype, total=self.layout.sum_splits, name='down')
