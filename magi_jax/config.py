@@ -103,6 +103,7 @@ class MaskingConfig:
     noise_masked_teacher: bool = True  # A14: noise on the inputs of MTF
     first_frame_loss: bool = True  # A22
     posterior_noise: bool = True  # latents are posterior samples (MAR), not means
+    history_dropout: float = 0.0  # how often a clip's masked frames see no other frame, for guidance (GameNGen: 0.1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,8 +155,12 @@ class SamplerConfig:
 
     mask_steps: int = 64  # K
     denoise_steps: int = 100
-    temperature: float = 1.0  # A15
+    solver: Literal['ancestral', 'ddim', 'dpm++'] = 'ancestral'  # paper: ancestral; the others get by with fewer steps
+    temperature: float = 1.0  # A15: scales the noise of ancestral steps; the start of the others, which add none
+    temperature_decay: float = 0.0  # n-th generated frame: temperature + this * 10^-n (VideoMAR: 0.9 and 1)
     opening_temperature: float = 1.0  # of a video's first two frames: what there is, and how it moves
+    guidance: float = 1.0  # 1 = off; above, away from what no history suggests: needs masking.history_dropout (A15)
+    guidance_schedule: Literal['linear', 'constant'] = 'linear'  # linear: grows with the revealed part (MAR)
     x0_clip: float = 3.0  # bound on predicted clean tokens, in standard deviations of the latents; inf = none
     start: int = 999  # first diffusion timestep; the others follow evenly down to 0
     long_video: Literal['slide', 'interpolate'] = 'slide'  # A12: how frames beyond the training length get positions

@@ -7,6 +7,8 @@ Dimension key: B clips, T frames, H W pixels.
 """
 
 import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,8 @@ from magi_jax.config import Config, ConfigError, MeshConfig, SamplerConfig
 from magi_jax.objectives.api import clip_shape, make_objective
 from magi_jax.parallel.hosts import everywhere, padded_rows, whole
 from magi_jax.parallel.mesh import batch_sharding, make_mesh, replicated
-from magi_jax.sampling.video import VideoSampler, sample_clips
+from magi_jax.sampling.stream import clip_keys, sample_clips, stream_clips
+from magi_jax.sampling.video import VideoSampler
 from magi_jax.tokenizers.api import Tokenizer, create_tokenizer
 from magi_jax.tokenizers.folder import load_tokenizer
 
@@ -51,6 +54,7 @@ class Generator:
         num: int = 1,
         interval: int = 1,
         seed: int = 0,
+        numbers: Sequence[int] | None = None,
         **progress: Any,
     ) -> np.ndarray:
         """Videos that continue `context`, or begin from nothing; shared among the devices of all hosts.
@@ -63,7 +67,9 @@ class Generator:
           num: videos from nothing when there is no context.
           interval: raw frames between two frames, 1..data.max_interval of the run.
           seed: same seed, same videos.
-          **progress: `progress=`, as in `sampling.video.sample_clips`.
+          numbers: [B] of the videos among all of this seed, whose draws they decide: a large set can be made in parts.
+            None: 0..B-1.
+          **progress: `progress=`, as in `sampling.stream.sample_clips`.
 
         Returns:
           uint8 [B, frames, H, W, 3].
@@ -71,24 +77,67 @@ class Generator:
         Raises:
           ConfigError: an argument does not fit the run.
         """
+        inputs, count = self._inputs(context, frames, num, interval, seed, numbers)
+        return whole(sample_clips(**inputs, **progress))[:count]
+
+    def stream(
+        self,
+        context: np.ndarray | None = None,
+        frames: int = 16,
+        *,
+        num: int = 1,
+        interval: int = 1,
+        seed: int = 0,
+        numbers: Sequence[int] | None = None,
+    ) -> Iterator[np.ndarray]:
+        """The frames of the same videos one after the other, context first, in memory that does not grow.
+
+        Arguments are those of `sample`. While a frame is handed out, the next one is being made.
+
+        Returns:
+          An iterator over `frames` arrays uint8 [B, H, W, 3].
+
+        Raises:
+          ConfigError: as `sample`; also if the tokenizer is not frame-wise.
+        """
+        inputs, count = self._inputs(context, frames, num, interval, seed, numbers)
+        given, made = np.moveaxis(inputs['context'][:count], 1, 0), stream_clips(**inputs)
+        return itertools.chain(given, (whole(frame)[:count] for frame in _ahead(made)))
+
+    def _inputs(
+        self,
+        context: np.ndarray | None,
+        frames: int,
+        num: int,
+        interval: int,
+        seed: int,
+        numbers: Sequence[int] | None,
+    ) -> tuple[dict[str, Any], int]:
+        """Arguments of `sample_clips`, checked and padded until all devices have as many; and how many were asked."""
         data = self.config.data
         if context is None:
-            context = np.zeros((num, 0, data.height, data.width, 3), np.uint8)
+            context = np.zeros((num if numbers is None else len(numbers), 0, data.height, data.width, 3), np.uint8)
         if context.ndim != 5 or context.shape[2:] != (data.height, data.width, 3) or context.dtype != np.uint8:
             raise ConfigError(
                 f'context {context.dtype} {context.shape} must be uint8 [B, c, {data.height}, {data.width}, 3]'
             )
         if not 1 <= interval <= data.max_interval:
             raise ConfigError(f'interval {interval} must lie in 1..{data.max_interval}, what this run was trained on')
-        sampler = VideoSampler(self.config, clip_shape(self.config, self.tokenizer))
-        mesh = _mesh()
-        rows = padded_rows(mesh, context.shape[0])
-        intervals = np.full(rows.shape, interval, np.int32)
-        tokenizer, sharding = everywhere(mesh, self.tokenizer), batch_sharding(mesh)
-        video = sample_clips(
-            sampler, self.params, tokenizer, context[rows], frames, intervals, seed, sharding=sharding, **progress
-        )
-        return whole(video)[: context.shape[0]]
+        mesh, numbers = _mesh(), np.arange(len(context)) if numbers is None else np.asarray(numbers)
+        if numbers.shape != context.shape[:1]:
+            raise ConfigError(f'{len(numbers)} numbers of videos do not belong to {len(context)} contexts')
+        rows = padded_rows(mesh, len(context))
+        inputs = {
+            'sampler': VideoSampler(self.config, clip_shape(self.config, self.tokenizer)),
+            'params': self.params,
+            'tokenizer': everywhere(mesh, self.tokenizer),
+            'context': context[rows],
+            'frames': frames,
+            'interval': np.full(rows.shape, interval, np.int32),
+            'keys': clip_keys(seed, numbers[rows]),
+            'sharding': batch_sharding(mesh),
+        }
+        return inputs, len(context)
 
 
 def load(workdir: str) -> Generator:
@@ -117,3 +166,16 @@ def load(workdir: str) -> Generator:
 def _mesh() -> Mesh:
     """All devices of all hosts, along the data axis."""
     return make_mesh(MeshConfig())
+
+
+def _ahead(frames: Iterator[jax.Array]) -> Iterator[jax.Array]:
+    """The same, each handed out once the next one is dispatched and its own way to the host has begun."""
+    waiting = None
+    for frame in frames:
+        if frame.is_fully_addressable:
+            frame.copy_to_host_async()
+        if waiting is not None:
+            yield waiting
+        waiting = frame
+    if waiting is not None:
+        yield waiting

@@ -98,11 +98,29 @@ def reverse_step(
     neither (MAR). Logits beyond +-1 that are harmless in training explode here: the range is narrow between
     neighbouring timesteps (0.13 at t = 10) and wide in a respaced process (2.9), so exp overflows and samples are NaN.
     """
-    predicted, logits = jnp.split(output.astype(jnp.float32), 2, axis=-1)
+    clean, logits = clipped_clean(process, prediction, output, x, i, x0_clip)
     if math.isfinite(x0_clip):
         logits = jnp.clip(logits, -1, 1)
-    clean = jnp.clip(predicted_clean(process, prediction, x, predicted, i), -x0_clip, x0_clip)
     return posterior_mean(process, clean, x, i), learned_log_variance(process, logits, i)
+
+
+def clipped_clean(
+    process: Process,
+    prediction: Prediction,
+    output: jax.Array,
+    x: jax.Array,
+    i: jax.Array,
+    x0_clip: float,
+) -> tuple[jax.Array, jax.Array]:
+    """The clean token in +-`x0_clip` that an output [..., 2C] at x_i = x stands for, and its variance logits."""
+    predicted, logits = jnp.split(output.astype(jnp.float32), 2, axis=-1)
+    return jnp.clip(predicted_clean(process, prediction, x, predicted, i), -x0_clip, x0_clip), logits
+
+
+def guided_output(output: jax.Array, blind: jax.Array, weight: jax.Array | float) -> jax.Array:
+    """[..., 2C]: the prediction half at `blind` + weight (`output` - `blind`); the variance half is of `output`."""
+    (predicted, logits), (without, _) = (jnp.split(x, 2, axis=-1) for x in (output, blind))
+    return jnp.concatenate([without + weight * (predicted - without), logits], axis=-1)
 
 
 def _gaussian_kl(mean1: jax.Array, logvar1: jax.Array, mean2: jax.Array, logvar2: jax.Array) -> jax.Array:

@@ -19,7 +19,7 @@ def attention_weights(q: jax.Array, k: jax.Array, mask: jax.Array | None, axis: 
     Args:
       q: [B, R, N, H, d].
       k: [B, R, M, H, d] for 'space', [B, S, N, H, d] for 'time'.
-      mask: bool [R, S] of allowed pairs for 'time'; None allows all.
+      mask: bool [R, S] or [B, R, S] of allowed pairs for 'time'; None allows all.
       axis: which axis is attended over.
 
     Returns:
@@ -27,7 +27,8 @@ def attention_weights(q: jax.Array, k: jax.Array, mask: jax.Array | None, axis: 
     """
     scores = jnp.einsum(_SCORES[axis], q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
     if mask is not None:
-        scores = jnp.where(jnp.expand_dims(mask, (0, 1, 2)), scores, jnp.finfo(jnp.float32).min)
+        mask = jnp.reshape(mask, (-1, 1, 1, *mask.shape[-2:]))
+        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
     return jax.nn.softmax(scores, axis=-1).astype(q.dtype)
 
 

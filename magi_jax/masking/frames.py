@@ -45,6 +45,12 @@ def training_rows(frames: int, parts: int, observed: bool) -> np.ndarray:
     return np.concatenate([chunks, chunks + frames], axis=1).reshape(-1)
 
 
+def without_history(visible: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """`visible` [R, R] of `training_rows` [R], but masked frames see only themselves."""
+    masked = rows >= rows.max() // 2 + 1
+    return np.where(masked[:, None], rows[:, None] == rows[None], visible)
+
+
 def cached_causal(rows: int, capacity: int, length: jax.Array) -> jax.Array:
     """[R, F + R]: new rows see the `length` filled cache slots, themselves and the new rows before them."""
     filled = jnp.broadcast_to(jnp.arange(capacity) < length, (rows, capacity))

@@ -26,12 +26,14 @@ def train_flops(model: ModelConfig, shape: ClipShape) -> dict[str, float]:
 def frame_flops(model: ModelConfig, sampler: SamplerConfig, shape: ClipShape, slots: int) -> dict[str, float]:
     """One sampled frame of one clip: K mask passes and the commit pass against `slots` cached frames, by component.
 
-    The head runs `denoise_steps` times on each of the N tokens, when it is revealed.
+    The head runs `denoise_steps` times on each of the N tokens, when it is revealed. Guidance takes each mask pass a
+    second time, against no cached frames, and the head twice.
     """
-    one_pass = _trunk_flops(model, shape, 1, slots + 1)
-    passes = min(sampler.mask_steps, shape.tokens) + 1
-    flops = {name: passes * count for name, count in one_pass.items()}
-    return flops | {'head': sampler.denoise_steps * shape.tokens * head_flops(model, shape.token_width)}
+    passes, guided = min(sampler.mask_steps, shape.tokens), sampler.guidance != 1
+    seeing, blind = (_trunk_flops(model, shape, 1, rows) for rows in (slots + 1, 1))
+    flops = {name: (passes + 1) * seeing[name] + guided * passes * blind[name] for name in seeing}
+    head = sampler.denoise_steps * shape.tokens * head_flops(model, shape.token_width)
+    return flops | {'head': (1 + guided) * head}
 
 
 def head_flops(model: ModelConfig, token_width: int) -> float:

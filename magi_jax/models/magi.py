@@ -19,7 +19,13 @@ from magi_jax.layers.kv_cache import KVCache
 from magi_jax.layers.layout import WHOLE, Layout
 from magi_jax.layers.linear import Linear, layer_norm
 from magi_jax.layers.positions import read_table, sincos_1d, sincos_2d
-from magi_jax.masking.frames import cached_causal, causal, complete_teacher_forcing, training_rows
+from magi_jax.masking.frames import (
+    cached_causal,
+    causal,
+    complete_teacher_forcing,
+    training_rows,
+    without_history,
+)
 
 Array = jax.Array
 
@@ -96,6 +102,7 @@ class Magi(nn.Module):
         interval: Array,
         level: Array,
         dropout_keys: Array | None = None,
+        history: Array | None = None,
     ) -> Array:
         """The training pass over whole clips: under CTF every masked frame sees the complete frames before it.
 
@@ -106,6 +113,7 @@ class Magi(nn.Module):
           interval: int32 [B] in 1..shape.intervals, frames between two rows.
           level: int32 [B, t] noise level of the observed rows (of the masked rows under MTF).
           dropout_keys: [B] keys; None = no dropout.
+          history: bool [B], False = masked frames see only themselves; None = all True.
 
         Returns:
           z [B, t, N, D] float32, meaningful where mask is True.
@@ -122,15 +130,19 @@ class Magi(nn.Module):
             ]
             x, conditioning = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), *parts)
         dropout = self._dropout(rows, dropout_keys)
-        x, _ = self.trunk(x, None, jnp.asarray(self._visible(rows)), conditioning, dropout)
+        x, _ = self.trunk(x, None, self._visible(rows, history), conditioning, dropout)
         return self._condition(x[:, -masked.shape[1] :], positions)
 
-    def _visible(self, rows: np.ndarray) -> np.ndarray:
-        """Row numbers of `training_rows` [R] -> bool [R, R], which rows a row sees."""
+    def _visible(self, rows: np.ndarray, history: Array | None) -> Array:
+        """Row numbers of `training_rows` [R] -> bool [R, R] or, with `history`, [B, R, R]: which rows a row sees."""
         frames = rows.max() // 2 + 1
         if self.config.teacher_forcing == 'masked':
-            return causal(frames)
-        return complete_teacher_forcing(frames)[rows[:, None], rows[None]]
+            visible = causal(frames)
+        else:
+            visible = complete_teacher_forcing(frames)[rows[:, None], rows[None]]
+        if history is None:
+            return jnp.asarray(visible)
+        return jnp.where(history[:, None, None], visible[None], without_history(visible, rows)[None])
 
     def _dropout(self, rows: np.ndarray, keys: Array | None) -> ClipDropout | None:
         """A row's draws are known by frame and kind: padding and order of the rows do not change them."""

@@ -98,7 +98,7 @@ class MaskedDiffusion:
     ) -> tuple[Array, Array]:
         """Corrupts the clips [B,t,N,C] and runs the trunk -> z [B,t,N,D], mask bool [B,t,N]."""
         masking, shape, own = self.config.masking, self.shape, self.layout.own_frames
-        keys = jax.vmap(lambda k: jax.random.split(k, 3), out_axes=1)(clip_keys)
+        keys = jax.vmap(lambda k: jax.random.split(k, 4), out_axes=1)(clip_keys)
         mask = own(draw_masks(key, keys[0], shape.frames, shape.tokens, masking), 1)
         levels = 1 if masking.noise_per == 'clip' else shape.frames
         level = jax.vmap(lambda k: jax.random.randint(k, (levels,), 0, shape.noise_levels))(keys[1])
@@ -111,8 +111,11 @@ class MaskedDiffusion:
             level = level if masking.noise_masked_teacher else jnp.zeros_like(level)
         elif masking.noise_visible:
             masked_input = noised
-        z = self.trunk.apply({'params': params}, noised, masked_input, mask, interval, level, dropout_keys)
-        return z, mask
+        history = None
+        if masking.history_dropout:
+            history = jax.vmap(jax.random.uniform)(keys[3]) >= masking.history_dropout
+        inputs = noised, masked_input, mask, interval, level, dropout_keys
+        return self.trunk.apply({'params': params}, *inputs, history=history), mask
 
     def _head_loss(self, params: Any, clean: Array, z: Array, clip_keys: Array) -> tuple[Array, Array]:
         """(mse, vb), each [B, t, N], the mean of M independent diffusion draws a token."""

@@ -4,15 +4,16 @@ Dimension key: B clips, N tokens of a frame, C token width, D width, K mask step
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from magi_jax.diffusion.gaussian import Prediction
+from magi_jax.diffusion.gaussian import Prediction, guided_output
 from magi_jax.diffusion.schedule import Process
-from magi_jax.diffusion.solvers import ancestral_sample
+from magi_jax.diffusion.solvers import SOLVERS, Denoiser
 from magi_jax.masking.tokens import masked_counts, reveal_counts
 
 Array = jax.Array
@@ -25,10 +26,12 @@ class FrameNetworks:
     Attributes:
       condition: (tokens [B, N, C], mask bool [B, N]) -> z [B, N, D].
       denoise: (x [B, R, C], timestep int32 [B, R], z [B, R, D]) -> output [B, R, 2C].
+      blind: as `condition`, without what came before the frame: guidance leads away from it. None: no guidance.
     """
 
     condition: Callable[[Array, Array], Array]
     denoise: Callable[[Array, Array, Array], Array]
+    blind: Callable[[Array, Array], Array] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +43,9 @@ class RevealRecipe:
     prediction: Prediction
     temperature: float | Array
     x0_clip: float
+    solver: str = 'ancestral'
+    guidance: float = 1.0
+    guidance_schedule: str = 'linear'
 
 
 def sample_frame(networks: FrameNetworks, recipe: RevealRecipe, clip_keys: Array, shape: tuple[int, int]) -> Array:
@@ -72,9 +78,13 @@ def sample_frame(networks: FrameNetworks, recipe: RevealRecipe, clip_keys: Array
         index, (first, count) = step
         chosen = jax.lax.dynamic_slice_in_dim(order, first, bucket, axis=1)
         z = jnp.take_along_axis(networks.condition(values, mask), chosen[..., None], axis=1)
-        drawn = _draw_tokens(
-            networks, recipe, z, jax.vmap(lambda key: jax.random.fold_in(key, index))(clip_keys), width
-        )
+        denoiser = functools.partial(networks.denoise, z=z)
+        if networks.blind is not None:
+            blind_z = jnp.take_along_axis(networks.blind(values, mask), chosen[..., None], axis=1)
+            revealed = 1.0 if recipe.guidance_schedule == 'constant' else (tokens - first) / tokens
+            denoiser = _guided(networks.denoise, z, blind_z, 1 + (recipe.guidance - 1) * revealed)
+        step_keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(clip_keys)
+        drawn = _draw_tokens(denoiser, recipe, step_keys, (bucket, width))
         target = jnp.where(jnp.arange(bucket)[None] < count, chosen, tokens)
         values = values.at[rows, target].set(drawn, mode='drop')
         return (values, mask.at[rows, target].set(False, mode='drop')), None
@@ -83,17 +93,22 @@ def sample_frame(networks: FrameNetworks, recipe: RevealRecipe, clip_keys: Array
     return jax.lax.scan(reveal, start, (jnp.arange(1, len(steps) + 1), steps))[0][0]
 
 
-def _draw_tokens(networks: FrameNetworks, recipe: RevealRecipe, z: Array, keys: Array, width: int) -> Array:
-    """z [B, R, D], keys [B] -> tokens [B, R, C] by ancestral sampling."""
+def _draw_tokens(denoiser: Denoiser, recipe: RevealRecipe, keys: Array, shape: tuple[int, int]) -> Array:
+    """keys [B], shape (R, C) -> tokens [B, R, C]."""
 
     def noise(i: Array) -> Array:
-        return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, i), (z.shape[1], width)))(keys)
+        return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, i), shape))(keys)
 
-    return ancestral_sample(
-        lambda x, t: networks.denoise(x, t, z),
-        noise,
-        recipe.process,
-        recipe.prediction,
-        temperature=recipe.temperature,
-        x0_clip=recipe.x0_clip,
-    )
+    solve = SOLVERS[recipe.solver]
+    return solve(denoiser, noise, recipe.process, recipe.prediction, recipe.temperature, recipe.x0_clip)
+
+
+def _guided(denoise: Callable[[Array, Array, Array], Array], z: Array, blind_z: Array, weight: Array) -> Denoiser:
+    """The denoiser led away from what `blind_z` suggests; both in one pass, for a step's time is mostly latency."""
+    both = jnp.concatenate([z, blind_z])
+
+    def denoiser(x: Array, t: Array) -> Array:
+        output, blind = jnp.split(denoise(jnp.concatenate([x, x]), jnp.concatenate([t, t]), both), 2)
+        return guided_output(output, blind, weight)
+
+    return denoiser

@@ -21,6 +21,7 @@ class VideoState:
       interval: int32 [B], raw frames between two frames.
       clip_keys: [B] keys, one a clip: a clip's video does not depend on the batch it is drawn in.
       frame: int32 scalar, number of the next frame in the video.
+      context: int32 scalar, number of frames that were given, not generated.
     """
 
     cache: KVCache
@@ -29,6 +30,7 @@ class VideoState:
     interval: jax.Array
     clip_keys: jax.Array
     frame: jax.Array
+    context: jax.Array
 
 
 STATE_LAYOUT = VideoState(
@@ -38,4 +40,5 @@ STATE_LAYOUT = VideoState(
     interval=CLIPS,
     clip_keys=CLIPS,
     frame=COPIED,
+    context=COPIED,
 )

@@ -5,7 +5,7 @@ Dimension key: B clips, W frame slots of the window, N tokens of a frame, C toke
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -20,9 +20,6 @@ from magi_jax.models.diffusion_head import DiffusionHead
 from magi_jax.models.magi import ClipShape, Magi, frame_sites
 from magi_jax.sampling.masked_frame import FrameNetworks, RevealRecipe, sample_frame
 from magi_jax.sampling.state import STATE_LAYOUT, VideoState
-from magi_jax.tokenizers.api import Tokenizer
-from magi_jax.tokenizers.patches import patchify, unpatchify
-from magi_jax.tokenizers.pixels import to_float, to_uint8
 
 Array = jax.Array
 Params = dict[str, Any]
@@ -77,8 +74,14 @@ class VideoSampler:
           clip_keys: [B] keys.
 
         Raises:
-          ConfigError: more context frames than the video has frames, or a window that keeps no room to generate.
+          ConfigError: more context frames than the video has frames, a window that keeps no room to generate, or
+            guidance of a model that never went without history.
         """
+        if self.config.sampler.guidance != 1 and not self.config.masking.history_dropout:
+            raise ConfigError(
+                f'sampler.guidance = {self.config.sampler.guidance} needs a run that was trained with'
+                ' masking.history_dropout > 0; 1 turns it off'
+            )
         if context.shape[1] > frames:
             raise ConfigError(f'{context.shape[1]} context frames are more than the {frames} frames asked for')
         slots, trained = self.window_size(frames), self.shape.frames
@@ -103,7 +106,8 @@ class VideoSampler:
             numbers = frame - filled + jnp.arange(window.shape[1])
             window = self._observed(window, numbers, clip_keys)
             cache = self._empty_cache(window.shape[0], window.shape[1])
-            state = VideoState(cache, window, positions, interval, clip_keys, jnp.asarray(frame, jnp.int32))
+            frame = jnp.asarray(frame, jnp.int32)
+            state = VideoState(cache, window, positions, interval, clip_keys, frame, context=frame)
             return self._read_window(params, state, filled)
 
         inputs = (COPIED, CLIPS, COPIED, CLIPS, CLIPS, COPIED, COPIED)
@@ -119,15 +123,19 @@ class VideoSampler:
         full = state.cache.length == state.cache.capacity
         state = jax.lax.cond(full, functools.partial(self._slide, params), lambda s: s, state)
         position = state.positions[state.cache.length]
-        variables = {'params': params['trunk']}
+
+        def condition(cache: KVCache, tokens: Array, mask: Array) -> Array:
+            variables = {'params': params['trunk']}
+            return self.trunk.apply(variables, tokens, mask, state.interval, position, cache, method=Magi.predict)
+
+        blind = functools.partial(condition, self._empty_cache(state.window.shape[0], 0))
         networks = FrameNetworks(
-            condition=lambda tokens, mask: self.trunk.apply(
-                variables, tokens, mask, state.interval, position, state.cache, method=Magi.predict
-            ),
+            condition=functools.partial(condition, state.cache),
             denoise=lambda x, t, z: self.head.apply({'params': params['head']}, x, t, z),
+            blind=None if self.config.sampler.guidance == 1 else blind,
         )
         keys = jax.vmap(jax.random.fold_in, (0, None))(state.clip_keys, state.frame)
-        tokens = sample_frame(networks, self._recipe(state.frame), keys, (self.shape.tokens, self.shape.token_width))
+        tokens = sample_frame(networks, self._recipe(state), keys, (self.shape.tokens, self.shape.token_width))
         return self._commit(params, state, tokens, position), tokens
 
     def frames(self, params: Params, state: VideoState, count: int) -> Iterator[Array]:
@@ -136,11 +144,22 @@ class VideoSampler:
             state, tokens = self.next_frame(params, state)
             yield tokens
 
-    def _recipe(self, frame: Array) -> RevealRecipe:
+    def _recipe(self, state: VideoState) -> RevealRecipe:
         sampler, head = self.config.sampler, self.config.model.head
-        temperature = jnp.where(frame < OPENING_FRAMES, sampler.opening_temperature, sampler.temperature)
+        decayed = sampler.temperature_decay * 10.0 ** -(state.frame - state.context + 1)
+        temperature = sampler.temperature + decayed
+        temperature = jnp.where(state.frame < OPENING_FRAMES, sampler.opening_temperature, temperature)
         process = respaced_process(head.timesteps, sampler.denoise_steps, sampler.start)
-        return RevealRecipe(sampler.mask_steps, process, head.prediction, temperature, sampler.x0_clip)
+        return RevealRecipe(
+            mask_steps=sampler.mask_steps,
+            process=process,
+            prediction=head.prediction,
+            temperature=temperature,
+            x0_clip=sampler.x0_clip,
+            solver=sampler.solver,
+            guidance=sampler.guidance,
+            guidance_schedule=sampler.guidance_schedule,
+        )
 
     def _empty_cache(self, clips: int, slots: int) -> KVCache:
         model = self.config.model
@@ -186,55 +205,3 @@ class VideoSampler:
         k, v = self._observe(params, state.window, state.positions, state.interval, nothing)
         cache = self._empty_cache(clips, slots)
         return state.replace(cache=append(cache, k, v, filled))
-
-
-def sample_clips(
-    sampler: VideoSampler,
-    params: Params,
-    tokenizer: Tokenizer,
-    context: Array,
-    frames: int,
-    interval: Array,
-    seed: int,
-    progress: Callable[[Iterator[Array], int], Iterator[Array]] = lambda made, total: made,
-    sharding: jax.sharding.Sharding | None = None,
-) -> Array:
-    """Whole videos from pixels to pixels.
-
-    Args:
-      sampler: of the trained model.
-      params: {'trunk', 'head'}.
-      tokenizer: the model's own.
-      context: uint8 [B, c, H, W, 3], c >= 0: kept as they are, as the first frames.
-      frames: length of the videos, context included.
-      interval: int32 [B], raw frames between two frames.
-      seed: of everything random; clip i of a seed is the same in any batch.
-      progress: wraps the iterator over new frames, told their number.
-      sharding: where the clips lie; params and tokenizer must lie on the same devices. None: the default device.
-
-    Returns:
-      uint8 [B, frames, H, W, 3].
-    """
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(context.shape[0]))
-    patch = sampler.config.model.patch
-    # Not device_put, which knows only the devices of this host.
-    place = jax.jit(lambda *arrays: arrays, out_shardings=sharding)
-    context, interval, keys = place(jnp.asarray(context), jnp.asarray(interval, jnp.int32), keys)
-    tokens = _encode(tokenizer, context, patch)
-    new = frames - tokens.shape[1]
-    state = sampler.start(params, tokens, frames, interval, keys)
-    made = list(progress(sampler.frames(params, state, new), new))
-    if not made:
-        return context
-    video = _decode(tokenizer, jnp.stack(made, axis=1), patch, sampler.shape.rows * patch)
-    return jnp.concatenate([context, video], axis=1)
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def _encode(tokenizer: Tokenizer, video: Array, patch: int) -> Array:
-    return patchify(tokenizer.encode(to_float(video)), patch)
-
-
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def _decode(tokenizer: Tokenizer, tokens: Array, patch: int, height: int) -> Array:
-    return to_uint8(tokenizer.decode(unpatchify(tokens, patch, height)))

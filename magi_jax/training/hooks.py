@@ -16,7 +16,8 @@ from magi_jax.objectives.api import clip_shape
 from magi_jax.parallel.hosts import host_rows, on_devices, padded_rows, whole
 from magi_jax.parallel.layout import sampling_layout
 from magi_jax.parallel.mesh import batch_sharding, replicated
-from magi_jax.sampling.video import VideoSampler, sample_clips
+from magi_jax.sampling.stream import clip_keys, sample_clips
+from magi_jax.sampling.video import VideoSampler
 from magi_jax.tokenizers.api import Tokenizer
 from magi_jax.tokenizers.folder import save_tokenizer
 from magi_jax.tokenizers.pixels import to_float, to_uint8
@@ -82,8 +83,16 @@ def preview(
         shape = clip_shape(config, tokenizer)
         sampler = VideoSampler(config, shape, sampling_layout(config.model, shape, mesh))
         params = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(params)
-        first, frames, sharding = video[:, :1], video.shape[1], batch_sharding(mesh)
-        made = sample_clips(sampler, params, tokenizer, first, frames, interval, config.seed, sharding=sharding)
+        made = sample_clips(
+            sampler,
+            params,
+            tokenizer,
+            context=video[:, :1],
+            frames=video.shape[1],
+            interval=interval,
+            keys=clip_keys(config.seed, range(len(video))),
+            sharding=batch_sharding(mesh),
+        )
     both = np.concatenate([real, whole(made)[: len(real)]], axis=2)
     return np.concatenate(list(both), axis=2)
 

@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from magi_jax.masking.frames import cached_causal, causal, complete_teacher_forcing
+from magi_jax.masking.frames import cached_causal, causal, complete_teacher_forcing, training_rows, without_history
 
 
 @pytest.mark.parametrize('frames', [1, 2, 5, 16])
@@ -17,6 +17,17 @@ def test_complete_teacher_forcing_pair_by_pair(frames):
                 allowed = k < q - frames if k < frames else k == q
             assert mask[q, k] == allowed, (q, k)
     assert mask.sum() == frames**2 + frames
+
+
+@pytest.mark.parametrize('parts', [1, 2])
+def test_without_history_masked_frames_are_alone_and_observed_ones_as_before(parts):
+    frames = 3 if parts == 1 else 4  # padded
+    rows = training_rows(3, parts, observed=True)
+    visible = complete_teacher_forcing(frames)[rows[:, None], rows[None]]
+    alone = without_history(visible, rows)
+    np.testing.assert_array_equal(alone[rows < frames], visible[rows < frames])
+    np.testing.assert_array_equal(alone[rows >= frames], np.eye(len(rows), dtype=bool)[rows >= frames])
+    np.testing.assert_array_equal(without_history(causal(frames), training_rows(3, parts, False)), np.eye(frames))
 
 
 def test_causal():

@@ -45,6 +45,14 @@ def test_a_sampled_frame():
     assert trunk + flops['head'] == pytest.approx(27.7 * T, rel=1e-3)
 
 
+def test_a_guided_frame():
+    """Each mask pass once more without the 16 cached frames, and the head twice."""
+    plain, guided = (frame_flops(ModelConfig(), SamplerConfig(guidance=g), PAPER, slots=16) for g in (1.0, 2.0))
+    assert guided['head'] == 2 * plain['head']
+    assert guided['spatial'] / plain['spatial'] == pytest.approx(129 / 65)
+    assert 2 * plain['temporal'] - guided['temporal'] > 64 * 20 * 256 * 16 * 4 * 1280
+
+
 def test_the_head_on_one_token():
     assert head_flops(ModelConfig(), 16) == pytest.approx(40.99e6, rel=1e-4)
 

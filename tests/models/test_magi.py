@@ -196,6 +196,18 @@ def test_cached_prediction_is_the_training_row(passes):
     assert _gap_between_cached_and_trained(passes) <= 1e-5
 
 
+def test_a_clip_without_history_is_its_frames_alone():
+    """Its masked rows are predictions behind an empty cache; another clip of the batch still sees earlier frames."""
+    passes, inputs = Passes(dataclasses.replace(BASE, blocks=1)), _inputs()
+    z = passes.rows(history=np.asarray([False, True]))[0]
+    nothing = empty_cache(1, CLIPS, 0, TOKENS, passes.config.width, jnp.float32)
+    for frame in range(FRAMES):
+        own = inputs['masked'][:, frame], inputs['mask'][:, frame], inputs['interval'], jnp.float32(frame)
+        alone = passes.predict(*own, nothing)
+        np.testing.assert_allclose(z[0, frame], alone[0], atol=1e-5)
+        assert frame == 0 or np.abs(z[1, frame] - alone[1]).max() > 1e-3
+
+
 def test_a_cache_mask_that_is_off_by_one_is_noticed(monkeypatch):
     sound = magi.cached_causal
     monkeypatch.setattr(magi, 'cached_causal', lambda rows, capacity, length: sound(rows, capacity, length + 1))

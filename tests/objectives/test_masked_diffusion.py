@@ -74,9 +74,9 @@ def seen(monkeypatch):
     """The objective with its networks replaced: what they are given, and a loss of 10 t + n for token n of frame t."""
     seen = {}
 
-    def trunk(self, variables, observed, masked, mask, interval, level, dropout_keys):
+    def trunk(self, variables, observed, masked, mask, interval, level, dropout_keys, history):
         seen.update(observed=observed, masked=masked, mask=mask, interval=interval, level=level)
-        seen.update(dropout_keys=dropout_keys)
+        seen.update(dropout_keys=dropout_keys, history=history)
         return jnp.zeros((*mask.shape, self.config.width))
 
     def head(process, prediction, output, clean, noise, i):
@@ -161,3 +161,20 @@ def test_dropout_only_in_training(params, tokenizer, seen):
     assert seen['dropout_keys'] is None
     _run(_objective(), params, tokenizer, train=True)
     assert len(set(map(tuple, np.asarray(jax.random.key_data(seen['dropout_keys']))))) == CLIPS
+
+
+def test_history_is_dropped_as_often_as_asked_and_changes_no_other_draw(params, tokenizer, seen):
+    _run(_objective(), params, tokenizer)
+    assert seen.pop('history') is None
+    others = {name: np.asarray(value) for name, value in seen.items() if name not in ('prediction', 'dropout_keys')}
+    objective = _objective(masking={'history_dropout': 0.25})
+    _run(objective, params, tokenizer)
+    for name, value in others.items():
+        np.testing.assert_array_equal(seen[name], value)
+    kept = []
+    for key in range(20):
+        _run(objective, params, tokenizer, key)
+        kept.append(seen['history'])
+    kept = np.stack(kept)
+    assert kept.mean() == pytest.approx(0.75, abs=0.15)
+    assert (kept.any(axis=1) & ~kept.all(axis=1)).any()  # each clip for itself

@@ -11,8 +11,8 @@ TOKENS, WIDTH = 7, 3
 KEYS = jax.random.split(jax.random.key(5), 2)
 
 
-def _recipe(mask_steps, temperature=1.0, x0_clip=3.0):
-    return RevealRecipe(mask_steps, respaced_process(1000, 3, 999), 'clean', temperature, x0_clip)
+def _recipe(mask_steps, temperature=1.0, x0_clip=3.0, **settings):
+    return RevealRecipe(mask_steps, respaced_process(1000, 3, 999), 'clean', temperature, x0_clip, **settings)
 
 
 def _book_keeper(tokens, mask):
@@ -70,6 +70,23 @@ def test_temperature_scales_the_noise_and_the_clip_bounds_the_tokens():
         return jnp.concatenate([x, jnp.zeros_like(x)], axis=-1)
 
     cold, warm = (sample(echo, temperature=t, x0_clip=np.inf) for t in (0.0, 1.0))
+    assert jnp.abs(cold).mean() > 0.1  # what it started from
+    assert not sample(echo, temperature=0.0, solver='ddim').any()
     tepid = sample(echo, temperature=0.5, x0_clip=np.inf)
     np.testing.assert_allclose(tepid - cold, 0.5 * (warm - cold), atol=1e-4)
     assert jnp.abs(warm - cold).mean() > 0.1
+
+
+@pytest.mark.parametrize(('schedule', 'revealed'), [('linear', [1 / 7, 4 / 7, 1]), ('constant', [1, 1, 1])])
+def test_guidance_leads_away_from_the_blind_answer_and_grows_with_the_revealed_part(schedule, revealed):
+    """The seeing network answers 3, the blind one 1: guided by g, 1 + 2 g."""
+
+    def answering(value):
+        return lambda tokens, mask: _book_keeper(tokens, mask) * 0 + value
+
+    networks = FrameNetworks(answering(3.0), _write_condition, blind=answering(1.0))
+    recipe = _recipe(3, temperature=0.0, x0_clip=np.inf, guidance=1.5, guidance_schedule=schedule)
+    frame = np.asarray(jax.jit(lambda: sample_frame(networks, recipe, KEYS, (TOKENS, WIDTH)))())
+    weights = np.repeat(1 + 0.5 * np.asarray(revealed), [1, 3, 3])
+    for clip in frame:
+        np.testing.assert_allclose(np.sort(clip[:, 0]), 1 + 2 * weights, rtol=1e-5)

@@ -1,24 +1,37 @@
-"""The KV-cached sampler against sampling without a cache, and its window, batches, noise and compilations."""
+"""The KV-cached sampler against sampling without a cache; its window, batches, noise, compilations and streams."""
 
 import dataclasses
 import functools
+import itertools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from magi_jax.config import Config, ConfigError, HeadConfig, ModelConfig, SamplerConfig, TrainConfig
+from magi_jax.config import (
+    Config,
+    ConfigError,
+    HeadConfig,
+    MaskingConfig,
+    ModelConfig,
+    SamplerConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
 from magi_jax.masking.tokens import masked_counts
 from magi_jax.models.magi import ClipShape
 from magi_jax.objectives.masked_diffusion import MaskedDiffusion
+from magi_jax.sampling.stream import clip_keys, sample_clips, stream_clips
 from magi_jax.sampling.video import VideoSampler
+from magi_jax.tokenizers.api import create_tokenizer
 from tests.random_params import random_params
 
 SHAPE = ClipShape(frames=4, rows=1, columns=5, token_width=3, intervals=7, noise_levels=6)
 TRAINED, TOKENS, WIDTH = SHAPE.frames, SHAPE.tokens, SHAPE.token_width
 CLIPS, MASK_STEPS, DENOISE_STEPS, CLIP = 2, 3, 4, 2.5
-MODEL = ModelConfig(width=16, blocks=2, heads=2, mlp_width=24, head=HeadConfig(width=16, blocks=1))
+MODEL = ModelConfig(width=16, blocks=2, heads=2, mlp_width=24, patch=1, head=HeadConfig(width=16, blocks=1))
 INTERVAL = np.asarray([2, 7])
 VIDEO = np.float32(np.random.default_rng(3).normal(size=(CLIPS, 9, TOKENS, WIDTH)))
 
@@ -26,8 +39,9 @@ VIDEO = np.float32(np.random.default_rng(3).normal(size=(CLIPS, 9, TOKENS, WIDTH
 def _sampler(model=None, **sampler):
     settings = {'mask_steps': MASK_STEPS, 'denoise_steps': DENOISE_STEPS, 'x0_clip': CLIP, 'keep_frames': 3, **sampler}
     model = dataclasses.replace(MODEL, **(model or {}))
-    config = Config(model=model, sampler=SamplerConfig(**settings), train=TrainConfig(compute_dtype='float32'))
-    return VideoSampler(config, SHAPE)
+    masking = MaskingConfig(history_dropout=0.1)
+    train = TrainConfig(compute_dtype='float32')
+    return VideoSampler(Config(model=model, masking=masking, sampler=SamplerConfig(**settings), train=train), SHAPE)
 
 
 def _params(sampler):
@@ -228,9 +242,72 @@ def test_observed_frames_carry_the_asked_noise_and_level(sampler, params):
     assert 0.2 < committed.std() / sampler.config.masking.noise_std[3] < 2
 
 
+def test_guidance_is_nothing_without_history_and_something_with_it(sampler, params):
+    guided = _sampler(guidance=1.5)
+    for context, differs in [(0, False), (2, True)]:
+        plain, led = (s.next_frame(params, _start(s, params, context, 4))[1] for s in (sampler, guided))
+        assert (jnp.abs(plain - led).max() > 1e-2) == differs
+        np.testing.assert_allclose(led, plain, atol=CLIP * 2 if differs else 1e-5)
+
+
+def test_temperature_falls_over_the_generated_frames():
+    """VideoMAR's 0.9 + 10^-n behind three frames of context, and an opening of two frames at its own temperature."""
+    decaying = _sampler(temperature=0.9, temperature_decay=1.0, opening_temperature=0.3)
+
+    def temperature(frame, context):
+        state = SimpleNamespace(frame=jnp.int32(frame), context=jnp.int32(context))
+        return float(decaying._recipe(state).temperature)
+
+    np.testing.assert_allclose([temperature(frame, 3) for frame in (3, 4, 5, 99)], [1.0, 0.91, 0.901, 0.9], rtol=1e-6)
+    np.testing.assert_allclose([temperature(frame, 0) for frame in (0, 1, 2)], [0.3, 0.3, 0.901], rtol=1e-6)
+
+
 def test_impossible_requests_are_named(sampler, params):
+    untrained = dataclasses.replace(sampler.config, masking=MaskingConfig(), sampler=SamplerConfig(guidance=2.0))
+    with pytest.raises(ConfigError, match=r'sampler.guidance = 2.0 needs .* masking.history_dropout > 0'):
+        _start(VideoSampler(untrained, SHAPE), params, 1, 4)
     with pytest.raises(ConfigError, match='5 context frames are more than the 4 frames'):
         _start(sampler, params, 5, 4)
     _start(_sampler(keep_frames=4), params, 1, 4)  # nothing will slide
     with pytest.raises(ConfigError, match=r'sampler.keep_frames = 4 must lie in 1..3'):
         _start(_sampler(keep_frames=4), params, 1, 5)
+
+
+@pytest.fixture(scope='module')
+def pixels():
+    """A tokenizer whose frames of 1x5 pixels are the sampler's tokens."""
+    return create_tokenizer(TokenizerConfig(kind='identity', downsample=1, channels=3), jax.random.key(0), 1, TOKENS)
+
+
+def _request(numbers, frames=7):
+    """What clips of these numbers are made from: the window slides."""
+    context = np.random.default_rng(1).integers(0, 256, (9, 2, 1, TOKENS, 3), np.uint8)[list(numbers)]
+    return context, frames, INTERVAL[:1].repeat(len(numbers)), clip_keys(5, numbers)
+
+
+def test_a_stream_gives_the_frames_of_the_whole_video(sampler, params, pixels):
+    video = np.asarray(sample_clips(sampler, params, pixels, *_request([0, 1])))
+    frames = [np.asarray(frame) for frame in stream_clips(sampler, params, pixels, *_request([0, 1]))]
+    assert len(frames) == 5 and frames[0].shape == (2, 1, TOKENS, 3) and frames[0].dtype == np.uint8
+    np.testing.assert_allclose(np.stack(frames, axis=1).astype(int), video[:, 2:], atol=1)
+    np.testing.assert_array_equal(video[:, :2], _request([0, 1])[0])
+    assert video[:, 2:].std() > 10 and (video[:, -1] != video[:, -2]).any()
+
+
+def test_a_stream_is_lazy_and_refuses_at_once(sampler, params, pixels):
+    assert len(list(itertools.islice(stream_clips(sampler, params, pixels, *_request([0, 1], 10**9)), 2))) == 2
+    with pytest.raises(ConfigError, match='2 context frames are more than the 1 frames'):
+        stream_clips(sampler, params, pixels, *_request([0, 1], 1))
+    temporal = pixels.replace(config=TokenizerConfig(kind='omni'))
+    with pytest.raises(ConfigError, match='omni decodes whole videos, not frame by frame: sample without streaming'):
+        stream_clips(sampler, params, temporal, *_request([0, 1]))
+
+
+def test_a_clip_is_known_by_its_number(sampler, params, pixels):
+    """Clips 7 and 0 of a seed, whoever stands beside them."""
+    first, second = (
+        np.asarray(sample_clips(sampler, params, pixels, *_request(numbers))).astype(int)
+        for numbers in ([7, 0], [0, 3])
+    )
+    np.testing.assert_allclose(first[1], second[0], atol=1)
+    assert (first[0, 2:] != second[1, 2:]).mean() > 0.25  # many are black or white

@@ -1,0 +1,125 @@
+"""From pixels to pixels: whole videos, or frame by frame in memory that does not grow with their length.
+
+Dimension key: B clips, N tokens of a frame, C token width, H W pixels.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from magi_jax.config import ConfigError
+from magi_jax.sampling.state import VideoState
+from magi_jax.sampling.video import VideoSampler
+from magi_jax.tokenizers.api import Tokenizer
+from magi_jax.tokenizers.patches import patchify, unpatchify
+from magi_jax.tokenizers.pixels import to_float, to_uint8
+
+Array = jax.Array
+Params = dict[str, Any]
+
+
+def clip_keys(seed: int, numbers: Sequence[int]) -> Array:
+    """[B] keys: clip `numbers[i]` of a seed is the same in any batch."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.asarray(numbers))
+
+
+def sample_clips(
+    sampler: VideoSampler,
+    params: Params,
+    tokenizer: Tokenizer,
+    context: Array,
+    frames: int,
+    interval: Array,
+    keys: Array,
+    progress: Callable[[Iterator[Array], int], Iterator[Array]] = lambda made, total: made,
+    sharding: jax.sharding.Sharding | None = None,
+) -> Array:
+    """Whole videos at once.
+
+    Args:
+      sampler: of the trained model.
+      params: {'trunk', 'head'}.
+      tokenizer: the model's own.
+      context: uint8 [B, c, H, W, 3], c >= 0: kept as they are, as the first frames.
+      frames: length of the videos, context included.
+      interval: int32 [B], raw frames between two frames.
+      keys: [B], of `clip_keys`.
+      progress: wraps the iterator over new frames, told their number.
+      sharding: where the clips lie; params and tokenizer must lie on the same devices. None: the default device.
+
+    Returns:
+      uint8 [B, frames, H, W, 3].
+    """
+    context, state, new = _begin(sampler, params, tokenizer, context, frames, interval, keys, sharding)
+    made = list(progress(sampler.frames(params, state, new), new))
+    if not made:
+        return context
+    patch = sampler.config.model.patch
+    video = _decode(tokenizer, jnp.stack(made, axis=1), patch, sampler.shape.rows * patch)
+    return jnp.concatenate([context, video], axis=1)
+
+
+def stream_clips(
+    sampler: VideoSampler,
+    params: Params,
+    tokenizer: Tokenizer,
+    context: Array,
+    frames: int,
+    interval: Array,
+    keys: Array,
+    sharding: jax.sharding.Sharding | None = None,
+) -> Iterator[Array]:
+    """The frames behind the context, uint8 [B, H, W, 3] each, as they are dispatched.
+
+    Arguments are those of `sample_clips`. Nothing of a frame is kept but what the window holds, so under
+    `sampler.long_video = 'slide'` memory does not grow.
+
+    Raises:
+      ConfigError: the tokenizer is temporal: what a latent frame decodes to depends on those before it.
+    """
+    if not tokenizer.frame_wise:
+        raise ConfigError(
+            f'{tokenizer.config.kind} decodes whole videos, not frame by frame: sample without streaming, or train with'
+            ' a frame-wise tokenizer'
+        )
+    _, state, new = _begin(sampler, params, tokenizer, context, frames, interval, keys, sharding)
+    patch = sampler.config.model.patch
+    made = sampler.frames(params, state, new)  # lazily; what is wrong with the arguments is said before
+    return (_decode_frame(tokenizer, tokens, patch, sampler.shape.rows * patch) for tokens in made)
+
+
+def _begin(
+    sampler: VideoSampler,
+    params: Params,
+    tokenizer: Tokenizer,
+    context: Array,
+    frames: int,
+    interval: Array,
+    keys: Array,
+    sharding: jax.sharding.Sharding | None,
+) -> tuple[Array, VideoState, int]:
+    """The context where the clips lie, the state behind it, and how many frames are to come."""
+    # Not device_put, which knows only the devices of this host.
+    place = jax.jit(lambda *arrays: arrays, out_shardings=sharding)
+    context, interval, keys = place(jnp.asarray(context), jnp.asarray(interval, jnp.int32), keys)
+    tokens = _encode(tokenizer, context, sampler.config.model.patch)
+    state = sampler.start(params, tokens, frames, interval, keys)
+    return context, state, frames - tokens.shape[1]
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _encode(tokenizer: Tokenizer, video: Array, patch: int) -> Array:
+    return patchify(tokenizer.encode(to_float(video)), patch)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _decode(tokenizer: Tokenizer, tokens: Array, patch: int, height: int) -> Array:
+    return to_uint8(tokenizer.decode(unpatchify(tokens, patch, height)))
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _decode_frame(tokenizer: Tokenizer, tokens: Array, patch: int, height: int) -> Array:
+    return _decode(tokenizer, tokens[:, None], patch, height)[:, 0]
