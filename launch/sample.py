@@ -1,19 +1,27 @@
-"""Generates videos with a trained run: mp4, gif and npz.
+"""Generates videos with a trained run: mp4, gif and npz; or mp4 alone, of any length and number.
 
 python -m launch.sample --workdir runs/quickstart/magi --frames 64 --num 4 --out videos
 python -m launch.sample --workdir runs/quickstart/magi --frames 64 --context clip.mp4 --context_frames 5 --out videos
+python -m launch.sample --workdir runs/quickstart/magi --frames 5000 --stream --out videos
+python -m launch.sample --workdir runs/quickstart/magi --num 2048 --batch 64 --out videos
 """
 
+import contextlib
+import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import flags
 
 import magi_jax
 from launch import console, distributed
+from magi_jax.checkpoint import latest_step
 from magi_jax.config import ConfigError, override
-from magi_jax.data.video_file import read_video, write_gif, write_mp4
+from magi_jax.data.video_file import mp4_writer, read_video, write_gif, write_mp4
+from magi_jax.parallel.hosts import word_of_first
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'folder of a generator run')
 OUT = flags.DEFINE_string('out', None, 'folder to write to')
@@ -24,24 +32,27 @@ INTERVAL = flags.DEFINE_integer('interval', 1, 'raw frames between two frames', 
 NUM = flags.DEFINE_integer('num', 1, 'number of videos', lower_bound=1)
 SEED = flags.DEFINE_integer('seed', 0, 'same seed, same videos')
 FPS = flags.DEFINE_float('fps', 8, 'frames per second of the files', lower_bound=0.1)
+STREAM = flags.DEFINE_bool('stream', False, 'writes mp4 alone, frame by frame: memory does not grow with length')
+BATCH = flags.DEFINE_integer(
+    'batch', None, 'writes mp4 alone, so many videos at a time; those that are there are not made again', lower_bound=1
+)
 SAMPLER = flags.DEFINE_multi_string('sampler', [], 'sampler setting as FIELD=VALUE, e.g. temperature=0.9; repeatable')
 
 
 def main() -> None:
-    """Samples and writes `OUT/00.mp4`, `00.gif`, ... and `videos.npz` (uint8 [num, frames, H, W, 3], settings)."""
+    """Samples and writes what `write_small` or `write_large` says to --out."""
     generator = magi_jax.load(WORKDIR.value)
     generator = generator.with_sampler(override(generator.config.sampler, SAMPLER.value))
-    video = generator.sample(
-        _context(generator),
-        FRAMES.value,
-        num=NUM.value,
-        interval=INTERVAL.value,
-        seed=SEED.value,
-        progress=console.frame_progress,
-    )
+    write = write_large if STREAM.value or BATCH.value else write_small
+    write(generator, Path(OUT.value), {'frames': FRAMES.value, 'interval': INTERVAL.value, 'seed': SEED.value})
+
+
+def write_small(generator: magi_jax.Generator, folder: Path, arguments: dict[str, Any]) -> None:
+    """`00.mp4`, `00.gif`, ... and `videos.npz` (uint8 [num, frames, H, W, 3], settings), all at the end."""
+    context = _context(generator, NUM.value)
+    video = generator.sample(context, num=NUM.value, progress=console.frame_progress, **arguments)
     if not console.is_first():
         return
-    folder = Path(OUT.value)
     folder.mkdir(parents=True, exist_ok=True)
     for number, clip in enumerate(video):
         write_mp4(folder / f'{number:02}.mp4', clip, FPS.value)
@@ -51,7 +62,63 @@ def main() -> None:
     print(f'{len(video)} videos of {video.shape[1]} frames in {folder}')
 
 
-def _context(generator: magi_jax.Generator) -> np.ndarray | None:
+def write_large(generator: magi_jax.Generator, folder: Path, arguments: dict[str, Any]) -> None:
+    """`000000.mp4`, ... in batches, each file as it finishes, and `settings.json`; files that are there stay.
+
+    A video depends on the settings, the seed and its number alone: not on the batch, nor on a restart.
+    """
+    paths = [folder / f'{number:06}.mp4' for number in range(NUM.value)]
+    size = min(BATCH.value or NUM.value, NUM.value)
+    arguments = arguments | {'context': _context(generator, size)}
+    if console.is_first():
+        folder.mkdir(parents=True, exist_ok=True)
+        _keep_settings(folder / 'settings.json', generator)
+    missing = np.flatnonzero(word_of_first([not path.exists() for path in paths]))
+    batches = [missing[start : start + size] for start in range(0, len(missing), size)]
+
+    def written() -> Iterator[None]:
+        for batch in batches:
+            numbers = np.resize(batch, size)  # always full: one program for all batches
+            frames = _frames(generator, {'numbers': numbers} | arguments)
+            with contextlib.ExitStack() as stack:
+                own = [paths[number] for number in batch] if console.is_first() else []
+                writers = [stack.enter_context(mp4_writer(path, FPS.value)) for path in own]
+                for images in frames:
+                    for write, image in zip(writers, images, strict=False):
+                        write(image)
+                    yield
+
+    for _ in console.frame_progress(written(), len(batches) * FRAMES.value):
+        pass
+    if console.is_first():
+        print(f'{len(missing)} videos of {FRAMES.value} frames made, {NUM.value} in {folder}')
+
+
+def _frames(generator: magi_jax.Generator, arguments: dict[str, Any]) -> Iterator[np.ndarray]:
+    """The frames [B, H, W, 3] of a batch; of a temporal tokenizer all are made before the first is here."""
+    if STREAM.value or generator.tokenizer.frame_wise:
+        return generator.stream(**arguments)
+    return iter(np.moveaxis(generator.sample(**arguments), 1, 0))
+
+
+def _keep_settings(path: Path, generator: magi_jax.Generator) -> None:
+    """Writes down what the videos of a folder are; raises ConfigError if it holds others."""
+    names = ('frames', 'context', 'context_frames', 'interval', 'seed', 'fps')
+    settings = {name: flags.FLAGS[name].value for name in names}
+    settings |= {'workdir': str(Path(WORKDIR.value).resolve()), 'step': latest_step(WORKDIR.value)}
+    settings |= {f'sampler.{name}': value for name, value in dataclasses.asdict(generator.config.sampler).items()}
+    held = path.exists() and any(path.parent.glob('*.mp4'))
+    before = json.loads(path.read_text()) if held else settings
+    for name in settings:
+        if settings[name] != before.get(name):
+            change = f'{name} = {before.get(name)!r}, not {settings[name]!r}'
+            raise ConfigError(f'{path.parent} holds videos made with {change}: give another --out')
+    draft = path.with_name(f'.{path.name}')
+    draft.write_text(json.dumps(settings, indent=1) + '\n')
+    draft.replace(path)
+
+
+def _context(generator: magi_jax.Generator, num: int) -> np.ndarray | None:
     """uint8 [num, c, H, W, 3], the same for each video, or None."""
     if not CONTEXT.value:
         return None
@@ -63,7 +130,7 @@ def _context(generator: magi_jax.Generator) -> np.ndarray | None:
             f'{CONTEXT.value} has {len(video)} frames; {count} context frames at interval {INTERVAL.value} need'
             f' {needed}: lower --context_frames or --interval'
         )
-    return np.repeat(video[None, :: INTERVAL.value], NUM.value, axis=0)
+    return np.repeat(video[None, :: INTERVAL.value], num, axis=0)
 
 
 if __name__ == '__main__':

@@ -3,12 +3,14 @@
 T frames, H rows, W columns. Frames come in presentation order, as many as the file has: nothing is resampled in time.
 """
 
+import contextlib
 import io
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
+from typing import BinaryIO
 
 import av
 import numpy as np
@@ -86,17 +88,35 @@ def write_mp4(path: str | os.PathLike, video: np.ndarray, fps: float) -> None:
       OSError: it cannot be written (the folder is missing, the disk is full).
     """
     _check_video(video)
-    video = np.pad(video, [(0, 0), (0, video.shape[1] % 2), (0, video.shape[2] % 2), (0, 0)], mode='edge')
-    buffer = io.BytesIO()
-    with av.open(buffer, 'w', format='mp4') as container:
+    with mp4_writer(path, fps) as write:
+        for image in video:
+            write(image)
+
+
+@contextlib.contextmanager
+def mp4_writer(path: str | os.PathLike, fps: float) -> Iterator[Callable[[np.ndarray], None]]:
+    """Writes a video as `write_mp4` does, frame by frame: `with` gives a function that takes uint8 [H,W,3], all alike.
+
+    The file appears under its name when the block ends, unless by an error. Raises as `write_mp4`.
+    """
+    with _whole_file(path) as file, av.open(file, 'w', format='mp4') as container:
         stream = container.add_stream('libx264', rate=Fraction(fps).limit_denominator(1001))
-        stream.height, stream.width = video.shape[1:3]
         stream.pix_fmt = 'yuv420p'
         stream.options = {'crf': '12'}
-        for image in video:
+
+        def write(image: np.ndarray) -> None:
+            _check_video(image[None])
+            image = np.pad(image, [(0, image.shape[0] % 2), (0, image.shape[1] % 2), (0, 0)], mode='edge')
+            if not stream.codec_context.is_open:
+                stream.height, stream.width = image.shape[:2]
+            elif (stream.height, stream.width) != image.shape[:2]:
+                raise ValueError(f'frames of {stream.height}x{stream.width} are followed by one of {image.shape[:2]}')
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), 'rgb24')))
+
+        yield write
+        if not stream.codec_context.is_open:
+            raise ValueError(f'no frame was given for {path}')
         container.mux(stream.encode(None))
-    _write_whole(path, buffer.getvalue())
 
 
 def write_gif(path: str | os.PathLike, video: np.ndarray, fps: float) -> None:
@@ -127,14 +147,20 @@ def _check_video(video: np.ndarray) -> None:
 
 
 def _write_whole(path: str | os.PathLike, content: bytes) -> None:
-    """Writes under a temporary name beside `path`, then renames: a full disk or a kill leaves no half file."""
+    with _whole_file(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def _whole_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """Opens a temporary file beside `path`, renamed at the end: a full disk or a kill leaves no half file."""
     path = pathlib.Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f'cannot write {path}: there is no folder {path.parent}')
     handle, temporary = tempfile.mkstemp(prefix=f'.{path.name}.', dir=path.parent)
     try:
         with open(handle, 'wb') as file:
-            file.write(content)
+            yield file
         os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner can read
         os.replace(temporary, path)
     except BaseException as error:

@@ -3,6 +3,7 @@
 Every function but `host_rows` and `padded_rows` must be called by all hosts, in the same order. B rows of a batch.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -51,9 +52,10 @@ def whole(tree: Any) -> Any:
     return jax.tree.map(lambda x: multihost_utils.process_allgather(x, tiled=True), tree)
 
 
-def word_of_first(fact: bool) -> bool:
+def word_of_first(facts: bool | Sequence[bool]) -> np.ndarray:
     """What the first process thinks, where hosts may differ for a moment: what a shared folder holds."""
-    return fact if jax.process_count() == 1 else bool(multihost_utils.broadcast_one_to_all(np.bool_(fact)))
+    facts = np.asarray(facts)
+    return facts if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(facts)
 
 
 def meet(name: str) -> None:

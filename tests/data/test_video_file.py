@@ -127,6 +127,21 @@ def test_writing_rejects_what_is_no_video(tmp_path):
         video_file.write_gif(tmp_path / 'nowhere' / 'a.gif', moving_square(), 8)
 
 
+def test_frame_by_frame_is_the_same_file_and_an_error_leaves_none(tmp_path):
+    video = moving_square()
+    video_file.write_mp4(tmp_path / 'whole.mp4', video, 8)
+    with video_file.mp4_writer(tmp_path / 'frames.mp4', 8) as write:
+        for number, image in enumerate(video):
+            write(image)
+            assert number or not (tmp_path / 'frames.mp4').exists()
+    assert (tmp_path / 'frames.mp4').read_bytes() == (tmp_path / 'whole.mp4').read_bytes()
+    for images in ([], [video[0], video[0, :8]], [video[0], video]):
+        with pytest.raises(ValueError, match='frame|video'), video_file.mp4_writer(tmp_path / 'no.mp4', 8) as write:
+            for image in images:
+                write(image)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['frames.mp4', 'whole.mp4']
+
+
 def test_pixels_that_are_not_square_are_undone(tmp_path):
     with av.open(str(tmp_path / 'a.mp4'), 'w') as container:
         stream = container.add_stream('libx264', rate=8)

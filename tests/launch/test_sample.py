@@ -1,6 +1,10 @@
 """launch.sample as its user runs it, and the same videos from the library."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -9,7 +13,7 @@ import magi_jax
 from magi_jax.checkpoint import save_config
 from magi_jax.config import Config, ConfigError, override
 from magi_jax.data.video_file import fit, read_video, write_gif, write_mp4
-from tests.launch.commands import assert_one_line, module, run, train_command
+from tests.launch.commands import ROOT, assert_one_line, module, run, train_command
 
 FRAMES = 6  # the trained clips have 4: the window slides
 
@@ -31,15 +35,19 @@ def generator(workdir):
 
 
 @pytest.fixture
-def sample(environment, workdir, tmp_path):
-    """Runs launch.sample on the trained run, writing to tmp_path/out."""
+def command(workdir, tmp_path):
+    """launch.sample on the trained run, writing to tmp_path/out."""
 
-    def start(*arguments, out='out', frames=FRAMES):
+    def words(*arguments, out='out', frames=FRAMES):
         fixed = ['--workdir', str(workdir), '--out', str(tmp_path / out), '--frames', str(frames)]
-        fixed += ['--sampler', 'temperature=1']
-        return run([*module('launch.sample'), *fixed, *arguments], environment)
+        return [*module('launch.sample'), *fixed, '--sampler', 'temperature=1', *arguments]
 
-    return start
+    return words
+
+
+@pytest.fixture
+def sample(environment, command):
+    return lambda *arguments, **options: run(command(*arguments, **options), environment)
 
 
 @pytest.fixture(scope='module')
@@ -123,6 +131,55 @@ def test_mistakes_are_one_line(sample, tmp_path, footage, arguments, words):
     places = {'footage': footage, 'broken': tmp_path / 'broken.mp4'}
     assert_one_line(sample(*(argument.format(**places) for argument in arguments)), *words)
     assert not (tmp_path / 'out').exists()
+
+
+def test_a_killed_set_is_completed_and_no_other(sample, command, environment, tmp_path, generator):
+    """Six videos, two at a time; nothing is half there, and the whole is what the library makes at once."""
+    asked, folder = ['--num', '6', '--batch', '2', '--seed', '3'], tmp_path / 'out'
+    process = subprocess.Popen(command(*asked, frames=40), env=environment, cwd=ROOT, stderr=subprocess.DEVNULL)
+    while not list(folder.glob('*.mp4')) and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    before = {path: path.stat().st_mtime_ns for path in folder.glob('*.mp4')}
+    assert 0 < len(before) < 6 and all(len(read_video(path)) == 40 for path in before)
+    resumed = sample(*asked, '--stream', frames=40)
+    assert resumed.returncode == 0, resumed.stderr
+    assert f'{6 - len(before)} videos of 40 frames made, 6 in {folder}' in resumed.stdout
+    assert all(path.stat().st_mtime_ns == when for path, when in before.items())
+    expected = generator.sample(frames=40, num=6, seed=3).astype(int)
+    for number in range(6):
+        errors = [np.abs(read_video(folder / f'{number:06}.mp4') - other).mean() for other in expected]
+        assert np.argmin(errors) == number and errors[number] < 0.25 * np.partition(errors, 1)[1], errors
+    assert_one_line(sample(*asked[:-1], '4', frames=40), f'{folder} holds videos made with seed = 3, not 4', '--out')
+
+
+MEMORY_AND_TIME = """
+import json, sys, time
+import magi_jax
+from magi_jax.data.video_file import mp4_writer
+generator, marks = magi_jax.load(sys.argv[1]), []
+with mp4_writer(sys.argv[2], 8) as write:
+    for frame in generator.stream(frames=1001, num=2):
+        write(frame[0])
+        pages = int(open('/proc/self/statm').read().split()[1])
+        marks.append((time.perf_counter(), pages))
+print(json.dumps(marks))
+"""
+
+
+@pytest.mark.slow
+def test_a_thousand_frames_take_no_more_memory_or_time_than_a_hundred(environment, workdir, tmp_path):
+    words = [sys.executable, '-c', MEMORY_AND_TIME, str(workdir), str(tmp_path / 'long.mp4')]
+    result = run(words, {**environment, 'JAX_DISABLE_MOST_OPTIMIZATIONS': 'false'})
+    assert result.returncode == 0, result.stderr
+    seconds, pages = np.asarray(json.loads(result.stdout)).T
+    first, last = (np.median(np.diff(seconds)[part]) for part in (slice(50, 350), slice(700, 1000)))
+    megabytes = pages * os.sysconf('SC_PAGE_SIZE') / 2**20
+    print(f'MB after 100, 1000 frames: {megabytes[[100, 1000]]}; ms a frame early, late: {1e3 * first} {1e3 * last}')
+    assert len(read_video(tmp_path / 'long.mp4')) == 1001
+    assert megabytes[1000] <= 1.05 * megabytes[100]
+    assert last == pytest.approx(first, rel=0.1)
 
 
 def test_autoencoder_is_no_generator(sample, tmp_path):
