@@ -56,7 +56,7 @@ def main() -> None:
             continue
         result['rows'].append({'sampler': fields} | measure(generator.with_sampler(sampler), short, long))
         path.write_text(json.dumps(result, indent=1) + '\n')
-        print(quality.line(result['rows'][-1]), flush=True)
+        print('  '.join(quality.cells(result['rows'][-1])), flush=True)
     print(f'\n{quality.table(result["rows"])}\n\nwritten to {path}')
 
 

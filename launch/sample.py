@@ -73,6 +73,8 @@ def write_large(generator: magi_jax.Generator, folder: Path, arguments: dict[str
     if console.is_first():
         folder.mkdir(parents=True, exist_ok=True)
         _keep_settings(folder / 'settings.json', generator)
+        for half in folder.glob('.*.mp4.*'):  # of a run that was killed
+            half.unlink()
     missing = np.flatnonzero(word_of_first([not path.exists() for path in paths]))
     batches = [missing[start : start + size] for start in range(0, len(missing), size)]
 
@@ -84,7 +86,7 @@ def write_large(generator: magi_jax.Generator, folder: Path, arguments: dict[str
                 own = [paths[number] for number in batch] if console.is_first() else []
                 writers = [stack.enter_context(mp4_writer(path, FPS.value)) for path in own]
                 for images in frames:
-                    for write, image in zip(writers, images, strict=False):
+                    for write, image in zip(writers, images):
                         write(image)
                     yield
 

@@ -52,18 +52,18 @@ def table(rows: list[dict[str, Any]]) -> str:
     head = ['solver', 'mask', 'denoise', 'temperature', 'PSNR dB', *MEASURES[1:], 'ms a frame']
     lines = [head, ['---'] * len(head)]
     for row in rows:
-        cells = line(row).split('  ')
-        lines.append([f'**{cell}**' for cell in cells] if row is fast_preset(rows) else cells)
-    return '\n'.join(f'| {" | ".join(cells)} |' for cells in lines)
+        mark = '**' if row is fast_preset(rows) else ''
+        lines.append([f'{mark}{cell}{mark}' for cell in cells(row)])
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
-def line(row: dict[str, Any]) -> str:
+def cells(row: dict[str, Any]) -> list[str]:
     """A row's settings and its means over the seeds, with half the difference of the two."""
     sampler = row['sampler']
     decay = f' + {sampler["temperature_decay"]:g} x 10^-n' if sampler['temperature_decay'] else ''
-    cells = [sampler['solver'], str(sampler['mask_steps']), str(sampler['denoise_steps'])]
-    cells.append(f'{sampler["temperature"]:g}{decay}')
+    found = [sampler['solver'], str(sampler['mask_steps']), str(sampler['denoise_steps'])]
+    found.append(f'{sampler["temperature"]:g}{decay}')
     for name in MEASURES:
         digits = 2 if name == 'psnr' else 3
-        cells.append(f'{mean(row, name):.{digits}f} ± {np.ptp(row["by_seed"][name]) / 2:.{digits}f}')
-    return '  '.join([*cells, f'{1000 * row["seconds_a_frame"]:.0f}'])
+        found.append(f'{mean(row, name):.{digits}f} ± {np.ptp(row["by_seed"][name]) / 2:.{digits}f}')
+    return [*found, f'{1000 * row["seconds_a_frame"]:.0f}']

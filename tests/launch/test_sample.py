@@ -147,6 +147,7 @@ def test_a_killed_set_is_completed_and_no_other(sample, command, environment, tm
     assert resumed.returncode == 0, resumed.stderr
     assert f'{6 - len(before)} videos of 40 frames made, 6 in {folder}' in resumed.stdout
     assert all(path.stat().st_mtime_ns == when for path, when in before.items())
+    assert len(list(folder.iterdir())) == 7  # the settings too, and nothing half
     expected = generator.sample(frames=40, num=6, seed=3).astype(int)
     for number in range(6):
         errors = [np.abs(read_video(folder / f'{number:06}.mp4') - other).mean() for other in expected]
@@ -155,12 +156,13 @@ def test_a_killed_set_is_completed_and_no_other(sample, command, environment, tm
 
 
 MEMORY_AND_TIME = """
-import json, sys, time
+import dataclasses, json, sys, time
 import magi_jax
 from magi_jax.data.video_file import mp4_writer
 generator, marks = magi_jax.load(sys.argv[1]), []
+generator = generator.with_sampler(dataclasses.replace(generator.config.sampler, mask_steps=4, denoise_steps=40))
 with mp4_writer(sys.argv[2], 8) as write:
-    for frame in generator.stream(frames=1001, num=2):
+    for frame in generator.stream(frames=1001, num=8):
         write(frame[0])
         pages = int(open('/proc/self/statm').read().split()[1])
         marks.append((time.perf_counter(), pages))
@@ -174,7 +176,8 @@ def test_a_thousand_frames_take_no_more_memory_or_time_than_a_hundred(environmen
     result = run(words, {**environment, 'JAX_DISABLE_MOST_OPTIMIZATIONS': 'false'})
     assert result.returncode == 0, result.stderr
     seconds, pages = np.asarray(json.loads(result.stdout)).T
-    first, last = (np.median(np.diff(seconds)[part]) for part in (slice(50, 350), slice(700, 1000)))
+    # What else runs on the machine makes frames slower, never faster: the lower quartile.
+    first, last = (np.quantile(np.diff(seconds)[part], 0.25) for part in (slice(50, 350), slice(700, 1000)))
     megabytes = pages * os.sysconf('SC_PAGE_SIZE') / 2**20
     print(f'MB after 100, 1000 frames: {megabytes[[100, 1000]]}; ms a frame early, late: {1e3 * first} {1e3 * last}')
     assert len(read_video(tmp_path / 'long.mp4')) == 1001
