@@ -125,7 +125,9 @@ class Checkpoints:
         try:
             items = self._reader.restore(self._folder / str(step), args=ocp.args.Composite(**wanted))
             expected = {name: items[CHECKSUMS][name] for name in abstract}
-        except UNREADABLE as error:
+        except Exception as error:
+            if not isinstance(error, UNREADABLE) and type(error) is not Exception:  # Orbax's, for a chunk cut short
+                raise
             items, reason = None, _first_line(error)
         if not _on_all_hosts(items is not None):
             return None, reason

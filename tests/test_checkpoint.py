@@ -108,7 +108,6 @@ DAMAGE = {
 }
 
 
-@pytest.mark.xfail(strict=False, reason='seen: an error of TensorStore for a lost file not taken for damage')
 @pytest.mark.parametrize('damage', DAMAGE)
 def test_damage_to_any_file_is_noticed_or_harmless(tmp_path, damage):
     """The newest checkpoint comes back to the bit, or the one before with a line that says why."""
