@@ -118,8 +118,10 @@ class AutoencoderLossConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """AdamW as in MAR; weight decay spares biases, norms and the diffusion head."""
+    """AdamW as in MAR, its weight decay sparing biases, norms and the diffusion head; or Muon."""
 
+    # muon: hidden matrices follow their orthogonalised momentum, the rest AdamW (training/optim.py)
+    name: Literal['adamw', 'muon'] = 'adamw'
     learning_rate: float = 1e-4
     warmup_steps: int = 10_000
     schedule: Literal['constant', 'cosine', 'linear'] = 'constant'  # A23

@@ -1,13 +1,16 @@
-"""AdamW with MAR's weight-decay mask, warm-up and decay schedules, and the EMA's rate."""
+"""AdamW with MAR's weight-decay mask, Muon, warm-up and decay schedules, and the EMA's rate."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from optax.contrib import MuonDimensionNumbers, muon
 
 from magi_jax.config import OptimConfig
 
+MOMENTUM = 0.95  # Muon's (Jordan et al. 2024)
+ADAM_RMS = 0.2  # size of a Muon step that makes AdamW's learning rates serve it too (Liu et al. 2025)
 UNDECAYED_LEAVES = ('bias', 'scale')
 UNDECAYED_TREES = ('head',)  # the whole diffusion head (MAR)
 
@@ -39,13 +42,35 @@ def decay_mask(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
+def matrix_axes(params: Any) -> Any:
+    """For each parameter, which axes are the rows and columns that Muon orthogonalises; None: it is AdamW's.
+
+    Muon's are the kernels of the scanned blocks, [L, D, F] or [L, D, 3, F] (queries, keys and values one by one), and
+    of the diffusion head's residual blocks [D, F]: maps between hidden features. Embeddings and outputs are not.
+    """
+
+    def axes(path: tuple, leaf: jax.Array) -> MuonDimensionNumbers | None:
+        names = [entry.key for entry in path]
+        if names[-1] != 'kernel':
+            return None
+        if 'blocks' in names:
+            return MuonDimensionNumbers(1, leaf.ndim - 1)
+        return MuonDimensionNumbers(0, 1) if names[-3].startswith('block_') else None
+
+    return jax.tree_util.tree_map_with_path(axes, params)
+
+
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """Global-norm clipping, then AdamW, for a run of `steps` optimizer steps."""
-    adamw = optax.adamw(
-        learning_rate_schedule(config, steps), config.b1, config.b2, config.eps,
-        weight_decay=config.weight_decay, mask=decay_mask,
-    )  # fmt: skip
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+    """Global-norm clipping, then AdamW or Muon, for a run of `steps` optimizer steps."""
+    rate = learning_rate_schedule(config, steps)
+    if config.name == 'muon':
+        update = muon(
+            rate, beta=MOMENTUM, eps=config.eps, weight_decay=config.weight_decay, adam_b1=config.b1,
+            adam_b2=config.b2, muon_weight_dimension_numbers=matrix_axes, consistent_rms=ADAM_RMS,
+        )  # fmt: skip
+    else:
+        update = optax.adamw(rate, config.b1, config.b2, config.eps, weight_decay=config.weight_decay, mask=decay_mask)
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
 
 
 def ema_decay(config: OptimConfig, step: jax.Array) -> jax.Array:

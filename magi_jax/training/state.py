@@ -8,7 +8,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from magi_jax.objectives.api import Objective
 from magi_jax.parallel.mesh import replicated
@@ -66,14 +66,13 @@ class StateFactory:
         """A NamedSharding for every leaf; optimizer moments lie where their parameters lie."""
         shapes = jax.eval_shape(self._init, jax.random.key(0))
         params = parameter_shardings(self.mesh, jax.eval_shape(self.objective.init, jax.random.key(0)))
-        everywhere = replicated(self.mesh)
-        opt_state = optax.tree_utils.tree_map_params(
-            self.optimizer,
-            lambda _, sharding: sharding,
-            shapes.opt_state,
-            params,
-            transform_non_params=lambda _: everywhere,
-        )
+        by_path, everywhere = jax.tree_util.tree_leaves_with_path(params), replicated(self.mesh)
+
+        def of_moment(path: tuple, _: jax.ShapeDtypeStruct) -> NamedSharding:
+            """A moment's path ends in its parameter's; a counter's in no parameter's."""
+            return next((sharding for end, sharding in by_path if path[-len(end) :] == end), everywhere)
+
+        opt_state = jax.tree_util.tree_map_with_path(of_moment, shapes.opt_state)
         return TrainState(everywhere, params, opt_state, params)
 
     def _init(self, key: jax.Array) -> TrainState:
