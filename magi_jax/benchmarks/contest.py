@@ -52,8 +52,11 @@ def run(settings: Settings, names: list[str], say: Callable[[str], None]) -> dic
       {'tolerances', 'flops' of a call, 'contestants': name -> what was measured of it}, ready for JSON.
 
     Raises:
-      ConfigError: outputs differ by more than their tolerance, a process dies, or the config is none of a generator.
+      ConfigError: outputs differ by more than their tolerance, a process dies, or the config is none of a generator, or
+        not one that PyTorch's side can train.
     """
+    if settings.task == 'train' and len(names) > 1 and settings.config.optim.name != 'adamw':
+        raise ConfigError('the PyTorch side trains with AdamW alone: add --config.optim.name=adamw')
     processes = {name: Process(name, settings) for name in names}
     try:
         problem = processes[JAX].ask('problem')

@@ -11,7 +11,7 @@ from tests.launch.commands import ROOT, assert_one_line, module, run
 
 TORCH = importlib.util.find_spec('torch')
 SMALL = ['data.frames=2', 'data.height=16', 'data.width=16', 'data.batch_size=2', 'model.blocks=1']
-SMALL += ['model.head.blocks=1', 'sampler.keep_frames=1']
+SMALL += ['model.head.blocks=1', 'sampler.keep_frames=1', 'optim.name=adamw']
 
 
 def _benchmark(environment, *arguments):

@@ -119,6 +119,16 @@ def test_moments_lie_where_their_parameters_lie(factory):
     assert adam.count.spec == shardings.step.spec == PartitionSpec()
 
 
+def test_momentum_of_muon_lies_where_its_matrices_lie(factory):
+    optimizer = make_optimizer(OptimConfig(name='muon'), STEPS)
+    shardings = StateFactory(factory.objective, optimizer, factory.mesh).shardings()
+    (_, muon) = shardings.opt_state
+    momentum = jax.tree_util.tree_leaves_with_path(muon.inner_states['muon'].inner_state[0].mu)
+    lie = {str(path): sharding for path, sharding in jax.tree_util.tree_leaves_with_path(shardings.params)}
+    assert len(momentum) > 5 and any('fsdp' in str(sharding.spec) for _, sharding in momentum)
+    assert all(lie[str(path)] == sharding for path, sharding in momentum)
+
+
 def test_fsdp_divides_the_width(factory):
     """At least nine tenths of the parameters, so that the memory of a device shrinks with their number."""
     state = factory.abstract()

@@ -1,4 +1,4 @@
-"""AdamW as MAR has it: what decays, how fast it learns when, and how gradients are clipped."""
+"""AdamW as MAR has it, and Muon: what decays, how fast it learns when, and how gradients are clipped."""
 
 import jax
 import jax.numpy as jnp
@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from magi_jax.config import Config, OptimConfig, TokenizerConfig
+from magi_jax.config import Config, HeadConfig, ModelConfig, OptimConfig, TokenizerConfig
 from magi_jax.objectives.api import make_objective
 from magi_jax.tokenizers.api import create_tokenizer
 from magi_jax.training.optim import decay_mask, ema_decay, learning_rate_schedule, make_optimizer
+from tests.random_params import random_params
 
 
 def _leaves(tree):
@@ -57,6 +58,37 @@ def test_decay_of_the_average():
     assert float(ema_decay(plain, jnp.int32(0))) == pytest.approx(0.99)
     for step, decay in {0: 0.1, 8: 0.5, 890: 0.99, 10_000: 0.99}.items():
         assert float(ema_decay(warm, jnp.int32(step))) == pytest.approx(decay)
+
+
+MATRICES = {
+    'head/block_0/modulation', 'head/block_0/up', 'head/block_0/down', 'trunk/trunk/blocks/spatial_attention/qkv',
+    'trunk/trunk/blocks/spatial_attention/out', 'trunk/trunk/blocks/spatial_mlp/up',
+    'trunk/trunk/blocks/spatial_mlp/down', 'trunk/trunk/blocks/temporal_attention/qkv',
+    'trunk/trunk/blocks/temporal_attention/out', 'trunk/trunk/blocks/temporal_mlp/up',
+    'trunk/trunk/blocks/temporal_mlp/down',
+}  # fmt: skip
+
+
+def test_muon_takes_all_singular_values_alike_one_matrix_at_a_time():
+    """The first step of the maps between hidden features is near orthogonal and 0.2 in size; the rest are AdamW's."""
+    head = HeadConfig(width=12, blocks=1)
+    model = ModelConfig(width=16, blocks=2, heads=2, mlp_width=24, head=head)
+    config = Config(model=model, tokenizer=TokenizerConfig(kind='identity', channels=192))
+    tokenizer = create_tokenizer(config.tokenizer, jax.random.key(0), 64, 64)
+    gradients = random_params(make_objective(config, tokenizer).init)
+    optim = OptimConfig(name='muon', learning_rate=0.5, warmup_steps=0, weight_decay=0.0, clip_norm=1e9, eps=1e-12)
+    optimizer, zeros = make_optimizer(optim, 10), jax.tree.map(jnp.zeros_like, gradients)
+    updates, _ = jax.jit(optimizer.update)(gradients, optimizer.init(zeros), zeros)
+    found, gradients = set(), _leaves(gradients)
+    for name, update in _leaves(updates).items():
+        if name.removesuffix('/kernel') not in MATRICES:
+            np.testing.assert_allclose(update, -np.abs(update).max() * np.sign(gradients[name]), rtol=1e-3)
+            continue
+        found.add(name.removesuffix('/kernel'))
+        update = np.moveaxis(update, 2, 1) if update.ndim == 4 else update  # [L, 3, D, F]
+        values = np.linalg.svd(update, compute_uv=False) / (0.5 * 0.2 * max(update.shape[-2:]) ** 0.5)
+        assert values.min() > 0.5 and values.max() < 1.4, name
+    assert found == MATRICES
 
 
 def test_steps_are_those_of_adamw_on_clipped_gradients():
