@@ -14,26 +14,29 @@ import numpy as np
 from magi_jax.config import SamplerConfig
 
 MEASURES = ('psnr', 'colour', 'shape', 'count', 'moving')  # all the higher the better
-KEPT = 0.95  # part of the reference's value that a setting must keep in every measure to count as good
+KEPT = 0.95  # part of the reference's value that a setting must keep in every measure
 
 
 def settings(config: SamplerConfig, tokens: int) -> Iterator[SamplerConfig]:
-    """The reference, which reveals the tokens one by one, and what may replace it; each setting once."""
+    """The reference, which reveals the tokens one by one, and what may replace it; each setting once.
+
+    Fewer mask steps first, then denoise steps and temperatures around a quarter of the mask steps, and last what the
+    solvers do to the reference.
+    """
     reference = dataclasses.replace(config, mask_steps=tokens, denoise_steps=100, solver='ancestral')
-    half, quarter, eighth = (max(1, tokens // part) for part in (2, 4, 8))
+    quick = {'ancestral': 10, 'ddim': 5, 'dpm++': 5}
     yield reference
-    steps = {'ancestral': (25, 10, 5), 'ddim': (25, 10, 5, 3), 'dpm++': (25, 10, 5, 3)}
-    for solver, counts in steps.items():
-        for count in counts:
-            yield dataclasses.replace(reference, solver=solver, denoise_steps=count)
-    for (solver, count), mask_steps in itertools.product(
-        [('ancestral', 10), ('ddim', 5), ('dpm++', 5), ('dpm++', 3)], (half, quarter, eighth, 1)
-    ):
-        yield dataclasses.replace(reference, solver=solver, denoise_steps=count, mask_steps=mask_steps)
+    quarter = dataclasses.replace(reference, mask_steps=max(1, tokens // 4))
+    for part, (solver, count) in itertools.product((4, 2, 8, tokens), quick.items()):
+        yield dataclasses.replace(reference, mask_steps=max(1, tokens // part), solver=solver, denoise_steps=count)
     for solver, temperature in itertools.product(('ancestral', 'dpm++'), (1.0, 0.0)):
-        changes = {'denoise_steps': 10, 'mask_steps': half, 'temperature': temperature}
-        yield dataclasses.replace(reference, solver=solver, **changes)
-    yield dataclasses.replace(reference, denoise_steps=10, mask_steps=half, temperature=0.4, temperature_decay=1.0)
+        yield dataclasses.replace(quarter, solver=solver, denoise_steps=quick[solver], temperature=temperature)
+    yield dataclasses.replace(quarter, denoise_steps=10, temperature=0.4, temperature_decay=1.0)
+    for solver, counts in {'dpm++': (3, 10, 25), 'ddim': (3, 10, 25), 'ancestral': (5, 25)}.items():
+        for count in counts:
+            yield dataclasses.replace(quarter, solver=solver, denoise_steps=count)
+    for solver, count in [('ancestral', 25), ('ancestral', 10), ('ddim', 10), ('dpm++', 10)]:
+        yield dataclasses.replace(reference, solver=solver, denoise_steps=count)
 
 
 def mean(row: dict[str, Any], name: str) -> float:
@@ -42,8 +45,9 @@ def mean(row: dict[str, Any], name: str) -> float:
 
 
 def fast_preset(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The fastest row that keeps KEPT of the first row's value in every measure."""
-    good = (row for row in rows if all(mean(row, name) >= KEPT * mean(rows[0], name) for name in MEASURES))
+    """The fastest row that keeps KEPT of the first row's mean in every measure, or what its worse seed reaches."""
+    least = {name: min(KEPT * mean(rows[0], name), *rows[0]['by_seed'][name]) for name in MEASURES}
+    good = (row for row in rows if all(mean(row, name) >= least[name] for name in MEASURES))
     return min(good, key=lambda row: row['seconds_a_frame'])
 
 
