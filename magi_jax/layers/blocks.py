@@ -14,9 +14,11 @@ from jax.ad_checkpoint import checkpoint_name
 
 from magi_jax.config import ModelConfig, Remat
 from magi_jax.layers.attention import attention_weights, weighted_values
-from magi_jax.layers.dropout import ClipDropout, TokenDropout, drop, keep
+from magi_jax.layers.dropout import ClipDropout, Draws, TokenDropout, drop, dropped_gelu
 from magi_jax.layers.layout import GATHERED, WHOLE, Layout
 from magi_jax.layers.linear import Linear, gelu, layer_norm
+from magi_jax.layers.self_attention import DENOMINATOR, self_attention
+from magi_jax.layers.site_tiles import SiteTiles, site_tiles
 
 Array = jax.Array
 policies = jax.checkpoint_policies
@@ -29,17 +31,18 @@ SUBLAYER, BLOCK_INPUT = 'sublayer', 'block_input'  # names that remat policies s
 # gathered from other devices, are never kept.
 POLICIES = {
     'none': policies.save_anything_except_these_names(GATHERED),
-    'dots': policies.dots_with_no_batch_dims_saveable,  # products with weights
-    'named': policies.save_only_these_names(SUBLAYER),  # what the sublayers add to the residual stream
-    'block': policies.nothing_saveable,  # the input of each block
+    'dots': policies.save_from_both_policies(  # products with weights
+        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(DENOMINATOR)
+    ),
+    'named': policies.save_only_these_names(SUBLAYER, DENOMINATOR),  # what the sublayers add to the residual stream
+    'block': policies.save_only_these_names(DENOMINATOR),  # the input of each block
     'offload': policies.save_and_offload_only_these_names(  # the same, in the host's memory
-        names_which_can_be_saved=[],
+        names_which_can_be_saved=[DENOMINATOR],
         names_which_can_be_offloaded=[BLOCK_INPUT],
         offload_src='device',
         offload_dst='pinned_host',
     ),
 }
-_KEPT_WEIGHTS = {'space': 'b r n (h m) -> b r h n m', 'time': 'b r n (h s) -> b n h r s'}
 
 
 class Mlp(nn.Module):
@@ -52,9 +55,12 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: Array, dropout: TokenDropout | None) -> Array:
         hidden = self.config.mlp_width // self.layout.splits
-        x = gelu(Linear(hidden, ('embed', 'mlp'), self.dtype, name='up')(x))
-        if dropout is not None:
-            x = keep(x, self.layout.own_split(dropout.kept(HIDDEN, self.config.mlp_width), 3), dropout)
+        x = Linear(hidden, ('embed', 'mlp'), self.dtype, name='up')(x)
+        if dropout is None:
+            x = gelu(x)
+        else:
+            features = self.layout.own_split(jnp.arange(self.config.mlp_width), 0)
+            x = dropped_gelu(x, dropout.draws(HIDDEN, features), dropout.rate)
         down = Linear(self.config.width, ('mlp', 'embed'), self.dtype, total=self.layout.sum_splits, name='down')
         return drop(down(x), dropout, MLP_OUT)
 
@@ -71,8 +77,11 @@ class Attention(nn.Module):
     def __call__(self, x: Array, mask: Array | None, cached: KeysValues | None, dropout: TokenDropout | None) -> Any:
         """x [B,r,n,D], mask [R,S] | None, cached [B,F,n,D] each | None -> (output [B,r,n,D], own (k, v) [B,r,n,D])."""
         width, heads = self.config.width // self.layout.splits, self.config.heads // self.layout.splits
-        qkv = Linear((3, width), ('embed', None, 'heads'), self.dtype, name='qkv')(x)
-        q, own_k, own_v = (qkv[..., i, :] for i in range(3))
+        tiles = None
+        if self.axis == 'time' and cached is None:
+            tiles = site_tiles(*x.shape[1:3], self.layout.lanes)
+            x, mask = tiles.pack(x), tiles.mask(mask)
+        q, own_k, own_v = Linear((3, width), ('embed', None, 'heads'), self.dtype, name='qkv')(x)
         k, v = own_k, own_v
         if self.axis == 'space':
             k, v = self.layout.all_sites(k), self.layout.all_sites(v)
@@ -80,21 +89,27 @@ class Attention(nn.Module):
             k = jnp.concatenate([cached[0].astype(k.dtype), k], axis=1)
             v = jnp.concatenate([cached[1].astype(v.dtype), v], axis=1)
         q, k, v = (einops.rearrange(t, 'b r n (h d) -> b r n h d', h=heads) for t in (q, k, v))
-        weights = self._drop_weights(attention_weights(q, k, mask, self.axis), dropout)
-        x = einops.rearrange(weighted_values(weights, v, self.axis), 'b r n h d -> b r n (h d)')
-        out = Linear(self.config.width, ('heads', 'embed'), self.dtype, total=self.layout.sum_splits, name='out')
-        return drop(out(x), dropout, ATTENDED), (own_k, own_v)
+        if cached is not None:
+            x = weighted_values(attention_weights(q, k, mask, self.axis), v, self.axis)
+        else:
+            rate = 0.0 if dropout is None else dropout.rate
+            x = self_attention(q, k, v, mask, self._draws(tiles, k.shape[2], dropout), rate)
+        x = einops.rearrange(x, 'b r n h d -> b r n (h d)')
+        x = Linear(self.config.width, ('heads', 'embed'), self.dtype, total=self.layout.sum_splits, name='out')(x)
+        if tiles is not None:
+            x, own_k, own_v = (tiles.unpack(t) for t in (x, own_k, own_v))
+        return drop(x, dropout, ATTENDED), (own_k, own_v)
 
-    def _drop_weights(self, weights: Array, dropout: TokenDropout | None) -> Array:
-        """Dropout on the weights; in time a draw belongs to the number of the key's row, not to its place."""
+    def _draws(self, tiles: SiteTiles | None, sites: int, dropout: TokenDropout | None) -> Draws | None:
+        """Of dropout on the weights; in time a draw belongs to the number of the key's row, not to its place."""
         if dropout is None:
-            return weights
-        keys = dropout.numbers if self.axis == 'time' else weights.shape[-1]
-        kept = dropout.kept(WEIGHTS, self.config.heads * keys)
-        kept = self.layout.own_split(einops.rearrange(kept, _KEPT_WEIGHTS[self.axis], h=self.config.heads), 2)
-        if self.axis == 'time':
-            kept = jnp.take(kept, dropout.rows, axis=-1)
-        return keep(weights, kept, dropout)
+            return None
+        words, keys, count = dropout.words(WEIGHTS), jnp.arange(sites), sites
+        if tiles is not None:
+            words, keys, count = tuple(map(tiles.pack, words)), tiles.keys(dropout.rows), dropout.numbers
+        heads = self.layout.own_split(jnp.arange(self.config.heads), 0)
+        features = heads[:, None, None] * count + keys[None, None]
+        return tuple(word[:, :, None, :, None] for word in words), features[None, None]
 
 
 class Block(nn.Module):

@@ -1,15 +1,26 @@
 """Dropout whose draws belong to a clip's tokens, not to places in an array: the same on any mesh and in any batch.
 
-One random byte decides about one value, so rates are rounded to 256ths (0.1 is 0.1016): a quarter of the random words.
+A draw is a hash of (clip and step, layer, purpose, row, site, feature). XLA computes it inside the operation that uses
+it: draws are never in memory, ask for no layout of their own, and the backward pass makes them again.
 
-Dimension key: B clips, R rows (frames) of the whole sequence, r, n: rows and sites that this device holds.
+Dimension key: B clips, R rows (frames) of the whole sequence, F features; r, n: rows and sites that this device holds.
 """
+
+import functools
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
+Words = tuple[Array, Array]
+Draws = tuple[Words, Array]  # of tokens, and numbers of their features: each broadcast over what is dropped
+
+# Multiplications and shifts of `lowbias32`, an integer hash found by search (C. Wellons, hash-prospector, 2018); the
+# odd increments are 2^32 / golden ratio and MurmurHash3's first multiplier.
+_MULTIPLIERS = np.uint32([0x7FEB352D, 0x846CA68B])
+_INCREMENTS = np.uint32([0x9E3779B9, 0xCC9E2D51])
 
 
 @flax.struct.dataclass
@@ -30,50 +41,97 @@ class ClipDropout:
 
     def tokens(self, layer: Array, rows: Array, sites: Array) -> 'TokenDropout':
         """The draws of a layer for the tokens at row numbers `rows` [r] and `sites` [n]."""
-        fold = jax.random.fold_in
-        per_clip = jax.vmap(fold, (0, None))(self.keys, layer)
-        per_row = jax.vmap(jax.vmap(fold, (None, 0)), (0, None))(per_clip, rows)
-        per_token = jax.vmap(jax.vmap(jax.vmap(fold, (None, 0)), (0, None)), (0, None))(per_row, sites)
-        return TokenDropout(per_token, self.rows, self.numbers, self.rate)
+        keys = jax.vmap(jax.random.fold_in, (0, None))(self.keys, layer)
+        tokens = sites.astype(jnp.uint32)[None] * self.numbers + rows.astype(jnp.uint32)[:, None]
+        return TokenDropout(keys, tokens, self.rows, self.numbers, self.rate)
 
 
 @flax.struct.dataclass
 class TokenDropout:
-    """`ClipDropout` for one layer's tokens: `keys` are [B, r, n]."""
+    """`ClipDropout` for one layer's tokens: `keys` [B] are the layer's, `tokens` uint32 [r, n] number the tokens."""
 
     keys: Array
+    tokens: Array
     rows: Array
     numbers: int = flax.struct.field(pytree_node=False)
     rate: float = flax.struct.field(pytree_node=False)
 
-    @property
-    def _threshold(self) -> int:
-        return round(256 * self.rate)
+    def words(self, purpose: int) -> Words:
+        """64 random bits a token, as two uint32 [B, r, n]; `purpose` tells apart the draws of one layer."""
 
-    @property
-    def scale(self) -> float:
-        """What keeps the expectation: 1 / probability of being kept."""
-        return 256 / (256 - self._threshold)
+        def seeds(key: Array) -> Array:
+            return jax.random.bits(jax.random.fold_in(key, purpose), (2,), jnp.uint32)
 
-    def kept(self, purpose: int, count: int) -> Array:
-        """bool [B, r, n, count] draws of a purpose; `purpose` tells apart the draws of one layer."""
+        first, second = (seed[:, None, None] for seed in jax.vmap(seeds, out_axes=1)(self.keys))
+        tokens = self.tokens[None]
+        return _hash(first + tokens * _INCREMENTS[0]), _hash(second + tokens * _INCREMENTS[1])
 
-        def draw(key: Array) -> Array:
-            words = jax.random.bits(jax.random.fold_in(key, purpose), (-(-count // 4),), jnp.uint32)
-            # Shifts, not a bitcast to [words, 4]: a TPU would pad that last axis to 128.
-            bytes_ = jnp.concatenate([(words >> shift) & 255 for shift in (0, 8, 16, 24)])
-            return bytes_[:count] >= self._threshold
+    def draws(self, purpose: int, features: Array) -> Draws:
+        """Draws for [B, r, n, F], from the numbers of its features [F]."""
+        return tuple(word[..., None] for word in self.words(purpose)), jnp.expand_dims(features, (0, 1, 2))
 
-        return jax.vmap(jax.vmap(jax.vmap(draw)))(self.keys)
+
+def factors(draws: Draws, rate: float) -> Array:
+    """float32: 0 with probability `rate`, else 1 / (1 - rate)."""
+    (first, second), features = draws
+    hashes = _hash(first + features.astype(jnp.uint32) * _INCREMENTS[0], second)
+    return jnp.where(hashes < jnp.uint32(round(rate * 2**32)), 0.0, 1 / (1 - rate))
 
 
 def drop(x: Array, dropout: TokenDropout | None, purpose: int) -> Array:
-    """x [B, r, n, D] with some values zero and the others scaled up; unchanged without `dropout`."""
+    """x [B, r, n, F] with some values zero and the others scaled up; unchanged without `dropout`."""
     if dropout is None:
         return x
-    return keep(x, dropout.kept(purpose, x.shape[-1]), dropout)
+    return _drop(x, dropout.draws(purpose, jnp.arange(x.shape[-1])), dropout.rate)
 
 
-def keep(x: Array, kept: Array, dropout: TokenDropout) -> Array:
-    """x, scaled up where `kept` (same shape) is True, zero elsewhere."""
-    return jnp.where(kept, x * dropout.scale, 0).astype(x.dtype)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _drop(x: Array, draws: Draws, rate: float) -> Array:
+    return (x.astype(jnp.float32) * factors(draws, rate)).astype(x.dtype)
+
+
+def _drop_forward(x: Array, draws: Draws, rate: float) -> tuple[Array, Draws]:
+    return _drop(x, draws, rate), draws
+
+
+def _drop_backward(rate: float, draws: Draws, gradient: Array) -> tuple[Array, None]:
+    return _drop(gradient, draws, rate), None
+
+
+_drop.defvjp(_drop_forward, _drop_backward)
+
+
+def dropped_gelu(x: Array, draws: Draws, rate: float) -> Array:
+    """Exact GELU, then dropout, in one: a TPU makes it, and the slope, while it writes the product that is x.
+
+    For the backward pass only the slope is kept, in x's dtype, with the draws in it.
+    """
+    return _dropped_gelu(x, factors(draws, rate))
+
+
+@jax.custom_vjp
+def _dropped_gelu(x: Array, factor: Array) -> Array:
+    return _gelu_forward(x, factor)[0]
+
+
+def _gelu_forward(x: Array, factor: Array) -> tuple[Array, Array]:
+    """x Phi(x) with the normal distribution Phi, and its slope Phi(x) + x phi(x), both times `factor`."""
+    wide = x.astype(jnp.float32)
+    below = 0.5 * (1 + jax.lax.erf(wide * 0.5**0.5))
+    slope = below + wide * jnp.exp(-0.5 * wide * wide) * (2 * jnp.pi) ** -0.5
+    return (wide * below * factor).astype(x.dtype), (slope * factor).astype(x.dtype)
+
+
+def _gelu_backward(slope: Array, gradient: Array) -> tuple[Array, None]:
+    return gradient * slope, None
+
+
+_dropped_gelu.defvjp(_gelu_forward, _gelu_backward)
+
+
+def _hash(x: Array, key: Array | None = None) -> Array:
+    """uint32 -> uint32, a bijection of every key in which each bit of the input flips about half of the output's."""
+    x = (x ^ (x >> 16)) * _MULTIPLIERS[0]
+    x = x if key is None else x ^ key
+    x = (x ^ (x >> 15)) * _MULTIPLIERS[1]
+    return x ^ (x >> 16)

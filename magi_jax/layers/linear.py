@@ -26,33 +26,41 @@ class Linear(nn.Module):
     gradient in memory, which made the backward pass of an MLP three times slower. On accelerators it changes nothing.
 
     Attributes:
-      features: shape of the output's last axes; an int is one axis.
+      features: F of the output, or (number of outputs, F).
       axes: logical names of the kernel's axes, input first.
       dtype: of the product.
       kernel_init: xavier-uniform unless told otherwise (MAR); the bias starts at zero.
       total: applied to the product before the bias is added; where the input's axis is split over devices, their sum.
     """
 
-    features: int | tuple[int, ...]
+    features: int | tuple[int, int]
     axes: tuple[str | None, ...]
     dtype: Any
     kernel_init: nn.initializers.Initializer | None = None
     total: Callable[[jax.Array], jax.Array] | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., D] -> [..., *features]."""
+    def __call__(self, x: jax.Array) -> Any:
+        """[..., D] -> [..., F]; with `features` (3, F) three of them, from one fused kernel.
+
+        The products of a fused kernel stay apart: cut from one product, each would be copied on a TPU.
+        """
         features = (self.features,) if isinstance(self.features, int) else self.features
         kernel_init = self.kernel_init or xavier_uniform(len(features))
         bias_init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
         shape = (x.shape[-1], *features)
-        kernel = self.param('kernel', nn.with_logical_partitioning(kernel_init, self.axes), shape)
-        bias = self.param('bias', bias_init, features)
-        rows, columns = x.reshape(-1, x.shape[-1]).astype(self.dtype), kernel.astype(self.dtype)
-        y = rows @ columns.reshape(x.shape[-1], -1)
+        kernel = self.param('kernel', nn.with_logical_partitioning(kernel_init, self.axes), shape).astype(self.dtype)
+        bias = self.param('bias', bias_init, features).astype(self.dtype)
+        if len(features) == 1:
+            return self._product(x, kernel, bias)
+        return tuple(self._product(x, kernel[:, index], bias[index]) for index in range(features[0]))
+
+    def _product(self, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+        y = x.reshape(-1, x.shape[-1]).astype(self.dtype) @ kernel
         if self.total is not None:
             y = self.total(y)
-        return (y + bias.astype(self.dtype).reshape(1, -1)).reshape(*x.shape[:-1], *features)
+        # The bias goes to the reshaped product: on the merged one it would keep a TPU from writing it as it is needed.
+        return y.reshape(*x.shape[:-1], -1) + jnp.expand_dims(bias, tuple(range(x.ndim - 1)))
 
 
 @functools.partial(jax.checkpoint, prevent_cse=False)

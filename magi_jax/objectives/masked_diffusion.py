@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from magi_jax.config import Config
 from magi_jax.diffusion.gaussian import add_noise, diffusion_loss
 from magi_jax.diffusion.schedule import full_process
+from magi_jax.layers.blocks import POLICIES
 from magi_jax.layers.layout import WHOLE, Layout
 from magi_jax.masking.tokens import draw_masks
 from magi_jax.models.diffusion_head import DiffusionHead
@@ -134,10 +135,11 @@ class MaskedDiffusion:
             return jax.tree.map(lambda x: jnp.mean(x, axis=1), per_draw)
 
         numbers = jnp.arange(head.repeats)
-        if self.config.train.remat == 'none':
+        remat = self.config.train.remat
+        if remat == 'none':
             return losses(numbers)
         # One after the other, and again in the backward pass: all activations of a wide head would fill the HBM.
-        one_by_one = jax.lax.map(jax.checkpoint(losses, prevent_cse=False), numbers[:, None])
+        one_by_one = jax.lax.map(jax.checkpoint(losses, policy=POLICIES[remat], prevent_cse=False), numbers[:, None])
         return jax.tree.map(lambda x: jnp.mean(x, axis=0), one_by_one)
 
 

@@ -30,6 +30,7 @@ from magi_jax.parallel.rules import STACKED, parameter_specs
 Array = jax.Array
 
 SEQUENCE, SPLIT = 'sequence', 'tensor'
+TPU_LANES = 128
 SAMPLING_SPECS = {
     COPIED: PartitionSpec(),
     CLIPS: PartitionSpec(BATCH_AXES),
@@ -194,6 +195,7 @@ def training_layout(objective: Objective, config: Config, mesh: Mesh) -> Trainin
     return TrainingLayout(
         parts=mesh.shape[SEQUENCE],
         splits=mesh.shape[SPLIT],
+        lanes=TPU_LANES if mesh.devices.flat[0].platform == 'tpu' else 1,
         mesh=mesh,
         specs=parameter_specs(mesh, boxed),
         stacked=jax.tree.map(_is_stacked, boxed, is_leaf=_is_boxed),

@@ -9,6 +9,7 @@ import pytest
 from magi_jax.config import ModelConfig, Remat
 from magi_jax.layers.blocks import Block, Trunk
 from magi_jax.layers.dropout import ClipDropout
+from magi_jax.layers.layout import WHOLE, Layout
 from magi_jax.masking.frames import complete_teacher_forcing
 from tests.random_params import random_params
 
@@ -21,8 +22,13 @@ MASK = complete_teacher_forcing(FRAMES)
 REMATS = [remat for remat in typing.get_args(Remat) if remat not in ('none', 'offload')]
 
 
-def _trunk(params, remat='none', dropout=None):
-    return Trunk(CONFIG, jnp.float32, remat).apply({'params': params}, X, None, MASK, CONDITIONING, dropout)
+def _trunk(params, remat='none', dropout=None, layout=WHOLE):
+    return Trunk(CONFIG, jnp.float32, remat, layout).apply({'params': params}, X, None, MASK, CONDITIONING, dropout)
+
+
+def _dropout(seed):
+    keys = jax.random.split(jax.random.key(seed), 2)
+    return ClipDropout(keys, jnp.arange(2 * FRAMES), 2 * FRAMES, CONFIG.dropout)
 
 
 def _block(params, x):
@@ -114,11 +120,11 @@ def test_mlp_in_the_temporal_layer_only():
     ]
 
 
-def test_dropout_differs_by_its_key(params):
-    def out(seed):
-        keys = jax.random.split(jax.random.key(seed), 2)
-        return _trunk(params, dropout=ClipDropout(keys, jnp.arange(2 * FRAMES), 2 * FRAMES, CONFIG.dropout))[0]
-
-    run = jax.jit(out)
-    np.testing.assert_array_equal(run(0), run(0))
-    assert jnp.abs(run(0) - run(1)).mean() > 0.05
+def test_dropout_differs_by_its_key_alone(params):
+    run = jax.jit(lambda seed, layout: _trunk(params, dropout=_dropout(seed), layout=layout), static_argnums=1)
+    out, keys_values = run(0, WHOLE)
+    np.testing.assert_array_equal(out, run(0, WHOLE)[0])
+    assert jnp.abs(out - run(1, WHOLE)[0]).mean() > 0.05
+    # Sites side by side in one sequence draw, and compute, what they do alone.
+    tiled = run(0, Layout(lanes=SITES * 8))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), tiled, (out, keys_values))

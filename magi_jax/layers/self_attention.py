@@ -1,0 +1,77 @@
+"""Attention with dropout on its weights, differentiated by hand: a softmax is looked at once, in the forward pass.
+
+Only the logarithm of its denominator is kept for the backward pass (Dao et al. 2022, arXiv 2205.14135); with it a
+weight is one exponential of its score, which a compiler joins to the product that makes the score.
+
+Dimension key: B clips, G sequences of a clip, S tokens of a sequence, H heads, d head width.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from magi_jax.layers.dropout import Draws, factors
+
+Array = jax.Array
+
+DENOMINATOR = 'denominator'  # checkpoint name of what is kept
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def self_attention(q: Array, k: Array, v: Array, mask: Array | None, draws: Draws | None, rate: float) -> Array:
+    """softmax(q k / sqrt(d)) v, the softmax in float32.
+
+    Args:
+      q: [B, G, S, H, d].
+      k: the same.
+      v: the same.
+      mask: bool [S, S] or [B, S, S] of allowed pairs, at least one for each query; None allows all.
+      draws: of dropout on the weights, which are [B, G, H, S, S]; None = none.
+      rate: of dropout.
+
+    Returns:
+      [B, G, S, H, d].
+    """
+    return _forward(q, k, v, mask, draws, rate)[0]
+
+
+def _scores(q: Array, k: Array, mask: Array | None) -> Array:
+    scores = _pairs(q, k) * q.shape[-1] ** -0.5
+    if mask is None:
+        return scores
+    return jnp.where(mask.reshape(-1, 1, 1, *mask.shape[-2:]), scores, jnp.finfo(jnp.float32).min)
+
+
+def _pairs(queries: Array, keys: Array) -> Array:
+    return jnp.einsum('bgqhd,bgkhd->bghqk', queries, keys, preferred_element_type=jnp.float32)
+
+
+def _factors(draws: Draws | None, rate: float) -> Array | float:
+    return 1.0 if draws is None else factors(draws, rate)
+
+
+def _forward(
+    q: Array, k: Array, v: Array, mask: Array | None, draws: Draws | None, rate: float
+) -> tuple[Array, tuple[Array | Draws | None, ...]]:
+    scores = _scores(q, k, mask)
+    denominator = checkpoint_name(jax.nn.logsumexp(scores, axis=-1), DENOMINATOR)
+    weights = jnp.exp(scores - denominator[..., None]) * _factors(draws, rate)
+    out = jnp.einsum('bghqk,bgkhd->bgqhd', weights.astype(v.dtype), v)
+    return out, (q, k, v, mask, draws, denominator, out)
+
+
+def _backward(rate: float, kept: tuple[Array | Draws | None, ...], gradient: Array) -> tuple[Array | None, ...]:
+    q, k, v, mask, draws, denominator, out = kept
+    weights, factor = jnp.exp(_scores(q, k, mask) - denominator[..., None]), _factors(draws, rate)
+    dv = jnp.einsum('bghqk,bgqhd->bgkhd', (weights * factor).astype(v.dtype), gradient)
+    # A softmax takes from the gradient of each weight their mean, which is also that of the output by the output.
+    mean = jnp.einsum('bgqhd,bgqhd->bghq', gradient, out, preferred_element_type=jnp.float32)
+    of_scores = (weights * (_pairs(gradient, v) * factor - mean[..., None]) * q.shape[-1] ** -0.5).astype(q.dtype)
+    dq = jnp.einsum('bghqk,bgkhd->bgqhd', of_scores, k)
+    dk = jnp.einsum('bghqk,bgqhd->bgkhd', of_scores, q)
+    return dq, dk, dv, None, None
+
+
+self_attention.defvjp(_forward, _backward)
