@@ -10,14 +10,14 @@ with the 3D autoencoder of OmniTokenizer to 5 latent frames of 8 channels; here 
 channels), trained by `:autoencoder`, takes its place, so the model sees 16 frames and a step costs three times as much.
 `:heads128`: 10 heads of 128 values instead of 16 of 80. Neither was trained yet: there is no
 number to expect. `:runlocal` for a few steps on a CPU.
+
+As it stands for 16 chips of v5e; `:v6e` and `:v5p` for 16 of those, `:v5e256` for v5e:16x16.
 """
 
 from ml_collections import ConfigDict
 
-from configs.magi_ucf101 import run_locally, train_autoencoder
+from configs.magi_ucf101 import SLICES, VARIANTS, fit_slice, run_locally, train_autoencoder
 from magi_jax.config import ConfigError, default
-
-VARIANTS = ('autoencoder', 'heads128')
 
 
 def get_config(arg: str = '') -> ConfigDict:
@@ -37,10 +37,7 @@ def get_config(arg: str = '') -> ConfigDict:
     config.tokenizer.decoder_blocks = 4
     config.optim.learning_rate = 2e-4
     config.train.steps = 281_250
-    config.train.remat = 'block'
-    config.optim.accumulate = 4
-    config.mesh.data = -1
-    config.mesh.fsdp = 4  # as in magi_ucf101
+    fit_slice(config, next((name for name in names if name in SLICES), 'v5e'))
     if 'heads128' in names:
         config.model.heads = 10
     if 'autoencoder' in names:

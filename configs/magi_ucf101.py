@@ -9,13 +9,18 @@ The first command needs no TPU and tells whether a slice is large enough. The vi
 frames with the autoencoder of Stable Diffusion 1.4 (f8, 4 channels); here our own of the same shape, trained by
 `:autoencoder`, takes its place. `:heads128`: 10 heads of 128 values instead of 16 of 80. Neither was trained yet: there
 is no number to expect. `:runlocal` for a few steps on a CPU.
+
+As it stands for 16 chips of v5e; `:v6e` and `:v5p` for 16 of those, `:v5e256` for v5e:16x16.
 """
 
 from ml_collections import ConfigDict
 
 from magi_jax.config import ConfigError, default
 
-VARIANTS = ('autoencoder', 'heads128')
+# Slice -> what its chips keep for the backward pass, and of how many clips at once: by `launch.compile`, what computes
+# least again of what fits.
+SLICES = {'v5e': ('named', 2), 'v6e': ('dots', 2), 'v5p': ('dots', 4), 'v5e256': ('dots', 1)}
+VARIANTS = ('autoencoder', 'heads128', *SLICES)
 
 
 def get_config(arg: str = '') -> ConfigDict:
@@ -33,10 +38,7 @@ def get_config(arg: str = '') -> ConfigDict:
     config.tokenizer.decoder_blocks = 4
     config.optim.learning_rate = 1e-4
     config.train.steps = 145_688
-    config.train.remat = 'block'
-    config.optim.accumulate = 2
-    config.mesh.data = -1
-    config.mesh.fsdp = 4  # along one axis of the torus: a wider one turns scattered gradients into all-reduces
+    fit_slice(config, next((name for name in names if name in SLICES), 'v5e'))
     if 'heads128' in names:
         config.model.heads = 10
     if 'autoencoder' in names:
@@ -44,6 +46,15 @@ def get_config(arg: str = '') -> ConfigDict:
     if 'runlocal' in names:
         run_locally(config)
     return config
+
+
+def fit_slice(config: ConfigDict, name: str) -> None:
+    chips = 256 if name == 'v5e256' else 16
+    config.train.remat, clips_at_once = SLICES[name]
+    config.optim.accumulate = max(1, config.data.batch_size // (chips * clips_at_once))
+    # fsdp lies along one axis of the torus: a wider one turns scattered gradients into all-reduces.
+    config.mesh.data, config.mesh.fsdp = -1, 16 if chips == 256 else 4
+    config.mesh.sequence = max(1, chips // config.data.batch_size)
 
 
 def train_autoencoder(config: ConfigDict) -> None:
@@ -56,7 +67,7 @@ def train_autoencoder(config: ConfigDict) -> None:
     config.optim.schedule = 'cosine'
     config.optim.ema_decay = 0.999
     config.train.steps = 100_000
-    config.train.remat = 'none'
+    config.train.remat, config.optim.accumulate, config.mesh.sequence = 'none', 2, 1
 
 
 def run_locally(config: ConfigDict) -> None:
@@ -75,4 +86,5 @@ def run_locally(config: ConfigDict) -> None:
     config.sampler.keep_frames, config.sampler.mask_steps, config.sampler.denoise_steps = 2, 2, 4
     config.train.steps = 4
     config.train.eval_every = config.train.sample_every = config.train.checkpoint_every = 2
-    config.mesh.data, config.mesh.fsdp = -1, 1
+    config.optim.accumulate = 2
+    config.mesh.data, config.mesh.fsdp, config.mesh.sequence = -1, 1, 1
