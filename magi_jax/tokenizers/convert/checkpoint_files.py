@@ -1,4 +1,4 @@
-"""Reads weights from the files they are published in, without PyTorch: safetensors, torch.save and TorchScript.
+"""Reads weights from the files they are published in, without PyTorch: safetensors, torch.save, TorchScript and npz.
 
 A torch file is a zip of raw storages and a pickle that says how they make tensors. The pickle is read by an unpickler
 that knows tensors and nothing else: any other class becomes an inert record, so no code of the file ever runs.
@@ -43,17 +43,21 @@ class Weight:
 
 
 def open_weights(path: str | os.PathLike) -> dict[str, Weight]:
-    """{name: tensor} of a .safetensors file, or of a .pt, .ckpt or .jit file as torch writes them (zip format).
+    """{name: tensor} of a .safetensors or .npz file, or of a .pt, .ckpt or .jit file as torch writes them (zip format).
 
     Raises:
       OSError: the file cannot be read.
-      ConfigError: it is of neither format, or damaged; one line says what to do.
+      ConfigError: it is of none of these formats, or damaged; one line says what to do.
     """
     path = pathlib.Path(path)
     with path.open('rb') as file:
         zipped = file.read(4) == b'PK\x03\x04'
     try:
-        return _open_torch(path) if zipped else _open_safetensors(path)
+        if not zipped:
+            return _open_safetensors(path)
+        with zipfile.ZipFile(path) as archive:
+            numpy = all(name.endswith('.npy') for name in archive.namelist())
+        return _open_npz(path) if numpy else _open_torch(path)
     except SafetensorError as error:
         raise ConfigError(
             f'{path} is no safetensors file and no torch file in zip format ({error}): download it again, or save its '
@@ -71,6 +75,14 @@ def _open_safetensors(path: pathlib.Path) -> dict[str, Weight]:
     with safe_open(path, framework='numpy') as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118, no mapping
     return {name: Weight(shape, lambda name=name: read(name)) for name, shape in shapes.items()}
+
+
+def _open_npz(path: pathlib.Path) -> dict[str, Weight]:
+    try:
+        with np.load(path) as arrays:
+            return {name: Weight(value.shape, lambda value=value: value) for name, value in arrays.items()}
+    except ValueError as error:  # pickled objects, which NumPy refuses
+        raise ConfigError(f'{path} holds more than arrays of numbers ({error})') from error
 
 
 def _open_torch(path: pathlib.Path) -> dict[str, Weight]:

@@ -30,11 +30,13 @@ class Layout:
       name: for reports.
       rename: canonical name -> name in the file.
       dropped: (pattern, reason) of the file's other keys that are left out on purpose.
+      channels_last: kernels are stored as Flax has them, and vectors with axes of length 1 before them: TensorFlow's.
     """
 
     name: str
     rename: Callable[[str], str]
     dropped: tuple[tuple[str, str], ...] = ()
+    channels_last: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,32 +51,38 @@ class Report:
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """A parameter of the module and the shapes that a file may hold it in."""
+    """A parameter of the module and the shapes that a file may hold it in; `channels_last` is the layout's."""
 
     path: str
     shape: tuple[int, ...]
+    channels_last: bool = False
 
     @property
-    def torch_shape(self) -> tuple[int, ...]:
+    def file_shape(self) -> tuple[int, ...]:
         """What the file should hold."""
-        if not self.path.endswith('/kernel'):
+        if self.channels_last or not self.path.endswith('/kernel'):
             return self.shape
         *window, inputs, outputs = self.shape
         return (outputs, inputs, *window)
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether a tensor of `shape` is this parameter's: exactly, or a linear map as a 1x1 convolution."""
-        if self.path.endswith('/kernel') and len(self.shape) == 2 and len(shape) in (4, 5):
-            return shape[:2] == self.torch_shape and set(shape[2:]) == {1}
-        return shape == self.torch_shape
+        """Whether a tensor of `shape` is this parameter's: exactly, or but for axes of length 1.
 
-    def from_torch(self, values: np.ndarray) -> np.ndarray:
+        Those are torch's after a linear map that is stored as a 1x1 convolution, and TensorFlow's before a vector.
+        """
+        if self.channels_last and len(self.shape) == 1:
+            return shape[-1:] == self.shape and set(shape[:-1]) <= {1}
+        if self.path.endswith('/kernel') and len(self.shape) == 2 and len(shape) in (4, 5):
+            return shape[:2] == self.file_shape and set(shape[2:]) == {1}
+        return shape == self.file_shape
+
+    def from_file(self, values: np.ndarray) -> np.ndarray:
         """The tensor as the module wants it, float32."""
         values = np.asarray(values, np.float32)
-        if not self.path.endswith('/kernel'):
-            return values
+        if self.channels_last or not self.path.endswith('/kernel'):
+            return values.reshape(self.shape)
         if len(self.shape) == 2:
-            values = values.reshape(self.torch_shape)
+            values = values.reshape(self.file_shape)
         return np.ascontiguousarray(rearrange(values, KERNELS[len(self.shape)]))
 
 
@@ -102,7 +110,10 @@ def convert(weights: dict[str, Weight], params: dict, layouts: Iterable[Layout],
     """
     wanted = slots(params)
     layout = max(layouts, key=lambda layout: sum(layout.rename(name) in weights for name in wanted))
-    by_key = {layout.rename(name): slot for name, slot in wanted.items()}
+    by_key = {
+        layout.rename(name): dataclasses.replace(slot, channels_last=layout.channels_last)
+        for name, slot in wanted.items()
+    }
     dropped, unexpected = _sort_out([key for key in weights if key not in by_key], layout.dropped)
     found = {key: slot for key, slot in by_key.items() if key in weights}
     problems = {
@@ -113,7 +124,7 @@ def convert(weights: dict[str, Weight], params: dict, layouts: Iterable[Layout],
         ],
     }
     _refuse(source, layout, problems)
-    made = {slot.path: slot.from_torch(weights[key].read()) for key, slot in found.items()}
+    made = {slot.path: slot.from_file(weights[key].read()) for key, slot in found.items()}
     broken = [key for key, slot in found.items() if not np.isfinite(made[slot.path]).all()]
     _refuse(source, layout, {'not finite': broken})
     parameters = sum(math.prod(slot.shape) for slot in found.values())
@@ -141,8 +152,8 @@ def _sort_out(keys: list[str], patterns: Iterable[tuple[str, str]]) -> tuple[dic
 
 
 def _misfit(key: str, shape: tuple[int, ...], slot: Slot) -> str:
-    turned = sorted(n for n in shape if n > 1) == sorted(n for n in slot.torch_shape if n > 1)
-    return f'{key} {shape} instead of {slot.torch_shape}{" (transposed?)" * turned}'
+    turned = sorted(n for n in shape if n > 1) == sorted(n for n in slot.file_shape if n > 1)
+    return f'{key} {shape} instead of {slot.file_shape}{" (transposed?)" * turned}'
 
 
 def _refuse(source: str, layout: Layout, problems: dict[str, list[str]]) -> None:

@@ -60,6 +60,15 @@ def test_safetensors(tmp_path):
         np.testing.assert_array_equal(weights[name].read().astype(np.float32), value.astype(np.float32))
 
 
+def test_numpy_archives(tmp_path):
+    np.savez(tmp_path / 'a.npz', **{'scope/w': np.ones((2, 3), np.float32)})
+    weights = open_weights(tmp_path / 'a.npz')
+    assert weights['scope/w'].shape == (2, 3) and (weights['scope/w'].read() == 1).all()
+    np.savez(tmp_path / 'b.npz', w=np.asarray([print], object))
+    with pytest.raises(ConfigError, match='holds more than arrays of numbers'):
+        open_weights(tmp_path / 'b.npz')
+
+
 def test_no_code_of_a_file_runs(tmp_path):
     class Evil:
         def __reduce__(self):

@@ -121,11 +121,21 @@ def test_another_architecture_is_refused():
 def test_kernels_are_turned_the_right_way():
     linear, image, video = key_map.Slot('a/kernel', (2, 3)), (5, 7, 2, 3), (4, 5, 7, 2, 3)
     values = np.arange(6.0).reshape(3, 2)
-    np.testing.assert_array_equal(linear.from_torch(values), values.T)
-    np.testing.assert_array_equal(linear.from_torch(values[..., None, None]), values.T)
+    np.testing.assert_array_equal(linear.from_file(values), values.T)
+    np.testing.assert_array_equal(linear.from_file(values[..., None, None]), values.T)
     for shape in (image, video):
         slot = key_map.Slot('a/kernel', shape)
-        values = np.random.default_rng(0).random(slot.torch_shape, np.float32)
-        made = slot.from_torch(values)
+        values = np.random.default_rng(0).random(slot.file_shape, np.float32)
+        made = slot.from_file(values)
         assert made.shape == shape and made[(*[1] * (len(shape) - 2), 0, 2)] == values[(2, 0, *[1] * (len(shape) - 2))]
-    assert dataclasses.replace(linear, path='a/bias').from_torch(np.ones((2, 3))).shape == (2, 3)
+    assert dataclasses.replace(linear, path='a/bias').from_file(np.ones((2, 3))).shape == (2, 3)
+
+
+def test_tensorflow_kernels_stay_as_they_are():
+    kernel = key_map.Slot('a/kernel', (4, 5, 7, 2, 3), channels_last=True)
+    values = np.random.default_rng(0).random(kernel.shape, np.float32)
+    assert kernel.fits(kernel.shape) and not kernel.fits(dataclasses.replace(kernel, channels_last=False).file_shape)
+    np.testing.assert_array_equal(kernel.from_file(values), values)
+    bias = key_map.Slot('a/bias', (3,), channels_last=True)
+    assert bias.fits((1, 1, 1, 1, 3)) and bias.fits((3,)) and not bias.fits((3, 1)) and not bias.fits((2, 3))
+    np.testing.assert_array_equal(bias.from_file(np.ones((1, 1, 3))), np.ones(3))
