@@ -65,7 +65,7 @@ class EvalClips:
 
     def __init__(self, config: DataConfig, split: str, frames: int, interval: int = 1):
         self._source = sources.open_source(dataclasses.replace(config, frames=(frames - 1) * interval + 1), split)
-        self._interval, self._indices = interval, interval * np.arange(frames)
+        self._interval, self._indices = interval, transforms.clip_indices(0, frames, interval)
 
     def __len__(self) -> int:
         return len(self._source)

@@ -6,6 +6,11 @@ T frames of a clip, H rows, W columns.
 import numpy as np
 
 
+def clip_indices(start: int, frames: int, interval: int) -> np.ndarray:
+    """Frames of a clip, in training and in every measurement: int64 [frames], exactly evenly spaced."""
+    return start + interval * np.arange(frames)
+
+
 def draw_clip(rng: np.random.Generator, num_frames: int, frames: int, max_interval: int) -> tuple[np.ndarray, int]:
     """Which frames a training clip is made of (MAGI section 3.4, reading A6).
 
@@ -21,7 +26,7 @@ def draw_clip(rng: np.random.Generator, num_frames: int, frames: int, max_interv
     """
     interval = int(rng.integers(1, min(max_interval, largest_interval(num_frames, frames, max_interval)) + 1))
     start = rng.integers(0, num_frames - (frames - 1) * interval)
-    return start + interval * np.arange(frames), interval
+    return clip_indices(start, frames, interval), interval
 
 
 def largest_interval(num_frames: int, frames: int, default: int) -> int:

@@ -30,6 +30,13 @@ def test_stored_example_is_make_video(tmp_path):
         np.testing.assert_array_equal(np.asarray(stored[key]), value, err_msg=key)
 
 
+@pytest.mark.parametrize('kind', bouncing.KINDS)
+def test_a_shorter_video_is_the_beginning_of_the_whole(kind):
+    short, whole = (bouncing.make_video(kind, 'test', 2, frames) for frames in (7, bouncing.FRAMES))
+    for key in ('frames', 'centres'):
+        np.testing.assert_array_equal(short[key], whole[key][:7], err_msg=key)
+
+
 def test_splits_and_videos_differ():
     names = [('train', 0), ('train', 1), ('validation', 0), ('test', 0)]
     starts = {bouncing.make_video('shapes', *name)['centres'][0, 0].tobytes() for name in names}

@@ -69,13 +69,14 @@ class ObjectSpec:
         return np.asarray(list(PALETTE.values())[self.colour] if self.colour >= 0 else (255, 255, 255), np.uint16)
 
 
-def make_video(kind: str, split: str, index: int) -> dict[str, Any]:
-    """One example of the dataset.
+def make_video(kind: str, split: str, index: int, frames: int = FRAMES) -> dict[str, Any]:
+    """One example of the dataset, or its first frames.
 
     Args:
       kind: 'shapes' or 'digits'.
       split: 'train', 'validation' or 'test'.
       index: the video's number in its split, any non-negative integer.
+      frames: T, to save time where the rest is not wanted.
 
     Returns:
       frames uint8 [T,64,64,3], video_id, count, labels and colours int32 [O], sizes float32 [O,2] (width, height),
@@ -83,19 +84,19 @@ def make_video(kind: str, split: str, index: int) -> dict[str, Any]:
     """
     rng = np.random.default_rng([KINDS.index(kind), SPLITS.index(split), index])
     objects = _draw_shapes(rng) if kind == 'shapes' else _draw_digits(rng, split)
-    frames = np.zeros((FRAMES, SIDE, SIDE, 3), np.uint8)
+    video = np.zeros((frames, SIDE, SIDE, 3), np.uint8)
     labels, colours = np.full((2, MAX_OBJECTS), -1, np.int32)
     sizes = np.full((MAX_OBJECTS, 2), np.nan, np.float32)
-    centres = np.full((FRAMES, MAX_OBJECTS, 2), np.nan, np.float32)
-    paths = _paths(rng, objects, apart=kind == 'shapes')
+    centres = np.full((frames, MAX_OBJECTS, 2), np.nan, np.float32)
+    paths = _paths(rng, objects, frames, apart=kind == 'shapes')
     for slot, item in enumerate(objects):
         path = paths[:, slot]
-        _paint(frames, path, item)
+        _paint(video, path, item)
         left, right, up, down = item.extents
         labels[slot], colours[slot] = item.label, item.colour
         sizes[slot], centres[:, slot] = (left + right, up + down), path
     return {
-        'frames': frames,
+        'frames': video,
         'video_id': f'{kind}/{split}/{index:05d}',
         'count': len(objects),
         'labels': labels,
@@ -128,7 +129,7 @@ def _draw_digits(rng: np.random.Generator, split: str) -> list[ObjectSpec]:
     return [ObjectSpec(int(classes[i]), -1, extents, functools.partial(_digit, images[i])) for i in chosen]
 
 
-def _paths(rng: np.random.Generator, objects: list[ObjectSpec], apart: bool) -> np.ndarray:
+def _paths(rng: np.random.Generator, objects: list[ObjectSpec], frames: int, apart: bool) -> np.ndarray:
     """Centres float64 [T,O,2]: constant speeds, reflected by the walls and, if `apart`, by the other objects."""
     extents = np.array([item.extents for item in objects])
     low, high = extents[:, [0, 2]], SIDE - extents[:, [1, 3]]
@@ -139,7 +140,7 @@ def _paths(rng: np.random.Generator, objects: list[ObjectSpec], apart: bool) -> 
     speed, angle = rng.uniform(*SPEEDS, len(objects)), rng.uniform(0.0, 2 * np.pi, len(objects))
     steps = _on_grid(speed * np.array([np.cos(angle), np.sin(angle)])).T / SUBSTEPS
     centres, steps = centres.tolist(), steps.tolist()
-    paths = np.empty((FRAMES, len(objects), 2))
+    paths = np.empty((frames, len(objects), 2))
     for frame in paths:
         frame[:] = centres
         for _ in range(SUBSTEPS):
