@@ -1,9 +1,15 @@
-"""PSNR by hand, and baselines that may only look at the context."""
+"""PSNR by hand and by scikit-image (tests/fixtures/make_pixels.py), and baselines that may only look at the context."""
+
+import json
+import pathlib
 
 import numpy as np
 import pytest
 
 from magi_jax.evaluation import pixels
+from tests.evaluation.frames import frame_pairs
+
+STORED = json.loads((pathlib.Path(__file__).parents[1] / 'fixtures' / 'pixels.json').read_text())
 
 
 def test_psnr_by_hand():
@@ -16,6 +22,10 @@ def test_psnr_by_hand():
     expected[1, 2] = 10 * np.log10(255**2)
     np.testing.assert_allclose(pixels.psnr(video, reference), expected, rtol=1e-6)
     np.testing.assert_allclose(pixels.psnr(reference, video), expected, rtol=1e-6)
+
+
+def test_psnr_is_that_of_scikit_image():
+    np.testing.assert_allclose(pixels.psnr(*frame_pairs()), STORED['psnr'], rtol=1e-6)
 
 
 def test_psnr_refuses_what_it_would_silently_misjudge():
