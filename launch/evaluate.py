@@ -1,68 +1,72 @@
 """Measures a trained generator under a named protocol: a table, JSON, example videos and an HTML report.
 
 python -m launch.evaluate --workdir runs/quickstart/magi --protocol bouncing_shapes --out runs/quickstart
+python -m launch.evaluate --workdir runs/quickstart/magi --protocol shapes_five_frame_quick --out runs/quickstart/score
+
+The Fréchet video distance needs I3D's weights: --weights i3d_pretrained_400.pt --weights_sha256 <its SHA-256>.
 """
 
 import dataclasses
 import importlib.metadata
 import json
 import platform
-from collections.abc import Mapping
+import subprocess
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from absl import flags
+from tqdm import tqdm
 
 import magi_jax
 from launch import console, distributed
-from magi_jax.config import ConfigError
+from magi_jax.config import ConfigError, MeshConfig
 from magi_jax.data.pipeline import eval_batches
+from magi_jax.data.prepared import CACHE
 from magi_jax.data.video_file import write_gif, write_mp4
+from magi_jax.evaluation.extractors import VerifiedFile, make_extractor
 from magi_jax.evaluation.pictures import enlarge, side_by_side
 from magi_jax.evaluation.prediction import Result, score_prediction, score_rollout
-from magi_jax.evaluation.report import Clips, ReportContent, write_report
+from magi_jax.evaluation.protocols import PROTOCOLS, Continuations, Distances, find_protocol
+from magi_jax.evaluation.real_clips import RealClips
+from magi_jax.evaluation.report import Clips, ReportContent, write_page, write_report
+from magi_jax.evaluation.score_report import WHAT, ScoreContent, render_score
+from magi_jax.evaluation.scoring import Measure, Score, score
+from magi_jax.parallel.mesh import make_mesh
 from magi_jax.training.metrics import read_metrics
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'folder of a generator run')
-PROTOCOL = flags.DEFINE_string('protocol', 'bouncing_shapes', 'what is measured, and how: a name of PROTOCOLS')
+PROTOCOL = flags.DEFINE_string('protocol', 'bouncing_shapes', f'what is measured, and how: {", ".join(PROTOCOLS)}')
 OUT = flags.DEFINE_string('out', None, 'folder to write to')
 SEED = flags.DEFINE_integer('seed', 0, 'of the samples')
 AUTOENCODER = flags.DEFINE_string(
     'autoencoder', None, 'folder of the autoencoder run: adds its loss curves to the report'
 )
+WEIGHTS = flags.DEFINE_string('weights', None, 'file of I3D, for the protocols that need it')
+WEIGHTS_SHA256 = flags.DEFINE_string('weights_sha256', None, 'what the SHA-256 of --weights must be')
 
 FPS = 12
 SHOWN = 6
 
 
-@dataclasses.dataclass(frozen=True)
-class BouncingShapes:
-    """Continuations of five real frames at interval 1, on the first clips of the test split."""
-
-    context: int = 5
-    clips: int = 64
-    frames: int = 16
-    long_clips: int = 16
-    long_frames: int = 101
-
-
-PROTOCOLS = {
-    'bouncing_shapes': BouncingShapes(),
-    'bouncing_shapes_runlocal': BouncingShapes(clips=6, frames=8, long_clips=6, long_frames=12),
-}
-
-
 def main() -> None:
-    """Writes metrics.json, prediction.gif, long.mp4, long.gif and report.html to --out, and prints the rules kept."""
+    """Writes metrics.json and report.html to --out, for continuations also the videos, and prints what was found."""
+    protocol = find_protocol(PROTOCOL.value)
+    if isinstance(protocol, Distances):
+        _measure_distances(protocol)
+    else:
+        _measure_continuations(protocol)
+
+
+def _measure_continuations(protocol: Continuations) -> None:
     generator = magi_jax.load(WORKDIR.value)
     if generator.config.data.source != 'bouncing_objects/shapes':
         raise ConfigError(
             f'protocol {PROTOCOL.value} needs a run on bouncing_objects/shapes, not on {generator.config.data.source}'
         )
-    if PROTOCOL.value not in PROTOCOLS:
-        raise ConfigError(f'no protocol {PROTOCOL.value}; there are: {", ".join(PROTOCOLS)}')
-    folder, protocol = Path(OUT.value), PROTOCOLS[PROTOCOL.value]
+    folder = Path(OUT.value)
     clips, labels = _continuations(generator, protocol.clips, protocol.frames, protocol.context)
     long_clips, long_labels = _continuations(generator, protocol.long_clips, protocol.long_frames, protocol.context)
     if not console.is_first():
@@ -78,6 +82,63 @@ def main() -> None:
         for rule, kept in result.passes.items():
             print(f'  {"kept  " if kept else "MISSED"}  {rule}')
     print(f'\nreport: {folder / "report.html"}')
+
+
+def _measure_distances(protocol: Distances) -> None:
+    weights = VerifiedFile(WEIGHTS.value, WEIGHTS_SHA256.value or '') if WEIGHTS.value else None
+    extractor = make_extractor(protocol.extractor, protocol.dataset, weights)
+    generator = magi_jax.load(WORKDIR.value)
+    data = generator.config.data
+    protocol.check(PROTOCOL.value, data.source, (data.height, data.width), data.max_interval)
+
+    def generate(context: np.ndarray, seed: int) -> np.ndarray:
+        return generator.sample(context, protocol.frames, interval=protocol.interval, seed=seed)
+
+    features = extractor.on(make_mesh(MeshConfig()))
+    cache = Path(CACHE).expanduser() / 'features'
+    measure = Measure(PROTOCOL.value, extractor, features, RealClips(data, protocol), cache)
+    reconstruct = generator.reconstruct if generator.tokenizer.frame_wise else None
+    measured, shown = score(measure, generate, reconstruct, SEED.value, _batch_progress)
+    if not console.is_first():
+        return
+    folder = Path(OUT.value)
+    folder.mkdir(parents=True, exist_ok=True)
+    run = {'workdir': WORKDIR.value, 'seed': SEED.value, 'revision': _revision()}
+    (folder / 'metrics.json').write_text(json.dumps(measured.to_json() | {'run': run}, indent=1))
+    content = ScoreContent(
+        title=f'{protocol.dataset}: {PROTOCOL.value.replace("_", " ")}',
+        summary=f'Generated clips of {protocol.frames} frames, {protocol.context} of them given, against real ones.',
+        score=measured,
+        shown=shown,
+        settings=dataclasses.asdict(generator.config),
+        commands=(f'python -m launch.evaluate --workdir {WORKDIR.value} --protocol {PROTOCOL.value} --out OUT',),
+        facts=_facts(generator),
+    )
+    write_page(folder / 'report.html', render_score(content))
+    _print_score(measured)
+    print(f'\nreport: {folder / "report.html"}')
+
+
+def _print_score(measured: Score) -> None:
+    print(f'\n{measured.extractor.label}\n{measured.metric}, protocol {measured.protocol_name}')
+    for field, (name, _) in WHAT.items():
+        spread = getattr(measured, field)
+        print(f'  {name:48} {spread.mean:10.4g} ± {spread.std:.2g}   real: {spread.floor:.4g}')
+    if measured.reconstruction is not None:
+        print(f'  {"Fréchet distance of real clips after the tokenizer":48} {measured.reconstruction:10.4g}')
+    for note in measured.notes:
+        print(f'  note: {note}')
+
+
+def _batch_progress(batches: Iterator[Any], total: int) -> Iterator[Any]:
+    return tqdm(batches, total=total, unit='batch', dynamic_ncols=True, disable=not console.is_first())
+
+
+def _revision() -> str:
+    """Of the code, if it is a git checkout."""
+    command = ['git', '-C', str(Path(__file__).parent), 'rev-parse', 'HEAD']
+    asked = subprocess.run(command, capture_output=True, text=True, check=False)
+    return asked.stdout.strip() or 'unknown'
 
 
 def _continuations(
@@ -103,8 +164,6 @@ def _report(
 ) -> ReportContent:
     config = generator.config
     runs = {'Generator': WORKDIR.value} | ({'Autoencoder': AUTOENCODER.value} if AUTOENCODER.value else {})
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(generator.params))
-    versions = ', '.join(f'{name} {importlib.metadata.version(name)}' for name in ('jax', 'flax', 'optax'))
     return ReportContent(
         title='magi_jax quickstart',
         summary=(
@@ -121,13 +180,20 @@ def _report(
             'bash launch/quickstart.sh',
             f'python -m launch.sample --workdir {WORKDIR.value} --frames 64 --num 4 --out videos',
         ),
-        facts={
-            'parameters': f'{parameters:,}',
-            'steps': f'{config.train.steps:,} of {config.data.batch_size} clips, {config.data.frames} frames each',
-            'device': f'{jax.device_count()} x {jax.devices()[0].device_kind} ({platform.machine()})',
-            'versions': versions,
-        },
+        facts=_facts(generator),
     )
+
+
+def _facts(generator: magi_jax.Generator) -> dict[str, str]:
+    config = generator.config
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(generator.params))
+    versions = ', '.join(f'{name} {importlib.metadata.version(name)}' for name in ('jax', 'flax', 'optax'))
+    return {
+        'parameters': f'{parameters:,}',
+        'steps': f'{config.train.steps:,} of {config.data.batch_size} clips, {config.data.frames} frames each',
+        'device': f'{jax.device_count()} x {jax.devices()[0].device_kind} ({platform.machine()})',
+        'versions': versions,
+    }
 
 
 def _losses(workdir: str) -> dict[str, dict[int, float]]:

@@ -20,12 +20,13 @@ from jax.sharding import Mesh
 from magi_jax.checkpoint import Checkpoints, load_config
 from magi_jax.config import Config, ConfigError, MeshConfig, SamplerConfig
 from magi_jax.objectives.api import clip_shape, make_objective
-from magi_jax.parallel.hosts import everywhere, padded_rows, whole
+from magi_jax.parallel.hosts import everywhere, on_devices, padded_rows, whole
 from magi_jax.parallel.mesh import batch_sharding, make_mesh, replicated
 from magi_jax.sampling.stream import clip_keys, sample_clips, stream_clips
 from magi_jax.sampling.video import VideoSampler
 from magi_jax.tokenizers.api import Tokenizer, create_tokenizer
 from magi_jax.tokenizers.folder import load_tokenizer
+from magi_jax.tokenizers.pixels import to_float, to_uint8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +139,27 @@ class Generator:
             'sharding': batch_sharding(mesh),
         }
         return inputs, len(context)
+
+    def reconstruct(self, video: np.ndarray) -> np.ndarray:
+        """What the tokenizer keeps of videos: as good as the samples of this run can be.
+
+        Shared among the devices of all hosts, all of which must make the same call.
+
+        Args:
+          video: uint8 [B, T, H, W, 3], of a length and size that the tokenizer takes (else ConfigError).
+
+        Returns:
+          uint8 [B, T, H, W, 3].
+        """
+        mesh = _mesh()
+        rows = padded_rows(mesh, video.shape[0])
+        made = _reconstruct(everywhere(mesh, self.tokenizer), on_devices(batch_sharding(mesh), video[rows]))
+        return whole(made)[: video.shape[0]]
+
+
+@jax.jit
+def _reconstruct(tokenizer: Tokenizer, video: jax.Array) -> jax.Array:
+    return to_uint8(tokenizer.decode(tokenizer.encode(to_float(video))))
 
 
 def load(workdir: str) -> Generator:

@@ -56,49 +56,72 @@ def write_report(path: str | os.PathLike, content: ReportContent) -> None:
       ValueError: a metric or a loss is not finite, or clips do not match.
       OSError: it cannot be written.
     """
-    page = render(content)
+    write_page(path, render(content))
+
+
+def write_page(path: str | os.PathLike, html_text: str) -> None:
+    """Writes a page so that it appears under its name only when it is complete; its folder is made."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f'.{path.name}.unfinished')
-    unfinished.write_text(page, encoding='utf-8')
+    unfinished.write_text(html_text, encoding='utf-8')
     unfinished.replace(path)
 
 
 def render(content: ReportContent) -> str:
     """The page as HTML. Raises as `write_report`."""
     results = [content.prediction, content.rollout]
-    # A page must not say NaN where a number belongs; "<" is escaped so that no text can end the script element.
-    data = json.dumps([result.to_json() for result in results], allow_nan=False).replace('<', '\\u003c')
     sections = [
-        _section('Verdict', '', _verdict(results)),
-        _section(
-            'Prediction', _sentence(content.prediction.protocol), _clips(content.clips), _prediction_charts(content)
+        section('Verdict', '', _verdict(results)),
+        section(
+            'Prediction', sentence(content.prediction.protocol), _clips(content.clips), _prediction_charts(content)
         ),
-        _section(
-            'Long video', _sentence(content.rollout.protocol), _long_clips(content.long_clips), _rollout_charts(content)
+        section(
+            'Long video', sentence(content.rollout.protocol), _long_clips(content.long_clips), _rollout_charts(content)
         ),
-        _section('Numbers', '', _prediction_table(content.prediction), _rollout_table(content.rollout)),
-        _section('Training', 'Long curves are averaged over neighbouring steps.', _loss_charts(content.losses)),
-        _section('Settings', '', _settings(content)),
+        section('Numbers', '', _prediction_table(content.prediction), _rollout_table(content.rollout)),
+        section('Training', 'Long curves are averaged over neighbouring steps.', _loss_charts(content.losses)),
+        section('Settings', '', settings_part(content.commands, content.settings)),
     ]
+    data = [result.to_json() for result in results]
+    return page(content.title, content.summary, content.facts, sections, data)
+
+
+def page(title: str, summary: str, facts: Mapping[str, str], sections: Sequence[str], data: Any) -> str:
+    """A whole page as HTML.
+
+    Args:
+      title: as text.
+      summary: the same.
+      facts: name -> value, at the top.
+      sections: of `section`.
+      data: the results as what JSON knows; they come along for programs.
+
+    Raises:
+      ValueError: a number of the data is not finite.
+    """
+    # A page must not say NaN where a number belongs; "<" is escaped so that no text can end the script element.
+    results = json.dumps(data, allow_nan=False).replace('<', '\\u003c')
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         "style-src 'unsafe-inline'\">"
-        f'<title>{html.escape(content.title)}</title><style>{STYLE}</style></head><body><main>'
-        f'<header><h1>{html.escape(content.title)}</h1><p class="lead">{html.escape(content.summary)}</p>'
-        f'{_facts(content.facts)}</header>{"".join(sections)}</main>'
-        f'<script type="application/json" id="results">{data}</script></body></html>\n'
+        f'<title>{html.escape(title)}</title><style>{STYLE}</style></head><body><main>'
+        f'<header><h1>{html.escape(title)}</h1><p class="lead">{html.escape(summary)}</p>'
+        f'{_facts(facts)}</header>{"".join(sections)}</main>'
+        f'<script type="application/json" id="results">{results}</script></body></html>\n'
     )
 
 
-def _section(title: str, note: str, *parts: str) -> str:
+def section(title: str, note: str, *parts: str) -> str:
+    """A titled part of the page; its address is the title in small letters."""
     note = f'<p class="note">{html.escape(note)}</p>' if note else ''
     return f'<section id="{title.lower().replace(" ", "-")}"><h2>{title}</h2>{note}{"".join(parts)}</section>'
 
 
-def _sentence(text: str) -> str:
+def sentence(text: str) -> str:
+    """With a capital letter and a full stop."""
     return f'{text[0].upper()}{text[1:]}.'
 
 
@@ -112,14 +135,14 @@ def _verdict(results: Sequence[Result]) -> str:
     kept = sum(passed for _, passed in rules)
     items = (
         f'<li class="{"pass" if passed else "fail"}"><b>{"pass" if passed else "fail"}</b> '
-        f'<span>{html.escape(_sentence(rule))}</span></li>'
+        f'<span>{html.escape(sentence(rule))}</span></li>'
         for rule, passed in rules
     )
     return f'<p><strong>{kept} of {len(rules)} rules kept.</strong></p><ul class="rules">{"".join(items)}</ul>'
 
 
 def _clips(clips: Clips) -> str:
-    return _legend() + _pairs(clips, SHORT_FPS, 'clip')
+    return _legend() + pairs(clips.real, clips.generated, clips.context, 'clip')
 
 
 def _long_clips(clips: Clips) -> str:
@@ -128,7 +151,7 @@ def _long_clips(clips: Clips) -> str:
         f'<h3>Generated video {number + 1}, every {STRIP_STEP}th frame</h3>{_strip(video)}'
         for number, video in enumerate(frames)
     )
-    return _legend() + _pairs(clips, LONG_FPS, 'video') + ''.join(strips)
+    return _legend() + pairs(clips.real, clips.generated, clips.context, 'video', LONG_FPS) + ''.join(strips)
 
 
 def _legend() -> str:
@@ -141,10 +164,11 @@ def _legend() -> str:
     return f'<p class="legend">Left: real. Right: generated. Borders: {"".join(chips)}</p>'
 
 
-def _pairs(clips: Clips, fps: float, name: str) -> str:
+def pairs(left: np.ndarray, right: np.ndarray, context: int, name: str, fps: float = SHORT_FPS) -> str:
+    """Playing clips uint8 [B,T,H,W,3], real ones left and generated ones right, the first `context` frames marked."""
     figures = []
-    for number, (real, generated) in enumerate(zip(clips.real, clips.generated, strict=True), start=1):
-        video = pictures.side_by_side(real[None], generated[None], clips.context)
+    for number, (real, generated) in enumerate(zip(left, right, strict=True), start=1):
+        video = pictures.side_by_side(real[None], generated[None], context)
         _, height, width, _ = video.shape
         figures.append(
             f'<figure><img src="{pictures.animation_uri(video, fps)}" width="{2 * width}" height="{2 * height}" '
@@ -229,7 +253,7 @@ def _prediction_table(result: Result) -> str:
             f'In real frames the same measurement errs by {_number(number("centre_error_real"))} pixels.'
         )
     heads = ['Prediction', *(NAMES[name].capitalize() for name in who)]
-    return _table(heads, rows) + f'<p class="note">{result.clips} clips. {" ".join(notes)}</p>'
+    return table(heads, rows) + f'<p class="note">{result.clips} clips. {" ".join(notes)}</p>'
 
 
 def _rollout_table(result: Result) -> str:
@@ -249,10 +273,11 @@ def _rollout_table(result: Result) -> str:
         ['Bounces per object and 100 frames', *(_number(number(f'bounces_{who}')) for who in ('model', 'real'))]
     )
     note = 'Real videos stay below 100 % where objects hide each other.'
-    return _table(['Long video', 'Generated', 'Real'], rows) + f'<p class="note">{result.clips} videos. {note}</p>'
+    return table(['Long video', 'Generated', 'Real'], rows) + f'<p class="note">{result.clips} videos. {note}</p>'
 
 
-def _table(heads: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
+def table(heads: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
+    """The first entry of a row is its name."""
     head = ''.join(f'<th scope="col">{html.escape(text)}</th>' for text in heads)
     body = ''.join(
         f'<tr><th scope="row">{html.escape(name)}</th><td>{"</td><td>".join(map(html.escape, values))}</td></tr>'
@@ -269,10 +294,11 @@ def _percent(value: float | None) -> str:
     return '–' if value is None else f'{100 * value:.1f} %'
 
 
-def _settings(content: ReportContent) -> str:
-    commands = html.escape('\n'.join(content.commands))
-    settings = html.escape(json.dumps(content.settings, indent=2, ensure_ascii=False))
+def settings_part(commands: Sequence[str], settings: Mapping[str, Any]) -> str:
+    """How to make the page again, and the configuration to unfold."""
+    lines = html.escape('\n'.join(commands))
+    configuration = html.escape(json.dumps(settings, indent=2, ensure_ascii=False))
     return (
-        f'<h3>To make this page again</h3><pre><code>{commands}</code></pre>'
-        f'<details><summary>The whole configuration</summary><pre><code>{settings}</code></pre></details>'
+        f'<h3>To make this page again</h3><pre><code>{lines}</code></pre>'
+        f'<details><summary>The whole configuration</summary><pre><code>{configuration}</code></pre></details>'
     )

@@ -1,0 +1,71 @@
+"""Trains the classifier that the embedded score looks through; its weights are committed, so nobody else need.
+
+python -m launch.train_classifier --kind shapes --out magi_jax/evaluation/weights
+
+New weights are another scale: results of old and new ones cannot be compared, and the score's name, which holds their
+hash, says so. Train on the training split only, as this does: the score's real clips are of the test split.
+"""
+
+import hashlib
+import json
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+from flax.traverse_util import flatten_dict
+from tqdm import tqdm
+
+from launch import console
+from magi_jax.evaluation import classifier_training as training
+from magi_jax.evaluation.classifier import FACTORS, check_gate
+
+KIND = flags.DEFINE_enum('kind', None, sorted(FACTORS), 'configuration of bouncing_objects')
+OUT = flags.DEFINE_string('out', None, 'folder for <kind>.npz and <kind>.json')
+STEPS = flags.DEFINE_integer('steps', 1000, 'optimizer steps')
+BATCH = flags.DEFINE_integer('batch', 32, 'clips of a step')
+VIDEOS = flags.DEFINE_integer('videos', 2048, 'of the training split, which has any number of them')
+SEED = flags.DEFINE_integer('seed', 0, 'of the clips, the parameters and the batches')
+
+CLIPS_A_VIDEO = 1
+VALIDATION_VIDEOS = 1024
+
+
+def main() -> None:
+    """Writes weights and facts to --out if every factor's accuracy reaches the gate; else says which does not."""
+    kind, started = KIND.value, time.monotonic()
+    videos = tqdm(range(VIDEOS.value), unit='video', dynamic_ncols=True, desc='drawing')
+    clips = list(training.draw_clips(kind, 'train', videos, CLIPS_A_VIDEO, SEED.value))
+    made = training.train(kind, clips, STEPS.value, BATCH.value, SEED.value)
+    steps = tqdm(made, total=STEPS.value, unit='step', dynamic_ncols=True)
+    for number, (params, loss) in enumerate(steps):  # noqa: B007, the last parameters are used
+        if number % 100 == 99:
+            steps.set_postfix(loss=f'{float(loss):.3f}')
+    # Rounded before they are measured: what is stored is what is known.
+    flat = {name: np.float16(value) for name, value in flatten_dict(jax.device_get(params), sep='/').items()}
+    rounded = jax.tree.map(lambda x: np.float32(np.float16(x)), jax.device_get(params))
+    held_out = list(training.draw_clips(kind, 'validation', range(VALIDATION_VIDEOS), CLIPS_A_VIDEO, SEED.value))
+    accuracies = training.accuracies(kind, rounded, held_out, BATCH.value)
+    for factor, accuracy in accuracies.items():
+        print(f'{factor:12} {accuracy:.4f}')
+    check_gate(kind, accuracies)
+    out = Path(OUT.value)
+    out.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(out / f'{kind}.npz', **flat)
+    facts = {
+        'sha256': hashlib.sha256((out / f'{kind}.npz').read_bytes()).hexdigest(),
+        'accuracies': accuracies,
+        'validation_clips': len(held_out),
+        'training': {name: flag.value for name, flag in (('steps', STEPS), ('batch', BATCH), ('videos', VIDEOS))},
+        'seed': SEED.value,
+        'command': f'python -m launch.train_classifier --kind {kind} --out magi_jax/evaluation/weights',
+        'jax': jax.__version__,
+    }
+    (out / f'{kind}.json').write_text(json.dumps(facts, indent=2) + '\n')
+    print(f'{sum(value.size for value in flat.values()):,} parameters, {time.monotonic() - started:.0f} s, to {out}')
+
+
+if __name__ == '__main__':
+    flags.mark_flags_as_required(['kind', 'out'])
+    console.run(main)

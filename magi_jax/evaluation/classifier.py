@@ -1,0 +1,135 @@
+"""A small 3-D network that tells what is in a clip of `bouncing_objects` and how it moves: features for a score.
+
+It was trained once (`launch.train_classifier`) and is frozen: weights/<kind>.npz, with its hash, seed and accuracies in
+weights/<kind>.json. A value of the score means something only beside others of the same weights.
+
+Dimension key: B clips, T = 16 frames, S = T/2 time slots, H W pixels, F = 64 features, C channels, U units of a factor.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import pathlib
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange, reduce
+from flax.traverse_util import unflatten_dict
+
+from magi_jax.config import ConfigError
+
+FRAMES = 16
+SLOT_FRAMES = 2  # frames from one time slot to the next
+WIDTH = 64
+PATCH = 4
+GATE = 0.9  # accuracy that every factor must reach: features that do not know what they look at give useless distances
+FOLDER = pathlib.Path(__file__).with_name('weights')
+# What there is to tell: factor -> (units, classes). Each unit of a factor has its own answer, for every time slot.
+FACTORS = {
+    # of every palette colour: its object (0: none, then SHAPES), whether it moves right, whether it moves down
+    'shapes': {'object': (6, 4), 'rightward': (6, 2), 'downward': (6, 2), 'interval': (1, 2)},
+    # of every digit: how often it is there; of both digits together: how many move right, how many down
+    'digits': {'object': (10, 3), 'rightward': (1, 3), 'downward': (1, 3), 'interval': (1, 2)},
+}
+
+
+class Convolution(nn.Module):
+    """3x3x3, SAME, as one of 3x3 over the channels of three frames: XLA's CPU backend is slow at three dimensions."""
+
+    features: int
+    strides: tuple[int, int]  # of H and W
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B,T,H,W,C] -> [B,T,H/strides[0],W/strides[1],features]."""
+        clips, frames = x.shape[:2]
+        x = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
+        x = jnp.concatenate([x[:, tap : tap + frames] for tap in range(3)], axis=-1)
+        x = rearrange(x, 'b t h w c -> (b t) h w c')
+        x = nn.Conv(self.features, (3, 3), self.strides, use_bias=False, precision='highest', name='planes')(x)
+        return rearrange(x, '(b t) h w c -> b t h w c', b=clips)
+
+
+class Classifier(nn.Module):
+    """Three 3-D convolutions, the first over patches. Features of a time slot see about ten frames around it."""
+
+    kind: str  # of FACTORS
+
+    def setup(self) -> None:
+        self.first = nn.Dense(48, use_bias=False, precision='highest')
+        self.second = Convolution(WIDTH, (2, 2))
+        self.third = Convolution(WIDTH, (1, 1))
+        # An epsilon that empty patches, whose activations are small, are not blown up to the size of others by.
+        self.norms = [nn.LayerNorm(epsilon=1e-2, use_fast_variance=False) for _ in range(3)]
+        self.heads = {
+            factor: nn.Dense(units * classes, precision='highest')
+            for factor, (units, classes) in FACTORS[self.kind].items()
+        }
+
+    def features(self, video: jax.Array) -> jax.Array:
+        """uint8 [B,T,H,W,3] -> float32 [B,S,F], the penultimate layer of every time slot; their mean is the clip's."""
+        x = rearrange(video, 'b t (h py) (w px) c -> b t h w (py px c)', py=PATCH, px=PATCH)
+        x = _every_other_cube(x).astype(jnp.float32) / 255
+        for layer, norm in zip((self.first, self.second, self.third), self.norms, strict=True):
+            x = nn.relu(norm(layer(x)))
+        return reduce(x, 'b s h w f -> b s f', 'mean')
+
+    def __call__(self, video: jax.Array) -> dict[str, jax.Array]:
+        """uint8 [B,T,H,W,3] -> {factor: logits float32 [B,S,U,classes]}."""
+        features = self.features(video)
+        return {
+            factor: rearrange(head(features), 'b s (u c) -> b s u c', c=FACTORS[self.kind][factor][1])
+            for factor, head in self.heads.items()
+        }
+
+
+def _every_other_cube(x: jax.Array) -> jax.Array:
+    """What a 3x3x3 convolution with stride 2 sees at each of its places: [B,T,H,W,C] -> [B,T/2,H/2,W/2,27C].
+
+    As a matrix product it is faster on CPUs, where the input wants no gradient.
+    """
+    _, *sizes, _ = x.shape
+    x = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 1), (0, 0)))
+    taps = itertools.product(range(3), repeat=3)
+    views = [x[:, t : t + sizes[0] : 2, h : h + sizes[1] : 2, w : w + sizes[2] : 2] for t, h, w in taps]
+    return jnp.concatenate(views, axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A frozen classifier."""
+
+    kind: str
+    params: Any
+    sha256: str  # of the weights' file
+    accuracies: dict[str, float]  # of each factor, on clips of the validation split
+
+
+def load_classifier(kind: str, folder: pathlib.Path = FOLDER) -> Trained:
+    """The frozen classifier for 'shapes' or 'digits'.
+
+    Raises:
+      ConfigError: there is none for this kind, its file is not the one that was measured, or it is too inaccurate.
+    """
+    try:
+        facts = json.loads((folder / f'{kind}.json').read_text())
+        content = (folder / f'{kind}.npz').read_bytes()
+    except FileNotFoundError as error:
+        raise ConfigError(f'no classifier for {kind}: {error.filename} is missing; launch.train_classifier') from error
+    if hashlib.sha256(content).hexdigest() != facts['sha256']:
+        raise ConfigError(f'{folder / kind}.npz is not the file that {kind}.json describes: restore both from git')
+    check_gate(kind, facts['accuracies'])
+    with np.load(folder / f'{kind}.npz') as arrays:
+        params = unflatten_dict({name: np.float32(value) for name, value in arrays.items()}, sep='/')
+    return Trained(kind, params, facts['sha256'], facts['accuracies'])
+
+
+def check_gate(kind: str, accuracies: dict[str, float]) -> None:
+    """Raises ConfigError if a factor's accuracy is below GATE; the message names it."""
+    low = [f'{factor} {accuracy:.3f}' for factor, accuracy in accuracies.items() if not accuracy >= GATE]
+    if low:
+        raise ConfigError(f'the classifier for {kind} must not score: {", ".join(low)}, each must reach {GATE}')

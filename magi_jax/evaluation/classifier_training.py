@@ -1,0 +1,150 @@
+"""Trains the embedded classifier: clips with labels drawn from `bouncing_objects`, a loss, and its accuracies.
+
+Dimension key: B clips, T frames, S time slots, O object slots, H W pixels, U units of a factor, P palette colours.
+"""
+
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from magi_jax.data.builders import bouncing_objects as bouncing
+from magi_jax.data.transforms import clip_indices
+from magi_jax.evaluation.classifier import FACTORS, FRAMES, SLOT_FRAMES, Classifier
+
+INTERVALS = (1, 2)  # frames between two frames of a clip; classes of the factor `interval`
+VIDEO_FRAMES = 96  # of a video that clips are cut from
+UNDECIDED = 0.3  # pixels a frame: an object slower than that along an axis, or turning, has no direction there
+NO_LABEL = -1
+SIDE = bouncing.SIDE
+
+Labels = dict[str, np.ndarray]  # factor -> int [S,U], NO_LABEL where there is nothing to tell
+
+
+def draw_clips(kind: str, split: str, videos: Sequence[int], per_video: int, seed: int) -> Iterator[tuple[Any, ...]]:
+    """Clips uint8 [T,H,W,3] with centres [T,O,2], labels [O], colours [O] and the index into INTERVALS, in order."""
+    for number in videos:
+        video = bouncing.make_video(kind, split, number, VIDEO_FRAMES)
+        rng = np.random.default_rng([seed, number])
+        for _ in range(per_video):
+            chosen = int(rng.integers(len(INTERVALS)))
+            start = rng.integers(VIDEO_FRAMES - (FRAMES - 1) * INTERVALS[chosen])
+            indices = clip_indices(start, FRAMES, INTERVALS[chosen])
+            yield video['frames'][indices], video['centres'][indices], video['labels'], video['colours'], chosen
+
+
+def label(kind: str, centres: np.ndarray, labels: np.ndarray, colours: np.ndarray, chosen: int) -> Labels:
+    """The answers for a clip; arguments as `draw_clips` yields them."""
+    slots = FRAMES // SLOT_FRAMES
+    made = {factor: np.full((slots, units), NO_LABEL, np.int32) for factor, (units, _) in FACTORS[kind].items()}
+    made['object'][:] = 0
+    made['interval'][:] = chosen
+    present = labels >= 0
+    directions = _directions(centres[:, present], INTERVALS[chosen])  # [S,O,2]
+    if kind == 'shapes':
+        made['object'][:, colours[present]] = labels[present] + 1
+        made['rightward'][:, colours[present]] = directions[..., 0]
+        made['downward'][:, colours[present]] = directions[..., 1]
+        return made
+    np.add.at(made['object'], (slice(None), labels[present]), 1)
+    decided = (directions != NO_LABEL).all(axis=1)  # [S,2]
+    counts = np.where(decided, directions.sum(axis=1), NO_LABEL)
+    made['rightward'][:, 0], made['downward'][:, 0] = counts.T
+    return made
+
+
+def _directions(centres: np.ndarray, interval: int) -> np.ndarray:
+    """Whether each coordinate [T,O,2] grows from a time slot's first frame to the next slot's: int [S,O,2]."""
+    steps = np.diff(centres, axis=0, append=np.nan * centres[:1]) / interval
+    first, second = steps[::SLOT_FRAMES], steps[1::SLOT_FRAMES]
+    second = np.where(np.isnan(second), first, second)  # the last slot has one step
+    slow = np.minimum(abs(first), abs(second)) < UNDECIDED
+    return np.where(slow | (first * second < 0), NO_LABEL, first > 0)
+
+
+def vary(rng: np.random.Generator, kind: str, clip: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The clip run backwards, mirrored left to right, and its colour channels exchanged, each or not: as valid a one.
+
+    Digits are only run backwards: mirrored ones are others.
+    """
+    frames, centres, labels, colours, chosen = clip
+    backwards, mirrored = rng.random(2) < 0.5
+    if backwards:
+        frames, centres = frames[::-1], centres[::-1]
+    if kind == 'shapes':
+        if mirrored:
+            frames, centres = frames[:, :, ::-1], np.stack([SIDE - centres[..., 0], centres[..., 1]], axis=-1)
+        channels, renamed = _exchanges()[rng.integers(6)]
+        frames, colours = frames[..., channels], np.where(colours >= 0, renamed[colours], colours)
+    return frames, centres, labels, colours, chosen
+
+
+@functools.cache
+def _exchanges() -> list[tuple[np.ndarray, np.ndarray]]:
+    """Every order of the colour channels, and the palette index [P] that each colour has after it."""
+    palette = np.asarray(list(bouncing.PALETTE.values()))
+    orders = [np.asarray(order) for order in itertools.permutations(range(3))]
+    return [(order, (palette[:, None, order] == palette[None]).all(axis=-1).argmax(axis=1)) for order in orders]
+
+
+def batch_of(kind: str, clips: Sequence[tuple[Any, ...]]) -> tuple[np.ndarray, Labels]:
+    """Videos uint8 [B,T,H,W,3] and labels {factor: int32 [B,S,U]}."""
+    labels = [label(kind, *clip[1:]) for clip in clips]
+    stacked = {name: np.stack([each[name] for each in labels]) for name in FACTORS[kind]}
+    return np.stack([clip[0] for clip in clips]), stacked
+
+
+def loss(kind: str, params: Any, video: jax.Array, labels: dict[str, jax.Array]) -> jax.Array:
+    """Cross-entropy, the mean over the labelled units of each factor, summed over factors."""
+    total = 0.0
+    for factor, logits in Classifier(kind).apply({'params': params}, video).items():
+        answers = labels[factor]
+        errors = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(answers, 0))
+        total += (errors * (answers >= 0)).sum() / jnp.maximum((answers >= 0).sum(), 1)
+    return total
+
+
+def train(kind: str, clips: Sequence[tuple[Any, ...]], steps: int, batch_size: int, seed: int) -> Iterator[tuple]:
+    """Yields (parameters, loss) after every step; the learning rate falls to 0 at the last one."""
+    params = Classifier(kind).init(jax.random.key(seed), np.zeros((1, FRAMES, SIDE, SIDE, 3), np.uint8))['params']
+    schedule = optax.warmup_cosine_decay_schedule(0.0, 3e-3, min(50, steps // 4), steps)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.99, weight_decay=1e-4))
+
+    @jax.jit
+    def step(params: Any, state: Any, video: jax.Array, labels: dict[str, jax.Array]) -> tuple[Any, Any, jax.Array]:
+        value, gradient = jax.value_and_grad(functools.partial(loss, kind))(params, video, labels)
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    state = optimizer.init(params)
+    for number in range(steps):
+        rng = np.random.default_rng([seed, number])
+        chosen = rng.integers(len(clips), size=batch_size)
+        params, state, value = step(params, state, *batch_of(kind, [vary(rng, kind, clips[i]) for i in chosen]))
+        yield params, value
+
+
+def accuracies(kind: str, params: Any, clips: Sequence[tuple[Any, ...]], batch_size: int) -> dict[str, float]:
+    """Of every factor, over the labelled units of all time slots; of objects, over those that are there.
+
+    `count` is the part of clips whose every unit of `object` is right, absent ones included, by the sum of the slots'
+    probabilities.
+    """
+    predict = jax.jit(lambda video: Classifier(kind).apply({'params': params}, video))
+    right, asked = dict.fromkeys([*FACTORS[kind], 'count'], 0), dict.fromkeys([*FACTORS[kind], 'count'], 0)
+    for start in range(0, len(clips), batch_size):
+        video, labels = batch_of(kind, clips[start : start + batch_size])
+        for factor, logits in predict(video).items():
+            counted = labels[factor] > (0 if factor == 'object' else NO_LABEL)
+            right[factor] += int(((np.asarray(logits).argmax(axis=-1) == labels[factor]) & counted).sum())
+            asked[factor] += int(counted.sum())
+            if factor == 'object':
+                whole = np.asarray(jax.nn.softmax(logits).sum(axis=1)).argmax(axis=-1)
+                right['count'] += int((whole == labels[factor][:, 0]).all(axis=-1).sum())
+                asked['count'] += len(video)
+    return {factor: right[factor] / asked[factor] for factor in right}

@@ -1,0 +1,153 @@
+"""Networks that features come from, and the names that results carry: a name says which weights stood behind it.
+
+The published Fréchet video distance is of one set of weights, which is not ours to hand out. Its name is given to
+nothing else: an `Extractor` of that name needs a file that the user brings and whose SHA-256 the user states.
+
+Dimension key: B clips, T frames, S time slots, D feature width.
+"""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from magi_jax.config import ConfigError
+from magi_jax.data.builders import bouncing_objects as bouncing
+from magi_jax.evaluation import classifier, i3d
+from magi_jax.parallel.hosts import count_shards, everywhere, on_devices, whole
+from magi_jax.parallel.mesh import batch_sharding
+
+RESERVED = 'fvd'
+VARIANTS = {'i3d-tf400': (1e-3, 'tf1'), 'i3d-videogpt': (1e-5, 'torch-crop')}  # batch norm epsilon, resize
+HOW_TO_GET_FVD = (
+    'the Fréchet video distance needs the weights of I3D, which do not come with this code: give the file with '
+    '--weights and its SHA-256, from where you have the file, with --weights_sha256. It is i3d_pretrained_400.pt of '
+    'VideoGPT, or a .npz with the 230 variables of TF-Hub deepmind/i3d-kinetics-400/1 by name '
+    '(tf.train.load_checkpoint reads them). Without it, measure with a protocol of the embedded classifier'
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class VerifiedFile:
+    """A file whose content is known to be what its user believes it is.
+
+    Raises:
+      ConfigError: its SHA-256 is another.
+      OSError: it cannot be read.
+    """
+
+    path: str
+    sha256: str
+
+    def __post_init__(self):
+        with open(self.path, 'rb') as file:
+            found = hashlib.file_digest(file, 'sha256').hexdigest()
+        if found != self.sha256.lower():
+            raise ConfigError(f'{self.path} has SHA-256 {found}, not {self.sha256}: it is damaged or another file')
+
+
+@dataclasses.dataclass(frozen=True)
+class Extractor:
+    """A frozen network.
+
+    Attributes:
+      metric: name of the Fréchet distance of its features; the number of clips is added to it.
+      label: for tables and charts.
+      sha256: of its weights.
+      settings: what else decides the numbers.
+      window: frames that it sees at once; None: all.
+      network: (variables, uint8 [B,T,H,W,3]) -> features float32 [B,S,D].
+      variables: its weights.
+      batch: clips that a device sees at once. It is fixed, so that a clip's features do not depend on the others'
+        number nor on that of the devices.
+      weights: the file that they came from, where the name demands one.
+    """
+
+    metric: str
+    label: str
+    sha256: str
+    settings: dict[str, Any]
+    window: int | None
+    network: Callable[[Any, jax.Array], jax.Array]
+    variables: Any
+    batch: int
+    weights: VerifiedFile | None = None
+
+    def __post_init__(self):
+        if RESERVED in self.metric.lower() and (self.weights is None or self.weights.sha256.lower() != self.sha256):
+            raise ConfigError(HOW_TO_GET_FVD)
+
+    def on(self, mesh: Mesh) -> Callable[[np.ndarray], np.ndarray]:
+        """uint8 [B,T,H,W,3] -> float32 [B,S,D], shared among the mesh's devices, whole on every host."""
+        sharding = batch_sharding(mesh)
+        network = jax.jit(self.network, out_shardings=sharding)
+        variables = everywhere(mesh, self.variables)
+        size = self.batch * count_shards(mesh)
+
+        def features(video: np.ndarray) -> np.ndarray:
+            made = []
+            for start in range(0, len(video), size):
+                rows = np.resize(np.arange(start, min(start + size, len(video))), size)
+                made.append(whole(network(variables, on_devices(sharding, video[rows]))))
+            return np.concatenate(made)[: len(video)]
+
+        return features
+
+
+def make_extractor(name: str, dataset: str, weights: VerifiedFile | None = None) -> Extractor:
+    """The network of a protocol.
+
+    Args:
+      name: of `protocols.Extractor`.
+      dataset: of the protocol; the embedded classifier is of one.
+      weights: for I3D.
+
+    Raises:
+      ConfigError: I3D without a file or with one that does not fit; a classifier that does not exist or must not score.
+    """
+    if name == 'classifier':
+        return _embedded(dataset.partition('/')[2])
+    if weights is None:
+        raise ConfigError(HOW_TO_GET_FVD)
+    variables, report = i3d.read_weights(weights.path)
+    bn_eps, resize = VARIANTS[name]
+    sha256 = weights.sha256.lower()
+    return Extractor(
+        metric=f'{RESERVED}/{name}/bn{bn_eps:.0e}/resize-{resize}/cov-n-1/{sha256[:8]}'.replace('e-0', 'e-'),
+        label='FVD (I3D, Kinetics-400)',
+        sha256=sha256,
+        settings={'bn_eps': bn_eps, 'resize': resize, 'layout': report.layout},
+        window=None,
+        network=functools.partial(_i3d_features, bn_eps, resize),
+        variables=variables,
+        batch=4,
+        weights=weights,
+    )
+
+
+def _embedded(kind: str) -> Extractor:
+    trained = classifier.load_classifier(kind)
+    version = bouncing.BouncingObjects.VERSION
+    return Extractor(
+        metric=f'clf_fd/bouncing_{kind}-{version}/{trained.sha256[:8]}',
+        label='ClfFD (embedded classifier, NOT FVD)',
+        sha256=trained.sha256,
+        settings={'accuracies': trained.accuracies},
+        window=classifier.FRAMES,
+        network=functools.partial(_classifier_features, kind),
+        variables=trained.params,
+        batch=8,
+    )
+
+
+def _i3d_features(bn_eps: float, resize: i3d.Resize, variables: Any, video: jax.Array) -> jax.Array:
+    return i3d.I3D(bn_eps).apply(variables, i3d.to_input(video, resize))[:, None]
+
+
+def _classifier_features(kind: str, params: Any, video: jax.Array) -> jax.Array:
+    return classifier.Classifier(kind).apply({'params': params}, video, method='features')

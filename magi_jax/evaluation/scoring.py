@@ -1,0 +1,275 @@
+"""Distances of generated clips to real ones under a protocol, with what it takes to read them.
+
+N clips of a set, B of a batch, C context frames, T frames, W frames of the network's window, S time slots, D width.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from einops import reduce
+
+from magi_jax.evaluation import neighbours, pixels
+from magi_jax.evaluation.extractors import Extractor
+from magi_jax.evaluation.frechet import Moments, frechet_distance, kernel_distance
+from magi_jax.evaluation.protocols import Distances
+from magi_jax.evaluation.real_clips import SETS, RealClips, Set
+
+BATCH = 64  # clips generated at once; fixed, since the random numbers of a clip depend on its batch
+SHOWN = 6
+
+Features = Callable[[np.ndarray], np.ndarray]  # of `Extractor.on`
+# (context uint8 [B,C,H,W,3], seed) -> uint8 [B,T,H,W,3] with the context
+Generate = Callable[[np.ndarray, int], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """A quantity of each draw of generated clips, and of real clips in their place."""
+
+    floor: float
+    draws: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Over the draws."""
+        return float(np.mean(self.draws))
+
+    @property
+    def std(self) -> float:
+        """Over the draws, unbiased; 0 for a single one."""
+        return float(np.std(self.draws, ddof=1)) if len(self.draws) > 1 else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Mean, deviation and floor with the draws they come from."""
+        return {'mean': self.mean, 'std': self.std, 'floor': self.floor, 'draws': list(self.draws)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """Everything that was measured under a protocol of distances.
+
+    Attributes:
+      extractor: decides the name of the distance.
+      protocol_name: of PROTOCOLS.
+      protocol: what that name stands for.
+      frechet: the distance; its floor is that of as many other real clips.
+      kernel: the same by an unbiased estimate: around 0 for real clips.
+      coverage: of `neighbours.coverage`.
+      reconstruction: the Fréchet distance of the floor's clips after the tokenizer, which the generator cannot beat but
+        by luck; None if not measured.
+      training: median distance to the nearest of N training clips; far below the floor, clips were learnt by heart.
+      curve: number of the last frame of a window or slot -> distance of that part alone.
+      pixels: PSNR and SSIM against the true continuation by generated frame, where there is one (else empty).
+      notes: what a reader must know, in sentences.
+    """
+
+    extractor: Extractor
+    protocol_name: str
+    protocol: Distances
+    frechet: Spread
+    kernel: Spread
+    coverage: Spread
+    training: Spread
+    reconstruction: float | None
+    curve: dict[int, Spread]
+    pixels: dict[str, list[float]]
+    notes: tuple[str, ...]
+
+    @property
+    def metric(self) -> str:
+        """The distance's full name."""
+        return f'{self.extractor.metric}/n{self.protocol.clips}'
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as what JSON knows."""
+        distances = {name: getattr(self, name).to_json() for name in ('frechet', 'kernel', 'coverage', 'training')}
+        return {
+            'metric': self.metric,
+            'label': self.extractor.label,
+            'protocol': self.protocol_name,
+            'settings': dataclasses.asdict(self.protocol) | {'covariance': 'n-1'},
+            'extractor': {'sha256': self.extractor.sha256, **self.extractor.settings},
+            'clips': {'real': self.protocol.clips, 'generated': self.protocol.clips, 'draws': self.protocol.seeds},
+            **distances,
+            'reconstruction': self.reconstruction,
+            'curve': {str(frame): spread.to_json() for frame, spread in self.curve.items()},
+            'pixels': self.pixels,
+            'notes': list(self.notes),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """Some clips to look at, uint8 [B,T,H,W,3] each."""
+
+    real: np.ndarray  # those whose context was given
+    generated: np.ndarray
+    training: np.ndarray  # of N training clips, those nearest to the generated ones
+    context: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """What of a set of clips is compared: the clips' features [N,D], and each window's or slot's by its last frame."""
+
+    clip: np.ndarray
+    parts: dict[int, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """What generators are measured with.
+
+    Attributes:
+      name: of the protocol.
+      extractor: of `make_extractor`.
+      features: `extractor.on(mesh)`.
+      real: the protocol's real clips.
+      cache: folder where features of real clips are kept; None: nowhere.
+    """
+
+    name: str
+    extractor: Extractor
+    features: Features
+    real: RealClips
+    cache: pathlib.Path | None = None
+
+    def part(self, videos: Iterable[np.ndarray]) -> _Part:
+        """Of batches uint8 [B,T,H,W,3] that make up a set."""
+        return self.split(np.concatenate([self.windows(video) for video in videos]))
+
+    def windows(self, video: np.ndarray) -> np.ndarray:
+        """Features [B,windows,S,D] of neighbouring windows, the last one at the end of the video [B,T,H,W,3]."""
+        window = self.extractor.window or video.shape[1]
+        starts = range(video.shape[1] % window, video.shape[1], window)
+        return np.stack([self.features(video[:, start : start + window]) for start in starts], axis=1)
+
+    def real_part(self, kind: Set) -> _Part:
+        """Of a set of real clips; from the cache if they were seen before."""
+        identity = [self.extractor.metric, self.extractor.sha256, dataclasses.asdict(self.real.protocol)]
+        identity += [self.real.digest(), kind]
+        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
+        path = self.cache and self.cache / f'{key}.npy'
+        if path and path.exists():
+            return self.split(np.load(path))
+        windows = np.concatenate([self.windows(video) for video in self.real.batches(kind, BATCH)])
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = path.with_suffix(f'.{os.getpid()}.npy')
+            np.save(unfinished, windows)
+            unfinished.replace(path)
+        return self.split(windows)
+
+    def split(self, windows: np.ndarray) -> _Part:
+        """[N,windows,S,D] -> the last window, and every window or, of a single one, every slot."""
+        frames, (_, count, slots, _) = self.real.protocol.frames, windows.shape
+        means = reduce(windows, 'n w s d -> w n d', 'mean')
+        if count > 1:
+            ends = [frames - self.extractor.window * (count - 1 - i) for i in range(count)]
+            return _Part(means[-1], dict(zip(ends, means)))
+        ends = [(i + 1) * frames // slots for i in range(slots)] if slots > 1 else []
+        return _Part(means[-1], {end: windows[:, 0, i] for i, end in enumerate(ends)})
+
+
+def score(
+    measure: Measure,
+    generate: Generate,
+    reconstruct: Callable[[np.ndarray], np.ndarray] | None,
+    seed: int,
+    progress: Callable[[Iterator[Any], int], Iterator[Any]] = lambda batches, total: batches,
+) -> tuple[Score, Shown]:
+    """Measures a generator.
+
+    Args:
+      measure: the protocol, its clips and the network.
+      generate: makes N clips a draw, BATCH at a time; every call gets its own seed.
+      reconstruct: uint8 [B,T,H,W,3] -> the same after the generator's tokenizer; None: it takes no such clips.
+      seed: of all draws.
+      progress: wraps the iterator over batches of generated clips, told their number.
+    """
+    real, protocol = measure.real, measure.real.protocol
+    sets = {kind: measure.real_part(kind) for kind in SETS}
+    jobs = [(draw, start) for draw in range(protocol.seeds) for start in range(0, protocol.clips, BATCH)]
+    made: list[list[np.ndarray]] = [[] for _ in range(protocol.seeds)]
+    compared, shown = [], None
+    for draw, start in progress(iter(jobs), len(jobs)):
+        truth = real.read(protocol.context_of, np.arange(start, min(start + BATCH, protocol.clips)))
+        video = generate(truth[:, : protocol.context], _batch_seed(seed, draw, start))
+        made[draw].append(measure.windows(video))
+        if protocol.context:
+            compared.append(_compare(video[:, protocol.context :], truth[:, protocol.context :]))
+        shown = shown or (truth[:SHOWN], video[:SHOWN])
+    draws = [measure.split(np.concatenate(windows)) for windows in made]
+    ceiling = None
+    if reconstruct is not None:
+        ceiling = _frechet(sets['reference'].clip, measure.part(map(reconstruct, real.batches('others', BATCH))).clip)
+    _, neighbour = neighbours.nearest(draws[0].clip[:SHOWN], sets['training'].clip)
+    measured = Score(
+        measure.extractor,
+        measure.name,
+        protocol,
+        **_distances(sets, draws),
+        reconstruction=ceiling,
+        pixels={key: _mean([each[key] for each in compared]) for key in (compared[0] if compared else ())},
+        notes=_notes(protocol, real, sets['reference'].clip.shape[1]),
+    )
+    return measured, Shown(*shown, real.read('training', neighbour), protocol.context)
+
+
+def compare_videos(features: Features, real: np.ndarray, other: np.ndarray) -> float:
+    """The Fréchet distance of two sets of clips, uint8 [N,T,H,W,3], T no longer than the network's window."""
+    return _frechet(*(reduce(features(video), 'n s d -> n d', 'mean') for video in (real, other)))
+
+
+def _frechet(a: np.ndarray, b: np.ndarray) -> float:
+    return frechet_distance(Moments.of(a), Moments.of(b))
+
+
+def _distances(sets: dict[Set, _Part], draws: list[_Part]) -> dict[str, Any]:
+    """The fields of `Score` that compare features: each draw, and the other real clips for the floor."""
+    reference, training = sets['reference'], sets['training']
+
+    def spread(measure: Callable[[_Part], float]) -> Spread:
+        return Spread(measure(sets['others']), tuple(measure(draw) for draw in draws))
+
+    def frechet_of(part: Callable[[_Part], np.ndarray]) -> Spread:
+        return spread(lambda clips: _frechet(part(reference), part(clips)))
+
+    return {
+        'frechet': frechet_of(lambda clips: clips.clip),
+        'kernel': spread(lambda clips: kernel_distance(reference.clip, clips.clip)),
+        'coverage': spread(lambda clips: neighbours.coverage(reference.clip, clips.clip)),
+        'training': spread(lambda clips: float(np.median(neighbours.nearest(clips.clip, training.clip)[0]))),
+        'curve': {frame: frechet_of(lambda clips, frame=frame: clips.parts[frame]) for frame in reference.parts},
+    }
+
+
+def _batch_seed(seed: int, draw: int, start: int) -> int:
+    """The generator's seed for the batch of a draw that begins with clip `start`."""
+    return int(np.random.SeedSequence([seed, draw, start]).generate_state(1)[0])
+
+
+def _compare(generated: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
+    """PSNR and SSIM of each generated frame, [B,T-C]."""
+    return {'psnr': pixels.psnr(generated, truth)}
+
+
+def _mean(parts: list[np.ndarray]) -> list[float]:
+    return np.concatenate(parts).mean(axis=0).tolist()
+
+
+def _notes(protocol: Distances, real: RealClips, width: int) -> tuple[str, ...]:
+    notes = []
+    if protocol.clips <= width:
+        notes.append(f'{protocol.clips} clips do not fill {width} dimensions: nothing but a check that it runs.')
+    if real.repeats:
+        notes.append('The split has fewer videos than two sets need: some give several clips, the floor is too low.')
+    if protocol.context and protocol.context_of == 'reference':
+        notes.append('Generated clips share their context frames with the reference: they can fall below the floor.')
+    return tuple(notes)
