@@ -20,7 +20,7 @@ from magi_jax.config import ConfigError, default
 # Slice -> what its chips keep for the backward pass, and of how many clips at once: by `launch.compile`, what computes
 # least again of what fits.
 SLICES = {'v5e': ('named', 2), 'v6e': ('dots', 2), 'v5p': ('dots', 4), 'v5e256': ('dots', 1)}
-VARIANTS = ('autoencoder', 'heads128', *SLICES)
+VARIANTS = ('autoencoder', 'heads128', 'v6e', 'v5p', 'v5e256')
 
 
 def get_config(arg: str = '') -> ConfigDict:
