@@ -91,7 +91,7 @@ def analytic_flops(config: Config, clips: float) -> dict[str, float]:
     if TARGET.value == 'train':
         flops = train_flops(config.model, shape) | {'tokenizer': encoder_flops(config, tokenizer)}
     else:
-        slots = VideoSampler(config, shape).window_size(FRAMES.value)
+        slots = VideoSampler(config, shape).window_size(tokenizer.latent_frames(FRAMES.value))
         flops = frame_flops(config.model, config.sampler, shape, slots)
     return {name: clips * count for name, count in flops.items()}
 

@@ -15,7 +15,7 @@ from absl import flags
 from launch import console
 from magi_jax.config import ConfigError
 from magi_jax.tokenizers.convert.published_file import convert_file
-from magi_jax.tokenizers.folder import save_tokenizer
+from magi_jax.tokenizers.folder import NOT_MEASURED, save_tokenizer
 from magi_jax.tokenizers.published import PUBLISHED
 
 KIND = flags.DEFINE_enum('kind', None, sorted(PUBLISHED), 'which architecture')
@@ -32,7 +32,7 @@ def main() -> None:
     if out.exists():
         raise ConfigError(f'{out} exists already: name another --out, or remove it')
     tokenizer, report = convert_file(dataclasses.replace(published.config, dtype=DTYPE.value), SOURCE.value)
-    statistics = f'{published.scale}, the scale of its authors' if published.scale else 'not measured'
+    statistics = f'{published.scale}, the scale of its authors' if published.scale else NOT_MEASURED
     with open(SOURCE.value, 'rb') as file:
         digest = hashlib.file_digest(file, 'sha256').hexdigest()
     provenance = {

@@ -15,7 +15,7 @@ from pathlib import Path
 from absl import flags
 from tqdm import tqdm
 
-from launch import console
+from launch import console, parts
 from magi_jax.config import ConfigError
 from magi_jax.data import prepared
 from magi_jax.data.preparation import dataset, public, shards
@@ -47,7 +47,8 @@ def main() -> int:
     """Prepares, merges or checks; the exit status."""
     name, data_dir = DATASET.value.strip('/'), DATA_DIR.value
     if CHECK.value:
-        return _check(name, data_dir)
+        parts.check(name, data_dir, PROCESSES.value, dataset.check_videos)
+        return 0
     if not MERGE.value:
         try:
             _prepare(name, data_dir)
@@ -70,13 +71,13 @@ def _prepare(name: str, data_dir: str) -> None:
     settings = Settings(
         HEIGHT.value, WIDTH.value, FPS.value, MIN_FRAMES.value, CODEC.value, KEYFRAMES.value, PER_SHARD.value
     )
-    part, parts = _part(SHARD.value)
+    part, count = parts.read_part(SHARD.value)
     listing = public.list_dataset(name, SOURCE.value)
     folder, plan = dataset.make_plan(name, data_dir, listing, settings)
-    mine = shards.make_shards(name, folder, listing, settings)[part::parts]
+    mine = shards.make_shards(name, folder, listing, settings)[part::count]
     if listing.ignored:
         print(f'{len(listing.ignored)} other files are left alone, the first is {listing.ignored[0]}')
-    with dataset.alone(folder, (part, parts)):
+    with dataset.alone(folder, (part, count)):
         todo = [shard for shard in mine if not shard.is_done()]
         total, left = (sum(len(shard.rows) for shard in group) for group in (mine, todo))
         done = dataset.prepare(todo, plan, listing.root, PROCESSES.value, TIMEOUT.value)
@@ -89,15 +90,7 @@ def _prepare(name: str, data_dir: str) -> None:
                     bar.set_postfix_str(f'{skipped} skipped', refresh=False)
                     bar.write(f'skipped ({skip.reason}) {skip.path}: {skip.detail}')
     if SHARD.value:
-        print(f'part {part} of {parts}: {len(mine)} shards are done')
-
-
-def _part(text: str) -> tuple[int, int]:
-    """'i/n' -> (i, n); '' -> (0, 1)."""
-    part, _, parts = (text or '0/1').partition('/')
-    if not (part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
-        raise ConfigError(f'--shard {text!r} is not i/n with i from 0 to n - 1')
-    return int(part), int(parts)
+        print(f'part {part} of {count}: {len(mine)} shards are done')
 
 
 def _report(summary: dataset.Summary, folder: Path) -> None:
@@ -114,19 +107,6 @@ def _report(summary: dataset.Summary, folder: Path) -> None:
         print(f'{summary.frames:,} frames, {summary.megabytes:,.1f} MB: {folder}')
         place = DATA_DIR.value or prepared.CACHE
         print(f'train on it with --config.data.source={DATASET.value} --config.data.path={place}')
-
-
-def _check(name: str, data_dir: str) -> int:
-    found, count = [], 0
-    total = len(shards.planned_shards(prepared.dataset_folder(name, data_dir), dataset.read_plan(name, data_dir)))
-    for lines in tqdm(dataset.check(name, data_dir, PROCESSES.value), total=total, unit='shard', dynamic_ncols=True):
-        found, count = found + lines, count + 1
-    for line in found[:20]:
-        print(line)
-    if found:
-        raise ConfigError(f'{len(found)} faults in {name}; delete reports/ of the bad shards and prepare them again')
-    print(f'{name} is whole: {count} shards')
-    return 0
 
 
 if __name__ == '__main__':

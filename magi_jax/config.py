@@ -30,6 +30,7 @@ class DataConfig:
     height: int = 64
     width: int = 64
     frames: int = 16  # raw frames of a clip
+    context_frames: int = 0  # A17: first frames that are encoded alone, as a context is: omni's latents see the future
     max_interval: int = 25  # A6: interval ~ U{1..min(max_interval, what the video allows)}, labelled with the true one
     flip_horizontal: bool = True
     flip_vertical: bool = False

@@ -63,7 +63,8 @@ class Generator:
         Several hosts must make the same call; each gets all videos.
 
         Args:
-          context: uint8 [B, c, H, W, 3], c >= 0 first frames of each video; None: unconditional.
+          context: uint8 [B, c, H, W, 3], c >= 0 first frames of each video; None: unconditional. A temporal tokenizer
+            takes certain c only, e.g. 1 + 4k.
           frames: length of the videos, context included; any.
           num: videos from nothing when there is no context.
           interval: raw frames between two frames, 1..data.max_interval of the run.

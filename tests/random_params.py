@@ -13,7 +13,7 @@ def random_params(init, scale=0.3, seed=0):
     def draw(path, leaf):
         noise = rng.normal(size=leaf.shape).astype(np.float32)
         if path[-1].key == 'kernel':
-            fans = (leaf.shape[-3], 3 * leaf.shape[-1]) if path[-2].key == 'qkv' else leaf.shape[-2:]
+            fans = (leaf.shape[-3], 3 * leaf.shape[-1]) if path[-2].key == 'qkv' and leaf.ndim > 2 else leaf.shape[-2:]
             return noise * np.float32((2 / sum(fans)) ** 0.5)
         return np.float32(path[-1].key == 'scale') + np.float32(scale) * noise
 

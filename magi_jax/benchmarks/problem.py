@@ -29,8 +29,8 @@ class LatentBytes(Tokenizer):
     not what is compared, costs nothing.
     """
 
-    def encode(self, video: jax.Array, noise: jax.Array | None = None) -> jax.Array:
-        """float32 [B, T, H, W, 3] in [-1, 1] -> latents of deviation 1, float32 [B, T, h, w, c]; noise changes none."""
+    def encode(self, video: jax.Array, noise: jax.Array | None = None, context: int = 0) -> jax.Array:
+        """float32 [B, T, H, W, 3] in [-1, 1] -> latents of deviation 1, float32 [B, t, h, w, c], whatever the rest."""
         shape = self.latent_shape(*video.shape[1:4])
         frames = video.reshape(*video.shape[:2], -1)[:, : shape[0], : int(np.prod(shape[1:]))]
         return frames.reshape(video.shape[0], *shape) / UNIFORM_STD

@@ -10,7 +10,7 @@ import grain
 import numpy as np
 
 from magi_jax.config import DataConfig
-from magi_jax.data import sources, transforms
+from magi_jax.data import latents, sources, transforms
 
 Batch = dict[str, np.ndarray]
 NEVER = 2**40  # a step that no run reaches
@@ -32,18 +32,22 @@ def train_batches(
 
     Returns:
       A Grain iterator (call `.close()` when done) of dicts: video uint8 [B_local,T,H,W,3], interval int32 [B_local],
-      example int32 [B_local], the position p, unique over the whole run.
+      example int32 [B_local], the position p, unique over the whole run. Where `config` names latents, their moments
+      mean and log_variance stand in the place of video; those of whole videos are cut to the same clips.
 
     Raises:
-      ConfigError: as `sources.open_source`.
+      ConfigError: as `sources.open_source` or `latents.open_latents`.
     """
-    source = sources.open_source(config, config.train_split)
+    source = latents.open_latents(config, latents.TRAIN)
+    clip = _latent_clip
+    if source is None:
+        source, clip = sources.open_source(config, config.train_split), _train_clip
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
     rows = range(config.batch_size) if rows is None else rows
 
     def batch(step: int) -> Batch:
         positions = [int(step) * config.batch_size + int(row) for row in rows]
-        return _stack([_train_clip(config, source[order[p]], seed, p) for p in positions])
+        return _stack([clip(config, source, order[p], seed, p) for p in positions])
 
     # The buffer counts whole batches, and more threads than that would idle.
     options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=max(4, config.threads))
@@ -51,7 +55,7 @@ def train_batches(
 
 
 class EvalClips:
-    """The videos of a split in order, as clips that start at frame 0.
+    """The videos of a split in order, as clips that start at frame 0; of latents, the videos they were made of.
 
     Args:
       config: as for training; its `frames`, `batch_size` and flips are not used.
@@ -64,7 +68,8 @@ class EvalClips:
     """
 
     def __init__(self, config: DataConfig, split: str, frames: int, interval: int = 1):
-        self._source = sources.open_source(dataclasses.replace(config, frames=(frames - 1) * interval + 1), split)
+        config = dataclasses.replace(latents.videos_of(config), frames=(frames - 1) * interval + 1)
+        self._source = sources.open_source(config, split)
         self._interval, self._indices = interval, transforms.clip_indices(0, frames, interval)
 
     def __len__(self) -> int:
@@ -82,7 +87,27 @@ class EvalClips:
     def _clip(self, number: int) -> Batch:
         video = self._source[number]
         labels = {key: value[self._indices] if key == 'centres' else value for key, value in video.labels.items()}
-        return labels | _clip(video.read(self._indices), self._interval, number)
+        return labels | _clip({'video': video.read(self._indices)}, self._interval, number)
+
+
+class ValidationLatents:
+    """As EvalClips, of latents: the moments of each validation clip, at interval 1."""
+
+    def __init__(self, config: DataConfig, source: latents.LatentSource):
+        self._source, self._frames = source, config.frames
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def read(self, numbers: Sequence[int]) -> Batch:
+        """The clips with these numbers: mean and perhaps log_variance [B,T,h,w,c], interval and example int32 [B]."""
+        return _stack([_clip(self._source.validation_clip(n, self._frames), 1, int(n)) for n in numbers])
+
+
+def validation_clips(config: DataConfig) -> EvalClips | ValidationLatents:
+    """The clips of validation, as videos or latents, whichever `config` names. Raises as `train_batches`."""
+    source = latents.open_latents(config, latents.VALIDATION)
+    return EvalClips(config, config.eval_split, config.frames) if source is None else ValidationLatents(config, source)
 
 
 def eval_batches(
@@ -98,18 +123,27 @@ def eval_batches(
     return (clips.read(range(i, min(i + batch, total))) for i in range(0, total, batch))
 
 
-def _train_clip(config: DataConfig, video: sources.Video, seed: int, position: int) -> Batch:
-    rng = np.random.default_rng([seed, position])
+def _train_clip(config: DataConfig, videos: sources.Source, index: int, seed: int, position: int) -> Batch:
+    rng, video = np.random.default_rng([seed, position]), videos[index]
     indices, interval = transforms.draw_clip(rng, video.num_frames, config.frames, config.max_interval)
-    horizontal, vertical = rng.random(2) < 0.5
-    frames = transforms.flip(
-        video.read(indices), config.flip_horizontal and horizontal, config.flip_vertical and vertical
-    )
-    return _clip(frames, interval, position)
+    flip = transforms.draw_flip(rng, config.flip_horizontal, config.flip_vertical)
+    return _clip({'video': transforms.flip(video.read(indices), *flip)}, interval, position)
 
 
-def _clip(frames: np.ndarray, interval: int, example: int) -> Batch:
-    return {'video': frames, 'interval': np.int32(interval), 'example': np.int32(example)}
+def _latent_clip(config: DataConfig, videos: latents.LatentSource, index: int, seed: int, position: int) -> Batch:
+    """Of whole videos, the moments of the very clip that `_train_clip` would cut."""
+    rng = np.random.default_rng([seed, position])
+    if videos.settings.clips:
+        number = rng.integers(videos.settings.clips)
+        flip = transforms.draw_flip(rng, config.flip_horizontal, config.flip_vertical)
+        return _clip(*videos.clip(index, flip, number), position)
+    indices, interval = transforms.draw_clip(rng, videos.lengths[index], config.frames, config.max_interval)
+    flip = transforms.draw_flip(rng, config.flip_horizontal, config.flip_vertical)
+    return _clip(videos.cut(index, flip, indices), interval, position)
+
+
+def _clip(content: Batch, interval: int, example: int) -> Batch:
+    return content | {'interval': np.int32(interval), 'example': np.int32(example)}
 
 
 def _stack(clips: list[Batch]) -> Batch:

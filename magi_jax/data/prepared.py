@@ -23,6 +23,7 @@ from magi_jax.data.stored_video import StoredVideo
 VERSION = '1.0.0'
 CACHE = '~/.cache/magi_jax'
 PLAN, SUMMARY, LENGTHS, SKIPPED = 'plan.json', 'preparation.json', 'num_frames.npz', 'skipped.jsonl'
+LATENTS = 'latents'  # in the summary of a dataset that holds latents in place of videos
 
 
 def dataset_folder(name: str, data_dir: str) -> pathlib.Path:
@@ -34,13 +35,13 @@ def read_summary(name: str, data_dir: str) -> dict[str, Any] | None:
     """preparation.json of a dataset; None where none has been prepared.
 
     Raises:
-      ConfigError: its preparation has not been finished.
+      ConfigError: its making has not been finished.
     """
     folder = dataset_folder(name, data_dir)
     if (folder / SUMMARY).is_file():
         return json.loads((folder / SUMMARY).read_text())
     if (folder / PLAN).is_file():
-        raise ConfigError(f'{name} under {folder} is not whole; run its launch.prepare_data command again')
+        raise ConfigError(f'{name} under {folder} is not whole; run the command again that began it')
     return None
 
 

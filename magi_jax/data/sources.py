@@ -25,6 +25,7 @@ from magi_jax.data.builders import bouncing_objects
 CACHE = prepared.CACHE
 SUFFIXES = ('.avi', '.gif', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm')
 SPLITS = ('train', 'validation', 'test')
+FOLDER = 'video_folder'  # in place of a dataset's name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +58,14 @@ def open_source(data: DataConfig, split: str) -> Source:
       split: 'train', 'validation', 'test'; for TFDS also slices such as 'train[:10%]'.
 
     Raises:
-      ConfigError: there is no such dataset, folder or split, it is empty, or a TFDS video is too short.
+      ConfigError: there is no such dataset, folder or split, it is empty, a TFDS video is too short, or what it holds
+        is latents.
     """
-    if data.source == 'video_folder':
+    if data.source == FOLDER:
         return FolderSource(data, split)
     summary = prepared.read_summary(data.source, data.path)
+    if summary and prepared.LATENTS in summary:
+        raise ConfigError(f'{data.source} holds latents, not videos')
     source = PreparedSource(data, split, summary) if summary else TfdsSource(data, split)
     short = np.flatnonzero(source.lengths < data.frames)
     if len(short):

@@ -38,6 +38,8 @@ def clip_shape(config: Config, tokenizer: Tokenizer) -> ClipShape:
     """
     frames, height, width, channels = tokenizer.latent_shape(config.data.frames, config.data.height, config.data.width)
     model, patch = config.model, config.model.patch
+    if config.data.context_frames:
+        tokenizer.latent_shape(config.data.context_frames, config.data.height, config.data.width)
     if height % patch or width % patch:
         raise ConfigError(f'latents of {height}x{width} cannot be cut into patches of model.patch = {patch}')
     if model.width % 4 or model.width % model.heads:

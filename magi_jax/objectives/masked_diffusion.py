@@ -66,7 +66,8 @@ class MaskedDiffusion:
         Args:
           params: from `init`, unboxed; this device's part.
           tokenizer: frozen.
-          batch: 'video' uint8 [B, T_raw, H, W, 3], 'interval' int32 [B], 'example' int [B] (unique in the run).
+          batch: 'video' uint8 [B, T_raw, H, W, 3], or its moments 'mean' and, where latents have a variance,
+            'log_variance' [B, T, h, w, c]; 'interval' int32 [B], 'example' int [B] (unique in the run).
           key: of this step; everything random about a clip follows from (key, example), whatever row of the batch it
             sits in.
           train: dropout on.
@@ -74,25 +75,36 @@ class MaskedDiffusion:
         Returns:
           (loss, {'loss', 'mse', 'vb'}), float32 scalars.
         """
-        params, own = self.layout.gather(params), self.layout.own_frames
+        params = self.layout.gather(params)
         # Not folded into `key` itself: fold_in(key, 0) is split(key)[0], and two purposes would share their draws.
         key, example_key = jax.random.split(key)
         clip_keys = jax.vmap(jax.random.fold_in, (None, 0))(example_key, batch['example'])
         purposes = jax.vmap(lambda k: jax.random.split(k, 4), out_axes=1)(clip_keys)
-        video, noise = batch['video'], None
-        if self.config.masking.posterior_noise:
-            noise = own(_normal(purposes[0], tokenizer.latent_shape(*video.shape[1:4])), 1)
-        latents = tokenizer.encode(to_float(own(video, 1)), noise)
-        clean = jax.lax.stop_gradient(patchify(latents, self.config.model.patch))
+        clean = jax.lax.stop_gradient(patchify(self._latents(tokenizer, batch, purposes[0]), self.config.model.patch))
         dropout_keys = purposes[3] if train else None
         z, mask = self._trunk_output(params['trunk'], clean, batch['interval'], key, purposes[1], dropout_keys)
         mse, vb = self._head_loss(params['head'], clean, z, purposes[2])
         weight = mask & self.layout.real_frames(self.shape.frames)[None, :, None]
         if not self.config.masking.first_frame_loss:
-            weight &= (own(jnp.arange(self.shape.frames), 0) > 0)[None, :, None]
+            weight &= (self.layout.own_frames(jnp.arange(self.shape.frames), 0) > 0)[None, :, None]
         mse, vb = (self.layout.mean(jnp.sum(x * weight), jnp.sum(weight)) for x in (mse, vb))
         loss = mse + self.config.model.head.bound_weight * vb
         return loss, {'loss': loss, 'mse': mse, 'vb': vb}
+
+    def _latents(self, tokenizer: Tokenizer, batch: dict[str, Array], clip_keys: Array) -> Array:
+        """Normalised latents [B, t, h, w, c] of a video, or of its moments if those are given: with the same draws."""
+        own, video = self.layout.own_frames, batch.get('video')
+        shape = batch['mean'].shape[1:] if video is None else tokenizer.latent_shape(*video.shape[1:4])
+        noise = _normal(clip_keys, shape) if self.config.masking.posterior_noise else None
+        if video is None or tokenizer.frame_wise:
+            noise = None if noise is None else own(noise, 1)
+        if video is None:
+            mean, log_variance = (own(batch[name], 1) if name in batch else None for name in ('mean', 'log_variance'))
+            return tokenizer.normalised(mean, log_variance, noise)
+        if tokenizer.frame_wise:
+            return tokenizer.encode(to_float(own(video, 1)), noise)
+        # A latent frame is of many frames: each device that shares a clip encodes all of it, and keeps its part.
+        return own(tokenizer.encode(to_float(video), noise, self.config.data.context_frames), 1)
 
     def _trunk_output(
         self, params: Any, clean: Array, interval: Array, key: Array, clip_keys: Array, dropout_keys: Array | None

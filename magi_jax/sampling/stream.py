@@ -39,12 +39,15 @@ def sample_clips(
 ) -> Array:
     """Whole videos at once.
 
+    The context is encoded alone. Of a temporal tokenizer, the whole video is made and decoded: as many latent frames as
+    cover `frames`, of which the last may stand for more; those are cut off.
+
     Args:
       sampler: of the trained model.
       params: {'trunk', 'head'}.
       tokenizer: the model's own.
-      context: uint8 [B, c, H, W, 3], c >= 0: kept as they are, as the first frames.
-      frames: length of the videos, context included.
+      context: uint8 [B, c, H, W, 3], c >= 0 as `tokenizer.latent_shape` allows: kept, as the first frames.
+      frames: length of the videos, context included; any.
       interval: int32 [B], raw frames between two frames.
       keys: [B], of `clip_keys`.
       progress: wraps the iterator over new frames, told their number.
@@ -52,13 +55,20 @@ def sample_clips(
 
     Returns:
       uint8 [B, frames, H, W, 3].
+
+    Raises:
+      ConfigError: the tokenizer cannot take so many context frames, or as `VideoSampler.start`.
     """
-    context, state, new = _begin(sampler, params, tokenizer, context, frames, interval, keys, sharding)
+    context, tokens, state, new = _begin(sampler, params, tokenizer, context, frames, interval, keys, sharding)
     made = list(progress(sampler.frames(params, state, new), new))
     if not made:
         return context
-    patch = sampler.config.model.patch
-    video = _decode(tokenizer, jnp.stack(made, axis=1), patch, sampler.shape.rows * patch)
+    made, given, patch = jnp.stack(made, axis=1), context.shape[1], sampler.config.model.patch
+    if tokenizer.frame_wise:
+        video = _decode(tokenizer, made, patch, sampler.shape.rows * patch)
+    else:
+        video = _decode(tokenizer, jnp.concatenate([tokens, made], axis=1), patch, sampler.shape.rows * patch)
+        video = video[:, given:frames]
     return jnp.concatenate([context, video], axis=1)
 
 
@@ -85,7 +95,7 @@ def stream_clips(
             f'{tokenizer.config.kind} decodes whole videos, not frame by frame: sample without streaming, or train with'
             ' a frame-wise tokenizer'
         )
-    _, state, new = _begin(sampler, params, tokenizer, context, frames, interval, keys, sharding)
+    _, _, state, new = _begin(sampler, params, tokenizer, context, frames, interval, keys, sharding)
     patch = sampler.config.model.patch
     made = sampler.frames(params, state, new)  # lazily; what is wrong with the arguments is said before
     return (_decode_frame(tokenizer, tokens, patch, sampler.shape.rows * patch) for tokens in made)
@@ -100,18 +110,23 @@ def _begin(
     interval: Array,
     keys: Array,
     sharding: jax.sharding.Sharding | None,
-) -> tuple[Array, VideoState, int]:
-    """The context where the clips lie, the state behind it, and how many frames are to come."""
+) -> tuple[Array, Array, VideoState, int]:
+    """The context where the clips lie and its tokens, the state behind it, and how many latent frames are to come."""
+    if context.shape[1] > frames:
+        raise ConfigError(f'{context.shape[1]} context frames are more than the {frames} frames asked for')
     # Not device_put, which knows only the devices of this host.
     place = jax.jit(lambda *arrays: arrays, out_shardings=sharding)
     context, interval, keys = place(jnp.asarray(context), jnp.asarray(interval, jnp.int32), keys)
-    tokens = _encode(tokenizer, context, sampler.config.model.patch)
-    state = sampler.start(params, tokens, frames, interval, keys)
-    return context, state, frames - tokens.shape[1]
+    tokens, length = _encode(tokenizer, context, sampler.config.model.patch), tokenizer.latent_frames(frames)
+    state = sampler.start(params, tokens, length, interval, keys)
+    return context, tokens, state, length - tokens.shape[1]
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def _encode(tokenizer: Tokenizer, video: Array, patch: int) -> Array:
+    if not video.shape[1]:
+        _, rows, columns, channels = tokenizer.latent_shape(1, *video.shape[2:4])
+        return patchify(jnp.zeros((video.shape[0], 0, rows, columns, channels)), patch)
     return patchify(tokenizer.encode(to_float(video)), patch)
 
 

@@ -33,22 +33,24 @@ class Kind:
       stride: s, frames of a latent frame after the first.
       square: frames must be square, with sides that are multiples of it; None: any shape.
       pixels: the module sees at most so many (frames times area, or one frame or clip) at a time; None: all at once.
+      variance: whether its latents have one.
     """
 
     build: Callable[[TokenizerConfig, jnp.dtype], nn.Module]
     stride: int = 1
     square: int | None = None
     pixels: int | None = None
+    variance: bool = True
 
 
 PIXELS = 2**20  # 16 frames of 256x256: half a GB for each of a VAE's widest activations in float32
 KINDS = {
     'autoencoder_kl': Kind(autoencoder_kl.build),
-    'identity': Kind(identity.build),
+    'identity': Kind(identity.build, variance=False),
     'sd_vae': Kind(sd_vae.build, pixels=PIXELS),
     'kl16': Kind(sd_vae.build, pixels=PIXELS),
-    'cosmos_cv8x8x8': Kind(cosmos.build, stride=8, pixels=8 * PIXELS),
-    'cosmos_cv4x8x8': Kind(cosmos.build, stride=4, pixels=8 * PIXELS),
+    'cosmos_cv8x8x8': Kind(cosmos.build, stride=8, pixels=8 * PIXELS, variance=False),
+    'cosmos_cv4x8x8': Kind(cosmos.build, stride=4, pixels=8 * PIXELS, variance=False),
     'omni': Kind(omni.build, stride=omni.STRIDE, square=omni.SQUARE, pixels=8 * PIXELS),
 }
 
@@ -67,25 +69,46 @@ class Tokenizer:
         """Whether each latent frame is of one frame and blind to the others, so that a device may encode its own."""
         return KINDS[self.config.kind].stride == 1
 
-    def moments(self, video: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """float32 [B, T, H, W, 3] in [-1, 1] -> posterior mean and log variance [B, t, h, w, c], not normalised."""
+    @property
+    def has_variance(self) -> bool:
+        """Whether latents are drawn from a posterior with a variance above 0."""
+        return KINDS[self.config.kind].variance
+
+    def moments(self, video: jax.Array, context: int = 0) -> tuple[jax.Array, jax.Array]:
+        """float32 [B, T, H, W, 3] in [-1, 1] -> posterior mean and log variance [B, t, h, w, c], not normalised.
+
+        The first `context` frames are encoded as if there were no others.
+        """
         if not self.frame_wise:
-            return self._apply('encode', video, math.prod(video.shape[1:4]))
+            whole = self._apply('encode', video, math.prod(video.shape[1:4]))
+            if not context:
+                return whole
+            alone = self._apply('encode', video[:, :context], math.prod(video[:, :context].shape[1:4]))
+            return tuple(jnp.concatenate([a, w[:, a.shape[1] :]], axis=1) for a, w in zip(alone, whole))
         frames = rearrange(video, 'B T H W d -> (B T) H W d')
         moments = self._apply('encode', frames, math.prod(video.shape[2:4]))
         return tuple(rearrange(x, '(B T) h w c -> B T h w c', B=video.shape[0]) for x in moments)
 
-    def encode(self, video: jax.Array, noise: jax.Array | None = None) -> jax.Array:
+    def encode(self, video: jax.Array, noise: jax.Array | None = None, context: int = 0) -> jax.Array:
         """float32 [B, T, H, W, 3] in [-1, 1] -> normalised latents, float32 [B, t, h, w, c].
 
         Args:
           video: the clips; T, H and W as `latent_shape` allows them (else ConfigError).
           noise: standard normal [B, t, h, w, c] makes of it a posterior sample; None gives the posterior mean.
+          context: so many first frames are encoded as if there were no others; as `latent_shape` allows, or 0.
         """
         self.latent_shape(*video.shape[1:4])
-        latents, log_variance = self.moments(video)
-        if noise is not None:
-            latents = latents + jnp.exp(0.5 * log_variance) * noise
+        if context:
+            self.latent_shape(context, *video.shape[2:4])
+        return self.normalised(*self.moments(video, context), noise)
+
+    def normalised(
+        self, mean: jax.Array, log_variance: jax.Array | None = None, noise: jax.Array | None = None
+    ) -> jax.Array:
+        """Moments [B, t, h, w, c] -> normalised latents: a posterior sample, without variance or noise its mean."""
+        latents = jnp.asarray(mean, jnp.float32)
+        if noise is not None and log_variance is not None:
+            latents = latents + jnp.exp(0.5 * jnp.asarray(log_variance, jnp.float32)) * noise
         return (latents - self.latent_mean[(None,) * 4]) / self.latent_std[(None,) * 4]
 
     def decode(self, latents: jax.Array) -> jax.Array:
@@ -119,6 +142,10 @@ class Tokenizer:
                 f'{fitting + kind.stride}'
             )
         return 1 + (frames - 1) // kind.stride, height // factor, width // factor, self.config.channels
+
+    def latent_frames(self, frames: int) -> int:
+        """How many latent frames are needed for at least so many frames."""
+        return 1 - (1 - frames) // KINDS[self.config.kind].stride if frames else 0
 
     def video_frames(self, latent_frames: int) -> int:
         """T of t: how many frames so many latent frames decode to."""

@@ -7,14 +7,16 @@ import os
 import pathlib
 import tempfile
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from magi_jax.config import TokenizerConfig
-from magi_jax.tokenizers.api import Tokenizer, fingerprint
+from magi_jax.config import ConfigError, TokenizerConfig
+from magi_jax.tokenizers.api import Tokenizer, create_tokenizer, fingerprint
 
 FILES = ('params.npz', 'statistics.json')
+NOT_MEASURED = 'not measured'  # of statistics 0, 1 that only stand for some
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: str | os.PathLike, provenance: dict) -> None:
@@ -66,7 +68,7 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
     for name in FILES:
         if _sha256(folder / name) != hashes[name]:
             raise _damaged(folder / name)
-    statistics = json.loads((folder / 'statistics.json').read_text())
+    statistics = read_statistics(folder)
     with np.load(folder / 'params.npz') as arrays:
         params = unflatten_dict({name: jnp.asarray(value) for name, value in arrays.items()}, sep='/')
     mean, std = (jnp.asarray(statistics[name], jnp.float32) for name in ('mean', 'std'))
@@ -74,6 +76,27 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
     if fingerprint(tokenizer) != expected:
         raise _damaged(folder / 'config.json')
     return tokenizer
+
+
+def open_tokenizer(config: TokenizerConfig, height: int, width: int) -> Tokenizer:
+    """The frozen tokenizer that a config names, ready for use on frames of height x width.
+
+    Raises:
+      ConfigError: no folder is named, or its latents were never measured; else as `load_tokenizer`.
+    """
+    if config.kind == 'identity':
+        return create_tokenizer(config, jax.random.key(0), height, width)
+    if not config.path:
+        raise ConfigError('tokenizer.path must name the tokenizer folder of a finished autoencoder run')
+    tokenizer = load_tokenizer(config.path)
+    if read_statistics(config.path).get('statistics') == NOT_MEASURED:
+        raise ConfigError(f'the latents of {config.path} have no known scale yet: run launch.measure_statistics')
+    return tokenizer
+
+
+def read_statistics(folder: str | os.PathLike) -> dict:
+    """Mean and std of a folder's latents, with their provenance."""
+    return json.loads((pathlib.Path(folder) / 'statistics.json').read_text())
 
 
 def _flat(params: dict) -> dict[str, np.ndarray]:

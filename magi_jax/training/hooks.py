@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from magi_jax.config import Config
-from magi_jax.data.pipeline import EvalClips, train_batches
+from magi_jax.data.pipeline import train_batches, validation_clips
 from magi_jax.objectives.api import clip_shape
 from magi_jax.parallel.hosts import host_rows, on_devices, padded_rows, whole
 from magi_jax.parallel.layout import sampling_layout
@@ -25,6 +25,7 @@ from magi_jax.tokenizers.statistics import measure_statistics
 
 STATISTICS_BATCHES = 64
 PREVIEW_CLIPS = 4
+FIELDS = 'video', 'mean', 'log_variance', 'interval', 'example'  # of a batch; other labels stay behind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Validation:
     """The fixed clips of every validation and preview.
 
     Attributes:
-      batches: this host's rows of the batches [B, T, H, W, 3]; a part batch at the end is left out.
+      batches: this host's rows of the batches, as training has them; a part batch at the end is left out.
       preview: the clips that previews show, the same on all hosts.
     """
 
@@ -42,7 +43,7 @@ class Validation:
 
 def read_validation(config: Config, mesh: Mesh) -> Validation:
     """Reads the first clips of the validation split; of fewer than a batch, some twice if the devices need them."""
-    clips, size = EvalClips(config.data, config.data.eval_split, config.data.frames), config.data.batch_size
+    clips, size = validation_clips(config.data), config.data.batch_size
     count = min(config.train.eval_batches, len(clips) // size)
     batches = np.arange(count * size).reshape(count, size) if count else [padded_rows(mesh, len(clips))]
     shares = [batch[host_rows(mesh, len(batch))] for batch in batches]
@@ -51,7 +52,7 @@ def read_validation(config: Config, mesh: Mesh) -> Validation:
 
 
 def _unlabelled(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: batch[name] for name in ('video', 'interval', 'example')}
+    return {name: batch[name] for name in FIELDS if name in batch}
 
 
 def mean_metrics(metrics: list[dict[str, jax.Array]], prefix: str) -> dict[str, float]:
@@ -72,11 +73,15 @@ def preview(
       mesh: of the run; all its hosts make the clips together.
       params: EMA parameters, as they lie on the mesh.
       tokenizer: of a generator.
-      clips: video uint8 [B, T, H, W, 3] and interval int32 [B].
+      clips: video uint8 [B, T, H, W, 3], or `mean` of its latents, decoded here, and interval int32 [B].
     """
-    real = clips['video']
-    rows = padded_rows(mesh, len(real))
-    video, interval = real[rows], clips['interval'][rows]
+    count = len(clips['interval'])
+    rows = padded_rows(mesh, count)
+    interval = clips['interval'][rows]
+    if 'video' in clips:
+        video = clips['video'][rows]
+    else:
+        video = whole(_decode(tokenizer, on_devices(batch_sharding(mesh), clips['mean'][rows])))
     if config.objective == 'autoencoder':
         made = _reconstruct(trained_tokenizer(config, params), on_devices(batch_sharding(mesh), video))
     else:
@@ -93,7 +98,7 @@ def preview(
             keys=clip_keys(config.seed, range(len(video))),
             sharding=batch_sharding(mesh),
         )
-    both = np.concatenate([real, whole(made)[: len(real)]], axis=2)
+    both = np.concatenate([video, whole(made)], axis=2)[:count]
     return np.concatenate(list(both), axis=2)
 
 
@@ -124,6 +129,11 @@ def export_tokenizer(config: Config, params: Any, folder: Path) -> None:
         'seed': config.seed,
     }
     save_tokenizer(tokenizer, folder, provenance)
+
+
+@jax.jit
+def _decode(tokenizer: Tokenizer, mean: jax.Array) -> jax.Array:
+    return to_uint8(tokenizer.decode(tokenizer.normalised(mean)))
 
 
 @jax.jit

@@ -18,12 +18,13 @@ from jax.sharding import Mesh
 
 from magi_jax.checkpoint import Checkpoints, latest_step, save_config
 from magi_jax.config import Config, ConfigError
+from magi_jax.data.latents import describe
 from magi_jax.data.pipeline import train_batches
 from magi_jax.objectives.api import make_objective
 from magi_jax.parallel import hosts
 from magi_jax.parallel.mesh import check_batch, make_mesh, put_batch
-from magi_jax.tokenizers.api import Tokenizer, create_tokenizer, fingerprint
-from magi_jax.tokenizers.folder import load_tokenizer
+from magi_jax.tokenizers.api import Tokenizer, fingerprint
+from magi_jax.tokenizers.folder import load_tokenizer, open_tokenizer
 from magi_jax.training import hooks
 from magi_jax.training.lowering import lower_train_step
 from magi_jax.training.metrics import MetricWriter
@@ -103,6 +104,7 @@ def prepare(config: Config, workdir: Path, console: Console) -> Run:
     mesh = make_mesh(config.mesh)
     check_batch(mesh, config.data.batch_size, config.optim.accumulate)
     tokenizer = _frozen_tokenizer(config, workdir)
+    _check_latents(config, tokenizer)
     objective = make_objective(config, tokenizer)
     optimizer = make_optimizer(config.optim, config.train.steps)
     factory = StateFactory(objective, optimizer, mesh)
@@ -130,13 +132,12 @@ def _frozen_tokenizer(config: Config, workdir: Path) -> Tokenizer | None:
     """The generator's tokenizer, kept in the work folder from the first start on: a run never changes its latents."""
     if config.objective == 'autoencoder':
         return None
-    if config.tokenizer.kind == 'identity':
-        return create_tokenizer(config.tokenizer, jax.random.key(0), config.data.height, config.data.width)
     kept = workdir / TOKENIZER_FOLDER
-    if not (kept.exists() or config.tokenizer.path):
-        raise ConfigError('tokenizer.path must name the tokenizer folder of a finished autoencoder run')
+    if config.tokenizer.kind == 'identity' or not kept.exists():
+        tokenizer = open_tokenizer(config.tokenizer, config.data.height, config.data.width)
+        if config.tokenizer.kind == 'identity':
+            return tokenizer
     if jax.process_index() == 0 and not kept.exists():
-        load_tokenizer(config.tokenizer.path)
         draft = kept.with_name(f'.{TOKENIZER_FOLDER}.draft')
         shutil.rmtree(draft, ignore_errors=True)
         shutil.copytree(config.tokenizer.path, draft)
@@ -146,6 +147,17 @@ def _frozen_tokenizer(config: Config, workdir: Path) -> Tokenizer | None:
     if path and Path(path).exists() and fingerprint(load_tokenizer(path)) != fingerprint(tokenizer):
         raise ConfigError(f'{workdir} was started with another tokenizer than {path}; use another --workdir')
     return tokenizer
+
+
+def _check_latents(config: Config, tokenizer: Tokenizer | None) -> None:
+    """Raises ConfigError if `config.data` names latents that are not those of this tokenizer."""
+    described, source = describe(config.data), config.data.source
+    if described is None:
+        return
+    if tokenizer is None:
+        raise ConfigError(f'{source} holds latents, an autoencoder is trained on videos: {described.source}')
+    if described.fingerprint != fingerprint(tokenizer):
+        raise ConfigError(f'{source} holds latents of another tokenizer, or with other statistics: encode again')
 
 
 def _compile(tokenizer: Tokenizer | None, config: Config, mesh: Mesh, console: Console) -> TrainStep:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, Sharding
 
 from magi_jax.config import Config
+from magi_jax.data.latents import batch_shapes
 from magi_jax.objectives.api import clip_shape, make_objective
 from magi_jax.parallel.layout import SAMPLING_SPECS, sampling_layout
 from magi_jax.parallel.mesh import batch_sharding, check_batch, replicated
@@ -31,14 +32,15 @@ def abstract_tokenizer(config: Config) -> Tokenizer | None:
 
 
 def abstract_batch(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a global batch on `mesh`: video uint8 [B, T, H, W, 3], interval and example int32 [B]."""
-    data, sharding = config.data, batch_sharding(mesh)
-    rows = {
-        'video': jax.ShapeDtypeStruct((data.batch_size, data.frames, data.height, data.width, 3), jnp.uint8),
-        'interval': jax.ShapeDtypeStruct((data.batch_size,), jnp.int32),
-        'example': jax.ShapeDtypeStruct((data.batch_size,), jnp.int32),
-    }
-    return place(rows, sharding)
+    """Shapes of a global batch on `mesh`: video uint8 [B, T, H, W, 3], interval and example int32 [B].
+
+    Where the data are latents, their moments [B, t, h, w, c] stand in the place of video.
+    """
+    data, number = config.data, ((), jnp.int32)
+    clip = batch_shapes(data) or {'video': ((data.frames, data.height, data.width, 3), jnp.uint8)}
+    rows = clip | {'interval': number, 'example': number}
+    shapes = {name: jax.ShapeDtypeStruct((data.batch_size, *shape), dtype) for name, (shape, dtype) in rows.items()}
+    return place(shapes, batch_sharding(mesh))
 
 
 def trace_train_step(config: Config, mesh: Mesh, tokenizer: Tokenizer | None) -> jax.stages.Traced:
@@ -75,14 +77,14 @@ def trace_next_frame(config: Config, mesh: Mesh, tokenizer: Tokenizer, clips: in
       ConfigError: clips, model and mesh do not fit.
     """
     check_batch(mesh, clips, 1)
-    shape = clip_shape(config, tokenizer)
+    shape, length = clip_shape(config, tokenizer), tokenizer.latent_frames(frames)
     sampler = VideoSampler(config, shape, sampling_layout(config.model, shape, mesh))
     params = nn.unbox(jax.eval_shape(make_objective(config, tokenizer).init, _key()))
     context = jax.ShapeDtypeStruct((clips, 0, shape.tokens, shape.token_width), jnp.float32)
     interval = jax.ShapeDtypeStruct((clips,), jnp.int32)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), clips))
     state = jax.eval_shape(
-        lambda params, *clip: sampler.start(params, clip[0], frames, *clip[1:]), params, context, interval, keys
+        lambda params, *clip: sampler.start(params, clip[0], length, *clip[1:]), params, context, interval, keys
     )
     return VideoSampler.next_frame.trace(sampler, place(params, replicated(mesh)), _place_state(state, mesh))
 
@@ -93,12 +95,15 @@ def lower_next_frame(config: Config, mesh: Mesh, tokenizer: Tokenizer, clips: in
 
 
 def encoder_flops(config: Config, tokenizer: Tokenizer | None) -> float:
-    """FLOPs of encoding one clip, by XLA's count of the uncompiled program: tokenizers have no loops. 0 without one."""
-    if tokenizer is None:
+    """FLOPs of encoding one clip, by XLA's count of the uncompiled program: tokenizers have no loops.
+
+    0 without a tokenizer, or where the data are latents.
+    """
+    if tokenizer is None or batch_shapes(config.data):
         return 0.0
     data = config.data
     clip = jax.ShapeDtypeStruct((1, data.frames, data.height, data.width, 3), jnp.float32)
-    encode = jax.jit(lambda tokenizer, video: tokenizer.encode(video))
+    encode = jax.jit(lambda tokenizer, video: tokenizer.encode(video, context=data.context_frames))
     return float(encode.lower(tokenizer, clip).cost_analysis().get('flops', 0.0))
 
 

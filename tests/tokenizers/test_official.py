@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from magi_jax.tokenizers.api import create_tokenizer, make_module
+from magi_jax.config import ConfigError
+from magi_jax.tokenizers.api import Tokenizer, create_tokenizer, make_module
 from magi_jax.tokenizers.convert import key_map
 from magi_jax.tokenizers.convert.published_file import LAYOUTS
 from magi_jax.tokenizers.published import PUBLISHED
@@ -96,3 +97,21 @@ def test_omni_latents_do_see_the_future():
     other[:, 1:] *= -1
     latents, changed = (_run('omni', 'encode', x)[0] for x in (clip, other))
     assert np.abs(latents[:, 0] - changed[:, 0]).max() > 0.1
+
+
+@pytest.mark.parametrize('kind', ['cosmos_cv4x8x8', 'omni'])
+def test_five_frames_alone_are_the_first_two_latents_only_where_time_is_causal(kind):
+    """Kinetics-600's context of five frames, cut out of 17: the same latents of cosmos, others of omni (A17)."""
+    config, shape = official.SMALL[kind]
+    tokenizer = Tokenizer(_params(kind), np.zeros(config.channels), np.ones(config.channels), config)
+    video = np.random.default_rng(8).uniform(-1, 1, (1, 17, *shape[2:])).astype(np.float32)
+    encode = jax.jit(lambda tokenizer, video, context: tokenizer.encode(video, context=context), static_argnums=2)
+    encode = functools.partial(encode, tokenizer)
+    whole, alone, mixed = encode(video, 0), encode(video[:, :5], 0), encode(video, 5)
+    assert whole.shape[1] == mixed.shape[1] == 5 and alone.shape[1] == 2
+    leak = np.abs(whole[:, :2] - alone).max()
+    assert leak < 1e-5 if kind == 'cosmos_cv4x8x8' else leak > 0.1
+    np.testing.assert_allclose(mixed[:, :2], alone, atol=1e-5)
+    np.testing.assert_allclose(mixed[:, 2:], whole[:, 2:], atol=1e-5)
+    with pytest.raises(ConfigError, match='takes 1 . 4k frames, not 4'):
+        encode(video, 4)

@@ -7,7 +7,7 @@ import fcntl
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from magi_jax.data.preparation.listing import Listing, Row, Skip
 from magi_jax.data.preparation.reencode import Prepared, Settings, Skipped, reencode_file, reencode_frames
 
 ShardReport = tuple[shards.Shard, dict[str, Any]]
+CheckRecords = Callable[[list[dict[str, Any]], Iterator[bytes], dict[str, Any]], list[str]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,11 +108,11 @@ def prepare(
     tasks = ((root, row, settings) for shard in todo for row in shard.rows)
     with contextlib.closing(workers.run_ordered(prepare_row, tasks, processes, timeout)) as results:
         for shard in todo:
-            with shards.ShardWriter(shard, plan['digest'], plan['labels']) as writer:
+            with shards.ShardWriter(shard, plan['digest'], prepared.make_features(plan['labels'])) as writer:
                 for row in shard.rows:
                     result = next(results)
                     if isinstance(result, Prepared):
-                        writer.add(row, result)
+                        writer.add(*_record(row, result, plan['labels']))
                         yield None
                     else:
                         skip = _skip(row, result, timeout)
@@ -156,23 +157,43 @@ def merge(name: str, data_dir: str, limits: Limits) -> Summary:
     plan, folder = read_plan(name, data_dir), prepared.dataset_folder(name, data_dir)
     (folder / prepared.SUMMARY).unlink(missing_ok=True)
     all_shards = shards.planned_shards(folder, plan)
-    reports = [_read_report(shard, plan) for shard in all_shards]
+    reports = [read_report(shard, plan) for shard in all_shards]
     skipped = [*plan['skipped'], *(skip for report in reports for skip in report['skipped'])]
     summary = _summarize(plan, list(zip(all_shards, reports)), skipped, limits)
     shards.write_text(folder / prepared.SKIPPED, ''.join(json.dumps(skip) + '\n' for skip in skipped))
     if summary.over_limit:
         return summary
-    _write_metadata(folder, plan, list(zip(all_shards, reports)))
+    write_metadata(folder, plan, list(zip(all_shards, reports)), prepared.make_features(plan['labels']))
     counts = dataclasses.asdict(summary) | {'plan': plan['digest'], 'settings': plan['settings']}
     shards.write_json(folder / prepared.SUMMARY, counts)
     return summary
 
 
-def check(name: str, data_dir: str, processes: int) -> Iterator[list[str]]:
+def check_videos(told: list[dict[str, Any]], records: Iterator[bytes], plan: dict[str, Any]) -> list[str]:
+    """What is wrong with the records of a shard: each is to be the video that its report tells.
+
+    Its last frame, for which all of its packets must be in place, must decode.
+    """
+    settings, features, found = Settings(**plan['settings']), prepared.make_features(plan['labels']), []
+    for each, record in zip(told, records, strict=True):
+        example = features.deserialize_example_np(record)
+        video = prepared.stored_video(example, settings.keyframe_interval)
+        if example['video_id'].decode() != each['id'] or len(video) != each['num_frames']:
+            found.append(f'{each["id"]} is not the video that the report tells')
+        elif len(video.stream) != video.sizes.sum():
+            found.append(f'{each["id"]} has {len(video.stream)} bytes, not {video.sizes.sum()}')
+        else:
+            try:
+                stored_video.read(video, [len(video) - 1], settings.height, settings.width)
+            except video_file.VideoError as error:
+                found.append(f'{each["id"]}: {error}')
+    return found
+
+
+def check(name: str, data_dir: str, processes: int, check_records: CheckRecords = check_videos) -> Iterator[list[str]]:
     """Reads a finished dataset again: what is wrong with each of its shards, in turn.
 
-    A shard's bytes must be those its report tells, each record must be a video of that report, and its last frames,
-    for which all of its packets must be in place, must decode.
+    A shard's bytes must be those its report tells, and `check_records(told, records, plan)` must find nothing.
 
     Raises:
       ConfigError: the dataset is not whole, or its counts do not agree.
@@ -181,45 +202,32 @@ def check(name: str, data_dir: str, processes: int) -> Iterator[list[str]]:
     if prepared.read_summary(name, data_dir)['plan'] != plan['digest']:
         raise ConfigError(f'{folder / prepared.SUMMARY} belongs to another plan; run launch.prepare_data again')
     all_shards = shards.planned_shards(folder, plan)
-    reports = [_read_report(shard, plan) for shard in all_shards]
+    reports = [read_report(shard, plan) for shard in all_shards]
     info = tfds.builder_from_directory(folder).info
     for split in plan['rows']:
         told = [len(report['videos']) for shard, report in zip(all_shards, reports) if shard.split == split]
         if list(info.splits[split].shard_lengths) != told:
             raise ConfigError(f'{folder}: the metadata of split {split} do not count what its reports do')
-    tasks = ((shard, report, plan) for shard, report in zip(all_shards, reports))
+    tasks = ((shard, report, plan, check_records) for shard, report in zip(all_shards, reports))
     for shard, result in zip(all_shards, workers.run_ordered(check_shard, tasks, processes, timeout=86400.0)):
         died = isinstance(result, workers.Died)
         yield [f'{shard.path.name}: {result.cause}'] if died else [f'{shard.path.name}: {line}' for line in result]
 
 
-def check_shard(task: tuple[shards.Shard, dict[str, Any], dict[str, Any]]) -> list[str]:
-    """(shard, its report, the plan) -> what is wrong with the shard."""
-    shard, report, plan = task
+def check_shard(task: tuple[shards.Shard, dict[str, Any], dict[str, Any], CheckRecords]) -> list[str]:
+    """(shard, its report, the plan, what checks the records) -> what is wrong with the shard."""
+    shard, report, plan, check_records = task
     if not shard.path.is_file():
         return ['there is no such file']
     if shards.file_digest(shard.path) != report['sha256']:
         return ['its bytes are not those that were written']
-    settings = Settings(**plan['settings'])
-    features = prepared.make_features(plan['labels'])
-    found = []
-    for told, record in zip(report['videos'], shards.read_records(shard.path), strict=True):
-        example = features.deserialize_example_np(record)
-        video = prepared.stored_video(example, settings.keyframe_interval)
-        if example['video_id'].decode() != told['id'] or len(video) != told['num_frames']:
-            found.append(f'{told["id"]} is not the video that the report tells')
-        elif len(video.stream) != video.sizes.sum():
-            found.append(f'{told["id"]} has {len(video.stream)} bytes, not {video.sizes.sum()}')
-        else:
-            try:
-                stored_video.read(video, [len(video) - 1], settings.height, settings.width)
-            except video_file.VideoError as error:
-                found.append(f'{told["id"]}: {error}')
-    return found
+    return check_records(report['videos'], shards.read_records(shard.path), plan)
 
 
-def _write_metadata(folder: pathlib.Path, plan: dict[str, Any], done: list[ShardReport]) -> None:
-    """What TFDS reads, and the lengths of the videos."""
+def write_metadata(
+    folder: pathlib.Path, plan: dict[str, Any], done: list[ShardReport], features: tfds.features.FeaturesDict
+) -> None:
+    """Writes what TFDS reads, and the lengths of the records, of shards that are whole, with their reports."""
     lengths = {
         shard.path.name: np.asarray([video['num_frames'] for video in report['videos']], np.int32)
         for shard, report in done
@@ -238,13 +246,23 @@ def _write_metadata(folder: pathlib.Path, plan: dict[str, Any], done: list[Shard
         )
     tfds.folder_dataset.write_metadata(
         data_dir=folder,
-        features=prepared.make_features(plan['labels']),
+        features=features,
         split_infos=splits,
         filename_template=template,
         version=prepared.VERSION,
         check_data=False,
-        description=f'{plan["dataset"]}, prepared by launch.prepare_data: {json.dumps(plan["settings"])}',
+        description=f'{plan["dataset"]}, made by magi_jax: {json.dumps(plan["settings"])}',
     )
+
+
+def _record(row: Row, result: Prepared, labels: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A video as an example of the dataset, and what the report tells of it."""
+    video, told = result.video, {'id': row.video_id, 'num_frames': len(result.video), 'fps': result.fps}
+    example = {'video': video.stream, 'packet_sizes': video.sizes, 'video_id': row.video_id}
+    example |= {'num_frames': len(video), 'fps': result.fps}
+    if labels:
+        example['label'] = -1 if row.label is None else labels.index(row.label)
+    return example, told | {'bytes': len(video.stream)}
 
 
 def _skip(row: Row, result: Skipped | workers.Died, timeout: float) -> Skip:
@@ -255,9 +273,14 @@ def _skip(row: Row, result: Skipped | workers.Died, timeout: float) -> Skip:
     return Skip(row.video_id, row.path, row.split, 'crashed', f'the process that decoded it {result.cause}')
 
 
-def _read_report(shard: shards.Shard, plan: dict[str, Any]) -> dict[str, Any]:
+def read_report(shard: shards.Shard, plan: dict[str, Any]) -> dict[str, Any]:
+    """The report of a shard that is whole.
+
+    Raises:
+      ConfigError: it is not there, or belongs to another plan.
+    """
     if not shard.is_done() or not shard.path.is_file():
-        raise ConfigError(f'{shard.path} is not there yet; prepare it, or copy the shards of all hosts to one folder')
+        raise ConfigError(f'{shard.path} is not there yet; make it, or copy the shards of all hosts to one folder')
     report = json.loads(shard.report.read_text())
     if report['plan'] != plan['digest']:
         raise ConfigError(f'{shard.path} was made from other files or settings than {prepared.PLAN} tells')

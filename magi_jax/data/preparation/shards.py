@@ -9,15 +9,14 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
-from magi_jax.data import prepared
 from magi_jax.data.preparation.listing import Listing, Row, Skip
-from magi_jax.data.preparation.reencode import Prepared, Settings
+from magi_jax.data.preparation.reencode import Settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,41 +67,24 @@ class ShardWriter:
     Use as a context manager: left without `commit`, nothing of it remains.
     """
 
-    def __init__(self, shard: Shard, plan_digest: str, labels: Sequence[str]):
-        self._shard, self._digest = shard, plan_digest
-        self._numbers = {label: number for number, label in enumerate(labels)}
-        self._features = prepared.make_features(list(labels))
+    def __init__(self, shard: Shard, plan_digest: str, features: tfds.features.FeaturesDict):
+        self._shard, self._digest, self._features = shard, plan_digest, features
         self._serializer = tfds.core.example_serializer.ExampleSerializer(self._features.get_serialized_info())
         self._partial = shard.path.with_name(f'.{shard.path.name}.partial')
-        self._videos: list[dict[str, Any]] = []
+        self._records: list[dict[str, Any]] = []
         self._skipped: list[Skip] = []
 
     def __enter__(self) -> 'ShardWriter':
-        # H.264 does not get smaller by compressing it again; one video a group is what random access wants.
+        # Neither H.264 nor latents get smaller by compression; one record a group is what random access wants.
         self._file = array_record_module.ArrayRecordWriter(str(self._partial), 'group_size:1,uncompressed')
         return self
 
-    def add(self, row: Row, result: Prepared) -> None:
-        example = {
-            'video': result.video.stream,
-            'packet_sizes': result.video.sizes,
-            'video_id': row.video_id,
-            'num_frames': len(result.video),
-            'fps': result.fps,
-        }
-        if self._numbers:
-            example['label'] = -1 if row.label is None else self._numbers[row.label]
+    def add(self, example: dict[str, Any], told: dict[str, Any]) -> None:
+        """Writes a record, of which the report tells id, num_frames, bytes and what else is in `told`."""
         # A protocol buffer's map has no order of its own: each process would write it in another one.
         message = self._serializer.get_tf_example(self._features.encode_example(example))
         self._file.write(message.SerializeToString(deterministic=True))
-        self._videos.append(
-            {
-                'id': row.video_id,
-                'num_frames': len(result.video),
-                'fps': result.fps,
-                'bytes': len(result.video.stream),
-            }
-        )
+        self._records.append(told)
 
     def skip(self, skip: Skip) -> None:
         self._skipped.append(skip)
@@ -110,12 +92,12 @@ class ShardWriter:
     def commit(self) -> None:
         """Raises OSError when what was written cannot be read back, as on a full disk."""
         self._file.close()
-        if count_records(self._partial) != len(self._videos):
+        if count_records(self._partial) != len(self._records):
             raise OSError(f'{self._shard.path} was not written whole; is there space on its disk?')
         report = {
             'plan': self._digest,
             'sha256': file_digest(self._partial),
-            'videos': self._videos,
+            'videos': self._records,
             'skipped': [dataclasses.asdict(skip) for skip in self._skipped],
         }
         with open(self._partial, 'rb') as file:

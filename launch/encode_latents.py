@@ -1,0 +1,109 @@
+"""Encodes the videos that a config trains on, once: training then reads latents in place of videos.
+
+python -m launch.encode_latents --config configs/magi_ucf101.py --dataset ucf101_sd
+python -m launch.train --config configs/magi_ucf101.py --config.data.source=ucf101_sd --workdir runs/ucf101/magi
+python -m launch.encode_latents --config configs/magi_ucf101.py --dataset ucf101_sd --check
+
+Videos, tokenizer, sizes and flips are those of the config. Of a frame-wise tokenizer every frame of a training video is
+kept, of a temporal one `--clips` clips. Runs on all devices; killed, it goes on. Several hosts share the work with
+`--coordinator ...` (or on a TPU slice), or each takes its `--shard i/n` and `--merge` makes a dataset of the parts.
+"""
+
+import dataclasses
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import config_flags
+from tqdm import tqdm
+
+from launch import console, distributed, parts
+from magi_jax.config import Config, ConfigError
+from magi_jax.data import prepared
+from magi_jax.data.latents import LatentSettings
+from magi_jax.data.preparation import dataset, encoding, shards
+from magi_jax.parallel import hosts
+from magi_jax.parallel.encoding import make_encoder
+from magi_jax.tokenizers.api import Tokenizer, fingerprint
+from magi_jax.tokenizers.folder import open_tokenizer, read_statistics
+
+CONFIG = config_flags.DEFINE_config_file('config', None, 'configs/NAME.py[:variant,runlocal]', lock_config=True)
+DATASET = flags.DEFINE_string('dataset', None, 'name of the new dataset')
+DATA_DIR = flags.DEFINE_string('data_dir', '', f'where datasets are kept; "" = {prepared.CACHE}')
+CLIPS = flags.DEFINE_integer('clips', 8, 'of a temporal tokenizer: clips of each training video', lower_bound=1)
+DTYPE = flags.DEFINE_enum('dtype', 'float32', ['float32', 'float16'], 'of the stored latents; float16 halves them')
+ROWS = flags.DEFINE_integer('rows', 4, 'clips that a device encodes at once', lower_bound=1)
+PER_SHARD = flags.DEFINE_integer('videos_per_shard', 128, 'videos of one file of the dataset', lower_bound=1)
+SHARD = flags.DEFINE_string('shard', '', 'i/n: encode the i-th (from 0) of n parts only, and do not merge')
+MERGE = flags.DEFINE_bool('merge', False, 'only merge what the parts have left')
+CHECK = flags.DEFINE_bool('check', False, 'only verify a finished dataset')
+
+
+def main() -> None:
+    """Encodes, merges or checks."""
+    name, data_dir = DATASET.value.strip('/'), DATA_DIR.value
+    if CHECK.value:
+        parts.check(name, data_dir, os.cpu_count(), encoding.check_latents)
+        return
+    if not MERGE.value:
+        if CONFIG.value is None:
+            raise ConfigError('give --config, which names videos and tokenizer; or --merge or --check')
+        _encode(name, data_dir, console.read_config(CONFIG))
+        hosts.meet('latents encoded')
+    if SHARD.value or not console.is_first():
+        return
+    summary, folder = encoding.merge(name, data_dir), prepared.dataset_folder(name, data_dir)
+    counts = ', '.join(f'{split} {count:,}' for split, count in summary['records'].items())
+    print(f'{counts} latent videos or clips, {summary["megabytes"]:,.1f} MB: {folder}')
+    print(f'train on them with --config.data.source={name} --config.data.path={data_dir or prepared.CACHE}')
+
+
+def _encode(name: str, data_dir: str, config: Config) -> None:
+    here = jax.process_index(), jax.process_count()
+    part, count = parts.read_part(SHARD.value) if SHARD.value else here
+    tokenizer = open_tokenizer(config.tokenizer, config.data.height, config.data.width)
+    job = encoding.make_job(name, data_dir, config.data, _settings(config, tokenizer), _told(config, tokenizer))
+    folder = prepared.dataset_folder(name, data_dir)
+    mine = shards.planned_shards(folder, job.plan)[part::count]
+    encode = make_encoder(tokenizer, config.data.context_frames)
+    rows = ROWS.value * jax.local_device_count()
+    with dataset.alone(folder, (part, count)):
+        todo = [shard for shard in mine if not shard.is_done()]
+        total, left = (sum(len(encoding.video_numbers(job, shard)) for shard in group) for group in (mine, todo))
+        bar = {'unit': 'video', 'dynamic_ncols': True, 'smoothing': 0.05, 'disable': not console.is_first()}
+        with tqdm(initial=total - left, total=total, **bar) as progress:
+            for shard in todo:
+                for _ in encoding.encode_shard(job, shard, encode, rows, config.data.threads):
+                    progress.update()
+    if SHARD.value:
+        print(f'part {part} of {count}: {len(mine)} shards are done')
+
+
+def _settings(config: Config, tokenizer: Tokenizer) -> LatentSettings:
+    data = config.data
+    known = {field.name for field in dataclasses.fields(LatentSettings)}
+    same = {name: value for name, value in dataclasses.asdict(data).items() if name in known}
+    return LatentSettings(
+        **same,
+        clips=0 if tokenizer.frame_wise else CLIPS.value,
+        seed=config.seed,
+        latent_shape=tokenizer.latent_shape(data.frames, data.height, data.width),
+        variance=tokenizer.has_variance,
+        dtype=DTYPE.value,
+        videos_per_shard=PER_SHARD.value,
+    )
+
+
+def _told(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Whose latents these are."""
+    mean, std = (np.asarray(x).tolist() for x in (tokenizer.latent_mean, tokenizer.latent_std))
+    told = {'fingerprint': fingerprint(tokenizer), 'config': dataclasses.asdict(tokenizer.config)}
+    provenance = read_statistics(config.tokenizer.path) if config.tokenizer.kind != 'identity' else {}
+    return told | {'statistics': {'mean': mean, 'std': std} | provenance}
+
+
+if __name__ == '__main__':
+    flags.mark_flag_as_required('dataset')
+    console.run(main, distributed.session())

@@ -1,0 +1,36 @@
+"""Measures the latents of a converted tokenizer whose authors tell no scale, on the training clips of a config.
+
+python -m launch.measure_statistics --config configs/magi_ucf101.py:cosmos [--clips 1024]
+
+Mean and standard deviation of each channel go into the folder that tokenizer.path names, with where they come from.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from absl import flags
+from ml_collections import config_flags
+from tqdm import tqdm
+
+from launch import console
+from magi_jax.training.latent_scale import measure_scale
+
+CONFIG = config_flags.DEFINE_config_file('config', None, 'configs/NAME.py[:variant,runlocal]', lock_config=True)
+CLIPS = flags.DEFINE_integer('clips', 1024, 'training clips to measure, rounded up to whole batches', lower_bound=1)
+
+
+def main() -> None:
+    """Measures, rewrites the folder and prints the numbers."""
+    config = console.read_config(CONFIG)
+    mean, std = measure_scale(config, CLIPS.value, _bar)
+    numbers = ', '.join(f'{name} {np.array2string(x, precision=4)}' for name, x in (('mean', mean), ('std', std)))
+    print(f'{config.tokenizer.path}: {numbers}')
+
+
+def _bar(videos: Iterator[np.ndarray], total: int) -> Iterator[np.ndarray]:
+    return tqdm(videos, total=total, unit='batch', dynamic_ncols=True)
+
+
+if __name__ == '__main__':
+    flags.mark_flag_as_required('config')
+    console.run(main)

@@ -1,0 +1,39 @@
+"""A tokenizer on all devices of this host, as a function of NumPy batches.
+
+R rows (clips), F frames, H W pixels, t latent frames, h w latent rows and columns, c channels.
+"""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from magi_jax.config import MeshConfig
+from magi_jax.parallel.mesh import BATCH_AXES, batch_sharding, make_mesh, replicated
+from magi_jax.tokenizers.api import Tokenizer
+from magi_jax.tokenizers.pixels import to_float
+
+
+def make_encoder(tokenizer: Tokenizer, context: int) -> Callable[[np.ndarray], tuple[jax.Array, jax.Array]]:
+    """A function from clips uint8 [R, F, H, W, 3] to their posterior mean and log variance [R, t, h, w, c].
+
+    Hosts work for themselves. It returns before the moments are computed; reading them waits.
+
+    Args:
+      tokenizer: its parameters are copied to every device.
+      context: so many first frames of a clip are encoded alone.
+
+    Raises:
+      ValueError: R is not a multiple of the devices of this host; of the function.
+    """
+    mesh = make_mesh(MeshConfig(), jax.local_devices())
+    whole, rows = PartitionSpec(), PartitionSpec(BATCH_AXES)
+
+    def moments(tokenizer: Tokenizer, video: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return tokenizer.moments(to_float(video), context)
+
+    # Not left to the compiler: where a device takes its rows in parts, each part must be its own rows.
+    encode = jax.jit(jax.shard_map(moments, mesh=mesh, in_specs=(whole, rows), out_specs=rows, check_vma=False))
+    tokenizer, sharding = jax.device_put(tokenizer, replicated(mesh)), batch_sharding(mesh)
+    return lambda video: encode(tokenizer, jax.device_put(video, sharding))
