@@ -1,14 +1,23 @@
 """MAGI on UCF-101 at 256 x 256: the paper's model and recipe (arXiv 2501.12389 §5.1, §A.3), for TPU slices.
 
+    python -m launch.prepare_data --dataset ucf101/split1 --source UCF-101 --height 256 --width 256
+    python -m launch.convert_weights --kind sd_vae --source diffusion_pytorch_model.safetensors --out tokenizers/sd_vae
+    python -m launch.encode_latents --config configs/magi_ucf101.py --dataset ucf101_sd_vae
     python -m launch.compile --config configs/magi_ucf101.py --topology v5e:4x4
-    python -m launch.train --config configs/magi_ucf101.py:autoencoder --workdir runs/ucf101/autoencoder
-    python -m launch.train --config configs/magi_ucf101.py --workdir runs/ucf101/magi
+    python -m launch.train --config configs/magi_ucf101.py --config.data.source=ucf101_sd_vae --workdir runs/ucf101/magi
 
-The first command needs no TPU and tells whether a slice is large enough. The videos are read from `data/ucf101`.
-20 blocks of width 1280, 16 frames, batch 128, learning rate 1e-4, 1400 passes over 13,320 videos. The paper encodes
-frames with the autoencoder of Stable Diffusion 1.4 (f8, 4 channels); here our own of the same shape, trained by
-`:autoencoder`, takes its place. `:heads128`: 10 heads of 128 values instead of 16 of 80. Neither was trained yet: there
-is no number to expect. `:runlocal` for a few steps on a CPU.
+20 blocks of width 1280, 16 frames, batch 128, learning rate 1e-4, 1400 passes over all 13,320 videos of both splits
+(A19: the paper says over 13,000), in the latents of Stable Diffusion 1.4 (f8, 4 channels). Without the third command
+the tokenizer runs in every step. `launch.compile` needs no TPU and tells whether a slice is large enough.
+
+`:cosmos`: 17 frames as 5 latent frames of Cosmos CV4x8x8 (16 channels), whose scale is measured before:
+`python -m launch.measure_statistics --config configs/magi_ucf101.py:cosmos`. `:own`: our own framewise autoencoder of
+the shape of Stable Diffusion's, trained by `:autoencoder`, where no published weights are at hand. `:heads128`: 10
+heads of 128 values instead of 16 of 80.
+
+To reach, unconditional FVD of 2,048 videos at 256 x 256 (the paper's table 3): 420.6, `:cosmos` 297.8. 7.7e20 FLOPs of
+the model, `:cosmos` 2.4e20: at 40 % of the peak rate (assumed, not measured) 170 and 53 hours on a v5e:4x4, or 68 and
+21 hours on 8 H200. Not trained yet. `:runlocal` for a few steps on a CPU.
 
 As it stands for 16 chips of v5e; `:v6e` and `:v5p` for 16 of those, `:v5e256` for v5e:16x16.
 """
@@ -18,9 +27,9 @@ from ml_collections import ConfigDict
 from magi_jax.config import ConfigError, default
 
 # Slice -> what its chips keep for the backward pass, and of how many clips at once: by `launch.compile`, what computes
-# least again of what fits.
+# least again of what fits, with `:own`.
 SLICES = {'v5e': ('named', 2), 'v6e': ('dots', 2), 'v5p': ('dots', 4), 'v5e256': ('dots', 1)}
-VARIANTS = ('autoencoder', 'heads128', 'v6e', 'v5p', 'v5e256')
+VARIANTS = ('cosmos', 'own', 'autoencoder', 'heads128', *SLICES)
 
 
 def get_config(arg: str = '') -> ConfigDict:
@@ -28,19 +37,26 @@ def get_config(arg: str = '') -> ConfigDict:
     if unknown := set(names) - {*VARIANTS, 'runlocal'}:
         raise ConfigError(f'no variant {sorted(unknown)}; there are: {", ".join(VARIANTS)}, runlocal')
     config = default()
-    config.data.source = 'video_folder'
-    config.data.path = 'data/ucf101'
+    config.data.source = 'ucf101/split1'
+    config.data.train_split, config.data.eval_split = 'train+test', 'test'
     config.data.height = config.data.width = 256
     config.data.threads = 16
-    config.tokenizer.path = 'runs/ucf101/autoencoder/tokenizer'
+    config.tokenizer.kind = 'sd_vae'
+    config.tokenizer.path = 'tokenizers/sd_vae'
     config.tokenizer.width = 128
-    config.tokenizer.encoder_blocks = 2
-    config.tokenizer.decoder_blocks = 4
     config.optim.learning_rate = 1e-4
     config.train.steps = 145_688
     fit_slice(config, next((name for name in names if name in SLICES), 'v5e'))
     if 'heads128' in names:
         config.model.heads = 10
+    if 'cosmos' in names:
+        config.data.frames = 17
+        config.tokenizer.kind = 'cosmos_cv4x8x8'
+        config.tokenizer.path = 'tokenizers/cosmos_cv4x8x8'
+        config.tokenizer.channels = 16
+    if 'own' in names or 'autoencoder' in names:
+        config.tokenizer.path = 'runs/ucf101/autoencoder/tokenizer'
+        use_own_tokenizer(config)
     if 'autoencoder' in names:
         train_autoencoder(config)
     if 'runlocal' in names:
@@ -55,6 +71,14 @@ def fit_slice(config: ConfigDict, name: str) -> None:
     # fsdp lies along one axis of the torus: a wider one turns scattered gradients into all-reduces.
     config.mesh.data, config.mesh.fsdp = -1, 16 if chips == 256 else 4
     config.mesh.sequence = max(1, chips // config.data.batch_size)
+
+
+def use_own_tokenizer(config: ConfigDict) -> None:
+    config.data.frames, config.data.context_frames = 16, 0
+    config.tokenizer.kind = 'autoencoder_kl'
+    config.tokenizer.width = 128
+    config.tokenizer.encoder_blocks = 2
+    config.tokenizer.decoder_blocks = 4
 
 
 def train_autoencoder(config: ConfigDict) -> None:
@@ -72,6 +96,7 @@ def train_autoencoder(config: ConfigDict) -> None:
 
 def run_locally(config: ConfigDict) -> None:
     config.data.source, config.data.path, config.data.threads = 'bouncing_objects/shapes', '', 2
+    config.data.train_split, config.data.eval_split, config.data.context_frames = 'train', 'validation', 0
     config.data.height = config.data.width = 64
     config.data.frames, config.data.max_interval, config.data.batch_size = min(config.data.frames, 4), 2, 8
     config.tokenizer.width = 16

@@ -1,0 +1,43 @@
+"""MAGI on your own videos, sized as the quickstart: what `launch.prepare_data` made of a folder, at 64 x 64.
+
+    python -m launch.prepare_data --dataset my_videos --source FOLDER
+    python -m launch.train --config configs/own_videos.py:autoencoder --workdir runs/own/autoencoder
+    python -m launch.encode_latents --config configs/own_videos.py --dataset my_latents
+    python -m launch.train --config configs/own_videos.py --config.data.source=my_latents --workdir runs/own/magi
+    python -m launch.sample --workdir runs/own/magi --frames 64 --context clip.mp4 --context_frames 5 --out runs/own/new
+
+Half an hour on 2 CPU cores; what comes of it depends on the videos. With an accelerator, raise `model.width`,
+`model.blocks`, `data.batch_size` and `data.height` = `data.width`. `:runlocal` for a few steps.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import quickstart, quickstart_autoencoder
+from magi_jax.config import ConfigError
+
+VARIANTS = ('autoencoder',)
+
+
+def get_config(arg: str = '') -> ConfigDict:
+    names = [name for name in arg.split(',') if name]
+    if unknown := set(names) - {*VARIANTS, 'runlocal'}:
+        raise ConfigError(f'no variant {sorted(unknown)}; there are: {", ".join(VARIANTS)}, runlocal')
+    config = (quickstart_autoencoder if 'autoencoder' in names else quickstart).get_config()
+    config.data.source = 'my_videos'
+    config.data.flip_horizontal = True
+    config.data.flip_vertical = False
+    config.masking.posterior_noise = True
+    if 'autoencoder' not in names:
+        config.tokenizer.path = 'runs/own/autoencoder/tokenizer'
+        config.data.max_interval = 4
+    if 'runlocal' in names:
+        config.tokenizer.width = 8
+        config.model.width, config.model.blocks, config.model.mlp_width, config.model.head.width = 16, 2, 32, 16
+        config.data.frames = min(config.data.frames, 4)
+        config.data.batch_size = 8
+        config.sampler.keep_frames = config.sampler.mask_steps = 2
+        config.sampler.denoise_steps = 4
+        config.train.steps = 4
+        config.train.log_every = 1
+        config.train.eval_every = config.train.sample_every = config.train.checkpoint_every = 2
+    return config
