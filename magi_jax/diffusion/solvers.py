@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from magi_jax.diffusion.gaussian import Prediction, clipped_clean, reverse_step
 from magi_jax.diffusion.schedule import Process
 
-Denoiser = Callable[[jax.Array, jax.Array], jax.Array]  # (x [..., C], timestep int32 [...]) -> output [..., 2C]
+# (x [..., C], timestep int32, of as many axes as x but the last, each of size 1) -> output [..., 2C]
+Denoiser = Callable[[jax.Array, jax.Array], jax.Array]
 NoiseSource = Callable[[jax.Array], jax.Array]  # step index i int32 scalar (S for the start) -> N(0, 1) [..., C]
 
 
@@ -29,15 +30,15 @@ def ancestral_sample(
     x0_clip: float = jnp.inf,
 ) -> jax.Array:
     """DDPM ancestral sampling: x_{i-1} = mean + [i > 0] temperature exp(logvar / 2) noise -> x_0 [..., C] float32."""
+    noise = jax.vmap(noise_source)(jnp.arange(process.steps + 1))  # at once: in the loop it is many tiny operations
 
     def step(x: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
-        index = jnp.full(x.shape[:-1], i)
+        index = jnp.full((1,) * (x.ndim - 1), i)
         output = denoiser(x, process.timestep[index])
         mean, log_variance = reverse_step(process, prediction, output, x, index, x0_clip)
-        return mean + (i > 0) * temperature * jnp.exp(0.5 * log_variance) * noise_source(i), None
+        return mean + (i > 0) * temperature * jnp.exp(0.5 * log_variance) * noise[i], None
 
-    start = noise_source(jnp.asarray(process.steps))
-    return jax.lax.scan(step, start, jnp.arange(process.steps)[::-1])[0]
+    return jax.lax.scan(step, noise[-1], jnp.arange(process.steps)[::-1])[0]
 
 
 def ode_sample(
@@ -70,7 +71,7 @@ def ode_sample(
 
     def step(carry: tuple[jax.Array, jax.Array], i: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
         x, before = carry
-        index = jnp.full(x.shape[:-1], i)
+        index = jnp.full((1,) * (x.ndim - 1), i)
         clean = clipped_clean(process, prediction, denoiser(x, process.timestep[index]), x, index, x0_clip)[0]
         target = clean + weights[i] * (clean - before)
         signal = jnp.where(i > 0, process.sqrt_abar[i - 1], 1.0)

@@ -13,16 +13,18 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from magi_jax.config import ModelConfig, Remat
-from magi_jax.layers.attention import attention_weights, weighted_values
+from magi_jax.layers.cached_attention import cached_attention
 from magi_jax.layers.dropout import ClipDropout, Draws, TokenDropout, drop, dropped_gelu
+from magi_jax.layers.kv_cache import KVCache
 from magi_jax.layers.layout import GATHERED, WHOLE, Layout
-from magi_jax.layers.linear import Linear, gelu, layer_norm
+from magi_jax.layers.linear import MATRICES, Linear, gelu, layer_norm
 from magi_jax.layers.self_attention import DENOMINATOR, self_attention
 from magi_jax.layers.site_tiles import SiteTiles, site_tiles
 
 Array = jax.Array
 policies = jax.checkpoint_policies
 KeysValues = tuple[Array, Array]
+Past = tuple[KVCache, Array]  # earlier frames, and the number of the block that reads its part of them
 
 SPATIAL, TEMPORAL = 0, 1  # layers of a block, and within a layer the purposes of dropout:
 WEIGHTS, ATTENDED, HIDDEN, MLP_OUT = range(4)
@@ -66,7 +68,7 @@ class Mlp(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over one axis, with optional cached keys and values in front of the own ones."""
+    """Multi-head self-attention over one axis, with optional cached frames in front of the own rows."""
 
     config: ModelConfig
     axis: Literal['space', 'time']
@@ -74,27 +76,24 @@ class Attention(nn.Module):
     layout: Layout = WHOLE
 
     @nn.compact
-    def __call__(self, x: Array, mask: Array | None, cached: KeysValues | None, dropout: TokenDropout | None) -> Any:
-        """x [B,r,n,D], mask [R,S] | None, cached [B,F,n,D] each | None -> (output [B,r,n,D], own (k, v) [B,r,n,D])."""
+    def __call__(self, x: Array, mask: Array | None, past: Past | None, dropout: TokenDropout | None) -> Any:
+        """x [B,r,n,D], mask [R,S] | None -> (output [B,r,n,D], own (k, v) [B,r,n,D]). No dropout behind a past."""
         width, heads = self.config.width // self.layout.splits, self.config.heads // self.layout.splits
         tiles = None
-        if self.axis == 'time' and cached is None:
+        if self.axis == 'time' and past is None:
             tiles = site_tiles(*x.shape[1:3], self.layout.lanes)
             x, mask = tiles.pack(x), tiles.mask(mask)
         q, own_k, own_v = Linear((3, width), ('embed', None, 'heads'), self.dtype, name='qkv')(x)
-        k, v = own_k, own_v
-        if self.axis == 'space':
-            k, v = self.layout.all_sites(k), self.layout.all_sites(v)
-        if cached is not None:
-            k = jnp.concatenate([cached[0].astype(k.dtype), k], axis=1)
-            v = jnp.concatenate([cached[1].astype(v.dtype), v], axis=1)
-        q, k, v = (einops.rearrange(t, 'b r n (h d) -> b r n h d', h=heads) for t in (q, k, v))
-        if cached is not None:
-            x = weighted_values(attention_weights(q, k, mask, self.axis), v, self.axis)
+        if past is not None:
+            x = cached_attention(q, own_k, own_v, *past, mask, heads)
         else:
+            k, v = own_k, own_v
+            if self.axis == 'space':
+                k, v = self.layout.all_sites(k), self.layout.all_sites(v)
+            q, k, v = (einops.rearrange(t, 'b r n (h d) -> b r n h d', h=heads) for t in (q, k, v))
             rate = 0.0 if dropout is None else dropout.rate
             x = self_attention(q, k, v, mask, self._draws(tiles, k.shape[2], dropout), rate)
-        x = einops.rearrange(x, 'b r n h d -> b r n (h d)')
+            x = einops.rearrange(x, 'b r n h d -> b r n (h d)')
         x = Linear(self.config.width, ('heads', 'embed'), self.dtype, total=self.layout.sum_splits, name='out')(x)
         if tiles is not None:
             x, own_k, own_v = (tiles.unpack(t) for t in (x, own_k, own_v))
@@ -123,7 +122,7 @@ class Block(nn.Module):
     def __call__(
         self,
         x: Array,
-        cached: KeysValues | None,
+        cache: KVCache | None,
         number: Array,
         mask: Array,
         conditioning: Array | None,
@@ -133,7 +132,7 @@ class Block(nn.Module):
 
         Args:
           x: [B, r, N, D] float32 residual stream (N of whole frames in training, n when sampling).
-          cached: keys and values [B, F, n, D] of earlier frames at this depth, or None.
+          cache: earlier frames, all blocks' parts of them, or None.
           number: int32, of this block.
           mask: bool [R, F + R], which key rows a row may see in the temporal layer.
           conditioning: [B, r, N or 1, D] added before the layers (A11), or None.
@@ -158,7 +157,8 @@ class Block(nn.Module):
             x = x + checkpoint_name(mlp(layer_norm('spatial_mlp_norm')(x), spatial_dropout), SUBLAYER)
         x = layout.to_sites(x)
         attention = Attention(config, 'time', self.dtype, layout, name='temporal_attention')
-        y, keys_values = attention(layer_norm('temporal_norm')(x), mask, cached, temporal_dropout)
+        past = None if cache is None else (cache, number)
+        y, keys_values = attention(layer_norm('temporal_norm')(x), mask, past, temporal_dropout)
         x = x + checkpoint_name(y, SUBLAYER)
         mlp = Mlp(config, self.dtype, layout, name='temporal_mlp')
         x = x + mlp(layer_norm('temporal_mlp_norm')(x), temporal_dropout)
@@ -175,9 +175,9 @@ class Trunk(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, cached: KeysValues | None, mask: Array, conditioning: Array | None, dropout: ClipDropout | None
+        self, x: Array, cache: KVCache | None, mask: Array, conditioning: Array | None, dropout: ClipDropout | None
     ) -> tuple[Array, KeysValues]:
-        """As `Block`, with cached and returned keys and values stacked over depth: [L, B, F or R, n, D]."""
+        """As `Block`, the returned keys and values stacked over depth: [L, B, R, n, D]."""
         body = Block
         if self.layout is not WHOLE:
             body = nn.map_variables(body, 'params', trans_in_fn=self._gather, mutable=False)
@@ -185,14 +185,14 @@ class Trunk(nn.Module):
             body = nn.remat(body, prevent_cse=False, policy=POLICIES[self.remat])
         stack = nn.scan(
             body,
-            variable_axes={'params': 0},
+            variable_axes={'params': 0, MATRICES: 0},
             split_rngs={'params': True},
-            in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast),
+            in_axes=(nn.broadcast, 0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=self.config.blocks,
             metadata_params={nn.PARTITION_NAME: 'layers'},
         )
         blocks = stack(self.config, self.dtype, self.layout, name='blocks')
-        return blocks(x, cached, jnp.arange(self.config.blocks), mask, conditioning, dropout)
+        return blocks(x, cache, jnp.arange(self.config.blocks), mask, conditioning, dropout)
 
     def _gather(self, variables: dict[str, Any]) -> dict[str, Any]:
         return {'params': self.layout.gather_block(variables['params'])}

@@ -10,8 +10,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 LAYER_NORM_EPS = 1e-6
+MATRICES = 'matrices'  # collection of kernels that `prepare` made
 
 
 def xavier_uniform(features: int) -> nn.initializers.Initializer:
@@ -46,14 +48,20 @@ class Linear(nn.Module):
         The products of a fused kernel stay apart: cut from one product, each would be copied on a TPU.
         """
         features = (self.features,) if isinstance(self.features, int) else self.features
-        kernel_init = self.kernel_init or xavier_uniform(len(features))
         bias_init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
-        shape = (x.shape[-1], *features)
-        kernel = self.param('kernel', nn.with_logical_partitioning(kernel_init, self.axes), shape).astype(self.dtype)
+        matrices = self._matrices((x.shape[-1], *features))
         bias = self.param('bias', bias_init, features).astype(self.dtype)
         if len(features) == 1:
-            return self._product(x, kernel, bias)
-        return tuple(self._product(x, kernel[:, index], bias[index]) for index in range(features[0]))
+            return self._product(x, matrices[0], bias)
+        return tuple(self._product(x, matrix, bias[index]) for index, matrix in enumerate(matrices))
+
+    def _matrices(self, shape: tuple[int, ...]) -> list[jax.Array]:
+        """The kernel in the dtype of the product, [D, F] for each output."""
+        if self.has_variable(MATRICES, 'kernel'):
+            return list(self.get_variable(MATRICES, 'kernel'))
+        kernel_init = self.kernel_init or xavier_uniform(len(shape) - 1)
+        kernel = self.param('kernel', nn.with_logical_partitioning(kernel_init, self.axes), shape).astype(self.dtype)
+        return [kernel] if len(shape) == 2 else [kernel[:, index] for index in range(shape[1])]
 
     def _product(self, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
         y = x.reshape(-1, x.shape[-1]).astype(self.dtype) @ kernel
@@ -61,6 +69,27 @@ class Linear(nn.Module):
             y = self.total(y)
         # The bias goes to the reshaped product: on the merged one it would keep a TPU from writing it as it is needed.
         return y.reshape(*x.shape[:-1], -1) + jnp.expand_dims(bias, tuple(range(x.ndim - 1)))
+
+
+def prepare(params: dict[str, Any], stacked: str, dtype: Any) -> dict[str, Any]:
+    """Parameters -> variables for many passes, with the kernels as products take them: cast, a matrix for each output.
+
+    Cutting [D, 3, D] kernels in every pass was a sixth of a sampled frame: the cuts lie otherwise on a TPU.
+
+    Args:
+      params: of a network.
+      stacked: parameters below this name have an axis of layers in front.
+      dtype: of the products.
+    """
+    kept, matrices = {}, {}
+    for path, leaf in flatten_dict(params).items():
+        if path[-1] == 'kernel':
+            inputs = int(stacked in path)  # axis of the inputs
+            outputs = leaf.astype(dtype).reshape(*leaf.shape[: inputs + 1], -1, leaf.shape[-1])
+            matrices[path] = jnp.moveaxis(outputs, inputs + 1, inputs)
+        else:
+            kept[path] = leaf
+    return {'params': unflatten_dict(kept), MATRICES: unflatten_dict(matrices)}
 
 
 @functools.partial(jax.checkpoint, prevent_cse=False)

@@ -12,10 +12,12 @@ import jax.numpy as jnp
 from magi_jax.config import HeadConfig
 from magi_jax.layers.linear import Linear, layer_norm
 
+Array = jax.Array
+
 TIMESTEP_CHANNELS = 256
 
 
-def timestep_embedding(t: jax.Array) -> jax.Array:
+def timestep_embedding(t: Array) -> Array:
     """int [...] -> float32 [..., 256]: cosines then sines of t / 10000^(k/128)."""
     half = TIMESTEP_CHANNELS // 2
     frequency = 10000.0 ** (-jnp.arange(half) / half)
@@ -29,39 +31,70 @@ class ResidualBlock(nn.Module):
     width: int
     dtype: Any
 
-    @nn.compact
-    def __call__(self, x: jax.Array, condition: jax.Array) -> jax.Array:
+    def setup(self) -> None:
         zeros = nn.initializers.zeros
-        modulation = Linear(3 * self.width, ('embed', None), self.dtype, zeros, name='modulation')(nn.silu(condition))
-        shift, scale, gate = jnp.split(modulation, 3, axis=-1)
-        h = layer_norm('norm')(x) * (1 + scale) + shift
-        h = nn.silu(Linear(self.width, ('embed', None), self.dtype, name='up')(h))
-        return x + gate * Linear(self.width, (None, 'embed'), self.dtype, name='down')(h)
+        self.modulation = Linear(3 * self.width, ('embed', None), self.dtype, zeros)
+        self.norm = layer_norm('norm')
+        self.up = Linear(self.width, ('embed', None), self.dtype)
+        self.down = Linear(self.width, (None, 'embed'), self.dtype)
+
+    def __call__(self, x: Array, shift: Array, scale: Array, gate: Array) -> Array:
+        """All [..., W]; the last three from `modulation` of the activated condition."""
+        h = self.norm(x) * (1 + scale) + shift
+        return x + gate * self.down(nn.silu(self.up(h)))
 
 
 class DiffusionHead(nn.Module):
-    """(noisy token, timestep, trunk output) -> (prediction | variance logits). Outputs zeros at initialisation."""
+    """(noisy token, timestep, trunk output) -> (prediction | variance logits). Outputs zeros at initialisation.
+
+    Most of the work does not depend on the noisy token. A sampler does it ahead: `embed_time` once for all tokens,
+    `condition` once a token, `modulate` for many timesteps at once; training calls the module.
+    """
 
     config: HeadConfig
     token_width: int
     dtype: Any
 
-    @nn.compact
-    def __call__(self, x: jax.Array, t: jax.Array, z: jax.Array) -> jax.Array:
-        """x [..., C], t int [...], z [..., D] -> float32 [..., 2C]."""
+    def setup(self) -> None:
         width, dtype = self.config.width, self.dtype
         small, zeros = nn.initializers.normal(0.02), nn.initializers.zeros
-        time = Linear(width, ('timestep', 'embed'), dtype, small, name='time_in')(timestep_embedding(t))
-        time = Linear(width, (None, 'embed'), dtype, small, name='time_out')(nn.silu(time))
-        condition = time + Linear(width, (None, 'embed'), dtype, name='condition')(z)
-        h = Linear(width, ('token', 'embed'), dtype, name='token_in')(x)
-        for index in range(self.config.blocks):
-            h = ResidualBlock(width, dtype, name=f'block_{index}')(h, condition)
-        modulation = Linear(2 * width, ('embed', None), dtype, zeros, name='final_modulation')(nn.silu(condition))
-        shift, scale = jnp.split(modulation, 2, axis=-1)
-        h = layer_norm('final_norm', affine=False)(h) * (1 + scale) + shift
-        output = Linear(2 * self.token_width, ('embed', 'token'), dtype, zeros, name='final')(h)
+        self.time_in = Linear(width, ('timestep', 'embed'), dtype, small)
+        self.time_out = Linear(width, (None, 'embed'), dtype, small)
+        self.condition_in = Linear(width, (None, 'embed'), dtype, name='condition')
+        self.token_in = Linear(width, ('token', 'embed'), dtype)
+        self.blocks = [ResidualBlock(width, dtype, name=f'block_{index}') for index in range(self.config.blocks)]
+        self.final_modulation = Linear(2 * width, ('embed', None), dtype, zeros)
+        self.final_norm = layer_norm('final_norm', affine=False)
+        self.final = Linear(2 * self.token_width, ('embed', 'token'), dtype, zeros)
         if self.config.readout:
-            readout = Linear(self.token_width, (None, 'token'), dtype, zeros, name='readout')(z)
-            output += jnp.pad(readout, [(0, 0)] * (z.ndim - 1) + [(0, self.token_width)])
+            self.readout = Linear(self.token_width, (None, 'token'), dtype, zeros)
+
+    def __call__(self, x: Array, t: Array, z: Array) -> Array:
+        """x [..., C], t int [...], z [..., D] (sizes of 1 stand for all) -> float32 [..., 2C]."""
+        condition, readout = self.condition(z)
+        return self.denoise(x, self.modulate(self.embed_time(t), condition), readout)
+
+    def embed_time(self, t: Array) -> Array:
+        """int [...] -> [..., W]."""
+        return self.time_out(nn.silu(self.time_in(timestep_embedding(t))))
+
+    def condition(self, z: Array) -> tuple[Array, Array | None]:
+        """z [..., D] -> [..., W] that joins the time, and what is added to the prediction [..., C] (with `readout`)."""
+        return self.condition_in(z), self.readout(z) if self.config.readout else None
+
+    def modulate(self, time: Array, condition: Array) -> list[list[Array]]:
+        """[..., W] each, broadcast -> [..., W]: shift, scale, gate of every block, shift, scale of the final layer."""
+        activated = nn.silu(time + condition)
+        layers = [*(block.modulation for block in self.blocks), self.final_modulation]
+        return [jnp.split(layer(activated), layer.features // self.config.width, axis=-1) for layer in layers]
+
+    def denoise(self, x: Array, modulations: list[list[Array]], readout: Array | None) -> Array:
+        """x [..., C] -> float32 [..., 2C]."""
+        h = self.token_in(x)
+        for block, modulation in zip(self.blocks, modulations):
+            h = block(h, *modulation)
+        shift, scale = modulations[-1]
+        output = self.final(self.final_norm(h) * (1 + scale) + shift)
+        if readout is not None:
+            output += jnp.pad(readout, [(0, 0)] * (readout.ndim - 1) + [(0, self.token_width)])
         return output.astype(jnp.float32)

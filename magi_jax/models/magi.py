@@ -170,7 +170,7 @@ class Magi(nn.Module):
             visible = jnp.zeros(tokens.shape[:3], bool)
         x, conditioning = self._embed(tokens, visible, interval, level, positions)
         mask = cached_causal(tokens.shape[1], cache.capacity, cache.length)
-        return self.trunk(self.layout.own_sites(x, 2), (cache.k, cache.v), mask, conditioning, None)[1]
+        return self.trunk(self.layout.own_sites(x, 2), _past(cache), mask, conditioning, None)[1]
 
     def predict(self, tokens: Array, mask: Array, interval: Array, position: Array, cache: KVCache) -> Array:
         """The condition for the hidden tokens of one new frame behind the cached ones.
@@ -188,7 +188,7 @@ class Magi(nn.Module):
         level, positions = jnp.zeros((tokens.shape[0], 1), jnp.int32), position[None]
         x, conditioning = self._embed(tokens[:, None], mask[:, None], interval, level, positions)
         rows = cached_causal(1, cache.capacity, cache.length)
-        x, _ = self.trunk(self.layout.own_sites(x, 2), (cache.k, cache.v), rows, conditioning, None)
+        x, _ = self.trunk(self.layout.own_sites(x, 2), _past(cache), rows, conditioning, None)
         return self._condition(self.layout.all_sites(x), positions)[:, 0]
 
     def _embed(
@@ -229,3 +229,7 @@ class Magi(nn.Module):
         if self.config.head.position_table == 'per_frame':
             table = read_table(self.head_table, positions)
         return self.output_norm(x[:, :, : self.shape.tokens]) + table[None]
+
+
+def _past(cache: KVCache) -> KVCache | None:
+    return cache if cache.capacity else None

@@ -4,7 +4,6 @@ Dimension key: B clips, N tokens of a frame, C token width, D width, K mask step
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 
 import jax
@@ -25,12 +24,12 @@ class FrameNetworks:
 
     Attributes:
       condition: (tokens [B, N, C], mask bool [B, N]) -> z [B, N, D].
-      denoise: (x [B, R, C], timestep int32 [B, R], z [B, R, D]) -> output [B, R, 2C].
+      denoiser: z [B, R, D] -> the denoiser of these tokens; called once for all their denoise steps.
       blind: as `condition`, without what came before the frame: guidance leads away from it. None: no guidance.
     """
 
     condition: Callable[[Array, Array], Array]
-    denoise: Callable[[Array, Array, Array], Array]
+    denoiser: Callable[[Array], Denoiser]
     blind: Callable[[Array, Array], Array] | None = None
 
 
@@ -78,11 +77,13 @@ def sample_frame(networks: FrameNetworks, recipe: RevealRecipe, clip_keys: Array
         index, (first, count) = step
         chosen = jax.lax.dynamic_slice_in_dim(order, first, bucket, axis=1)
         z = jnp.take_along_axis(networks.condition(values, mask), chosen[..., None], axis=1)
-        denoiser = functools.partial(networks.denoise, z=z)
-        if networks.blind is not None:
+        if networks.blind is None:
+            denoiser = networks.denoiser(z)
+        else:
             blind_z = jnp.take_along_axis(networks.blind(values, mask), chosen[..., None], axis=1)
             revealed = 1.0 if recipe.guidance_schedule == 'constant' else (tokens - first) / tokens
-            denoiser = _guided(networks.denoise, z, blind_z, 1 + (recipe.guidance - 1) * revealed)
+            both = networks.denoiser(jnp.concatenate([z, blind_z]))
+            denoiser = _guided(both, 1 + (recipe.guidance - 1) * revealed)
         step_keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(clip_keys)
         drawn = _draw_tokens(denoiser, recipe, step_keys, (bucket, width))
         target = jnp.where(jnp.arange(bucket)[None] < count, chosen, tokens)
@@ -103,12 +104,14 @@ def _draw_tokens(denoiser: Denoiser, recipe: RevealRecipe, keys: Array, shape: t
     return solve(denoiser, noise, recipe.process, recipe.prediction, recipe.temperature, recipe.x0_clip)
 
 
-def _guided(denoise: Callable[[Array, Array, Array], Array], z: Array, blind_z: Array, weight: Array) -> Denoiser:
-    """The denoiser led away from what `blind_z` suggests; both in one pass, for a step's time is mostly latency."""
-    both = jnp.concatenate([z, blind_z])
+def _guided(denoiser: Denoiser, weight: Array) -> Denoiser:
+    """The denoiser led away from what the blind conditions suggest.
 
-    def denoiser(x: Array, t: Array) -> Array:
-        output, blind = jnp.split(denoise(jnp.concatenate([x, x]), jnp.concatenate([t, t]), both), 2)
+    `denoiser` is of both, [seeing, blind] clips: one pass, for a step's time is mostly latency.
+    """
+
+    def guided(x: Array, t: Array) -> Array:
+        output, blind = jnp.split(denoiser(jnp.concatenate([x, x]), t), 2)
         return guided_output(output, blind, weight)
 
-    return denoiser
+    return guided

@@ -15,11 +15,13 @@ from magi_jax.config import Config, ConfigError
 from magi_jax.diffusion.schedule import respaced_process
 from magi_jax.layers.kv_cache import KVCache, append, empty_cache
 from magi_jax.layers.layout import CLIPS, COPIED, WHOLE, Layout
+from magi_jax.layers.linear import prepare
 from magi_jax.layers.positions import stretched_positions
 from magi_jax.models.diffusion_head import DiffusionHead
 from magi_jax.models.magi import ClipShape, Magi, frame_sites
 from magi_jax.sampling.masked_frame import FrameNetworks, RevealRecipe, sample_frame
 from magi_jax.sampling.state import STATE_LAYOUT, VideoState
+from magi_jax.sampling.token_denoiser import token_denoiser
 
 Array = jax.Array
 Params = dict[str, Any]
@@ -108,7 +110,7 @@ class VideoSampler:
             cache = self._empty_cache(window.shape[0], window.shape[1])
             frame = jnp.asarray(frame, jnp.int32)
             state = VideoState(cache, window, positions, interval, clip_keys, frame, context=frame)
-            return self._read_window(params, state, filled)
+            return self._read_window(self._prepare(params['trunk']), state, filled, window.shape[1])
 
         inputs = (COPIED, CLIPS, COPIED, CLIPS, CLIPS, COPIED, COPIED)
         whole = self.layout.over_devices(prefill, inputs, STATE_LAYOUT)
@@ -120,29 +122,33 @@ class VideoSampler:
         return self.layout.over_devices(self._next_frame, (COPIED, STATE_LAYOUT), (STATE_LAYOUT, CLIPS))(params, state)
 
     def _next_frame(self, params: Params, state: VideoState) -> tuple[VideoState, Array]:
+        trunk = self._prepare(params['trunk'])
         full = state.cache.length == state.cache.capacity
-        state = jax.lax.cond(full, functools.partial(self._slide, params), lambda s: s, state)
-        position = state.positions[state.cache.length]
+        state = jax.lax.cond(full, functools.partial(self._slide, trunk), lambda s: s, state)
+        position, recipe = state.positions[state.cache.length], self._recipe(state)
 
         def condition(cache: KVCache, tokens: Array, mask: Array) -> Array:
-            variables = {'params': params['trunk']}
-            return self.trunk.apply(variables, tokens, mask, state.interval, position, cache, method=Magi.predict)
+            return self.trunk.apply(trunk, tokens, mask, state.interval, position, cache, method=Magi.predict)
 
         blind = functools.partial(condition, self._empty_cache(state.window.shape[0], 0))
         networks = FrameNetworks(
             condition=functools.partial(condition, state.cache),
-            denoise=lambda x, t, z: self.head.apply({'params': params['head']}, x, t, z),
+            denoiser=functools.partial(token_denoiser, self.head, params['head'], recipe.process),
             blind=None if self.config.sampler.guidance == 1 else blind,
         )
         keys = jax.vmap(jax.random.fold_in, (0, None))(state.clip_keys, state.frame)
-        tokens = sample_frame(networks, self._recipe(state), keys, (self.shape.tokens, self.shape.token_width))
-        return self._commit(params, state, tokens, position), tokens
+        tokens = sample_frame(networks, recipe, keys, (self.shape.tokens, self.shape.token_width))
+        return self._commit(trunk, state, tokens, position), tokens
 
     def frames(self, params: Params, state: VideoState, count: int) -> Iterator[Array]:
         """Yields the clean tokens [B, N, C] of `count` new frames as they are dispatched. Donates `state`."""
         for _ in range(count):
             state, tokens = self.next_frame(params, state)
             yield tokens
+
+    def _prepare(self, trunk: Params) -> Params:
+        """Parameters -> the trunk's variables as the methods below take them."""
+        return prepare(trunk, 'blocks', self.trunk.dtype)
 
     def _recipe(self, state: VideoState) -> RevealRecipe:
         sampler, head = self.config.sampler, self.config.model.head
@@ -179,29 +185,27 @@ class VideoSampler:
         noise = jax.vmap(jax.vmap(frame_noise, (None, 0)), (0, None))(noise_key, numbers)
         return tokens + masking.noise_std[sampler.context_level] * noise
 
-    def _observe(self, params: Params, tokens: Array, positions: Array, interval: Array, cache: Any) -> Any:
+    def _observe(self, trunk: Params, tokens: Array, positions: Array, interval: Array, cache: Any) -> Any:
         level = jnp.full(tokens.shape[:2], self.config.sampler.context_level, jnp.int32)
-        return self.trunk.apply(
-            {'params': params['trunk']}, tokens, level, interval, positions, cache, method=Magi.observe
-        )
+        return self.trunk.apply(trunk, tokens, level, interval, positions, cache, method=Magi.observe)
 
-    def _commit(self, params: Params, state: VideoState, tokens: Array, position: Array) -> VideoState:
+    def _commit(self, trunk: Params, state: VideoState, tokens: Array, position: Array) -> VideoState:
         """Encodes the finished frame as an observation and appends its keys and values."""
         observed = self._observed(tokens[:, None], state.frame[None], state.clip_keys)
-        k, v = self._observe(params, observed, position[None], state.interval, state.cache)
+        k, v = self._observe(trunk, observed, position[None], state.interval, state.cache)
         window = jax.lax.dynamic_update_slice_in_dim(state.window, observed, state.cache.length, axis=1)
         return state.replace(cache=append(state.cache, k, v, 1), window=window, frame=state.frame + 1)
 
-    def _slide(self, params: Params, state: VideoState) -> VideoState:
+    def _slide(self, trunk: Params, state: VideoState) -> VideoState:
         """Restarts a full window from its last `keep_frames` frames: positions stay inside the trained ones."""
-        keep = self.config.sampler.keep_frames
+        keep = min(max(self.config.sampler.keep_frames, 1), state.window.shape[1])  # any number is fine until it slides
         window = jnp.roll(state.window, keep, axis=1)
-        return self._read_window(params, state.replace(window=window), keep)
+        return self._read_window(trunk, state.replace(window=window), keep, keep)
 
-    def _read_window(self, params: Params, state: VideoState, filled: Array | int) -> VideoState:
-        """Fills the cache with the first `filled` frames of the window in one causal pass."""
+    def _read_window(self, trunk: Params, state: VideoState, filled: Array | int, rows: int) -> VideoState:
+        """Fills the cache with the first `filled` <= `rows` frames of the window, by one causal pass over `rows`."""
         clips, slots = state.window.shape[:2]
         nothing = self._empty_cache(clips, 0)
-        k, v = self._observe(params, state.window, state.positions, state.interval, nothing)
+        k, v = self._observe(trunk, state.window[:, :rows], state.positions[:rows], state.interval, nothing)
         cache = self._empty_cache(clips, slots)
         return state.replace(cache=append(cache, k, v, filled))

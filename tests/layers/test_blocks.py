@@ -101,8 +101,9 @@ def test_remat_changes_nothing(params, remat):
     assert plain == pytest.approx(float(rematted), rel=1e-6)
     for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(rematted_gradient)):
         np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(a).max()))
-    assert 'remat' in str(jax.make_jaxpr(lambda p: loss(p, remat))(params))
-    assert 'remat' not in str(jax.make_jaxpr(lambda p: loss(p, 'none'))(params))
+    # More than GELU's slope is computed again.
+    counts = [str(jax.make_jaxpr(lambda p, r=r: loss(p, r))(params)).count('remat2[') for r in ('none', remat)]
+    assert counts[0] < counts[1]
 
 
 def test_mlp_in_the_temporal_layer_only():

@@ -25,9 +25,9 @@ def _book_keeper(tokens, mask):
     return jnp.stack(columns, axis=-1).astype(jnp.float32)
 
 
-def _write_condition(x, t, z):
+def _write_condition(z):
     """A clean-token head that answers z itself: what is drawn tells when it was drawn."""
-    return jnp.concatenate([z, -jnp.ones_like(z)], axis=-1)
+    return lambda x, t: jnp.concatenate([z, -jnp.ones_like(z)], axis=-1)
 
 
 @pytest.mark.parametrize('mask_steps', [1, 3, 7, 20])
@@ -56,17 +56,17 @@ def test_orders_are_random_and_belong_to_the_clip():
 
 
 def test_temperature_scales_the_noise_and_the_clip_bounds_the_tokens():
-    def large(x, t, z):
+    def large(x, t):
         return jnp.concatenate([jnp.full_like(x, 50.0), jnp.zeros_like(x)], axis=-1)
 
     def sample(denoise, **settings):
-        networks = FrameNetworks(_book_keeper, denoise)
+        networks = FrameNetworks(_book_keeper, lambda z: denoise)
         return jax.jit(lambda: sample_frame(networks, _recipe(2, **settings), KEYS, (TOKENS, WIDTH)))()
 
     np.testing.assert_allclose(sample(large, x0_clip=1.5), 1.5, rtol=1e-5)
     np.testing.assert_allclose(sample(large, x0_clip=np.inf), 50.0, rtol=1e-5)
 
-    def echo(x, t, z):  # a network that believes its input: the noise of earlier steps stays visible
+    def echo(x, t):  # a network that believes its input: the noise of earlier steps stays visible
         return jnp.concatenate([x, jnp.zeros_like(x)], axis=-1)
 
     cold, warm = (sample(echo, temperature=t, x0_clip=np.inf) for t in (0.0, 1.0))

@@ -1,0 +1,56 @@
+"""Attention of new frames to cached ones, along the frames of each site.
+
+Dimension key: B clips, R new rows (frames), S key rows, F cache slots, N sites (tokens of a frame), H heads, D width of
+all heads.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from magi_jax.layers.kv_cache import KVCache
+
+
+def cached_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, cache: KVCache, block: jax.Array, mask: jax.Array, heads: int
+) -> jax.Array:
+    """Attention along the frames of a site over cached frames and new ones, without joining the two in memory.
+
+    Heads stay merged: what a query shares with a key is multiplied value by value and summed over each head by a
+    product with a 0/1 matrix. Splitting D into heads of 80 would move the whole cache to other lanes of a TPU.
+
+    Args:
+      q: [B, R, N, D] of the new frames.
+      k: the same.
+      v: the same.
+      cache: of the earlier ones.
+      block: int32, whose keys and values are meant.
+      mask: bool [R, F + R] of allowed pairs.
+      heads: H.
+
+    Returns:
+      [B, R, N, D].
+    """
+    width, dtype = q.shape[-1], q.dtype
+    of_head = jnp.repeat(jnp.eye(heads, dtype=dtype), width // heads, axis=0)  # [D, H]
+    q = q * (width // heads) ** -0.5
+
+    def scores(keys: jax.Array) -> jax.Array:  # [B, S, N, D] -> [B, R, S, N, H]
+        shared = q[:, :, None] * keys[:, None].astype(dtype)
+        return jnp.einsum('brsnd,dh->brsnh', shared, of_head, preferred_element_type=jnp.float32)
+
+    def summed(weights: jax.Array, values: jax.Array) -> jax.Array:  # [B, R, S, N, H], [B, S, N, D] -> [B, R, N, D]
+        spread = jnp.einsum('brsnh,dh->brsnd', weights, of_head, preferred_element_type=jnp.float32)
+        return jnp.sum(spread * values[:, None], axis=2)
+
+    def score_slots(first: jax.Array, slots: int, filled: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(filled, scores(cache.keys(block, first, slots)), first, axis=2)
+
+    def sum_slots(first: jax.Array, slots: int, total: jax.Array) -> jax.Array:
+        part = jax.lax.dynamic_slice_in_dim(weights, first, slots, axis=2)
+        return total + summed(part, cache.values(block, first, slots))
+
+    rows = jnp.zeros((*q.shape[:2], cache.capacity, q.shape[2], heads), jnp.float32)
+    rows = jnp.concatenate([cache.over_filled(score_slots, rows), scores(k)], axis=2)
+    rows = jnp.where(jnp.expand_dims(mask, (0, 3, 4)), rows, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(rows, axis=2).astype(dtype)
+    return cache.over_filled(sum_slots, summed(weights[:, :, cache.capacity :], v)).astype(dtype)
