@@ -11,6 +11,7 @@ from magi_jax.training.metrics import read_metrics
 from tests.data import video_kinds
 from tests.launch.commands import assert_one_line, module, run
 
+pytestmark = pytest.mark.slow
 CONFIG = 'configs/own_videos.py:'
 
 
