@@ -50,7 +50,8 @@ class Convolution(nn.Module):
         x = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
         x = jnp.concatenate([x[:, tap : tap + frames] for tap in range(3)], axis=-1)
         x = rearrange(x, 'b t h w c -> (b t) h w c')
-        x = nn.Conv(self.features, (3, 3), self.strides, use_bias=False, precision='highest', name='planes')(x)
+        init = nn.initializers.he_normal()
+        x = nn.Conv(self.features, (3, 3), self.strides, kernel_init=init, precision='highest', name='planes')(x)
         return rearrange(x, '(b t) h w c -> b t h w c', b=clips)
 
 
@@ -60,11 +61,10 @@ class Classifier(nn.Module):
     kind: str  # of FACTORS
 
     def setup(self) -> None:
-        self.first = nn.Dense(48, use_bias=False, precision='highest')
+        # No norms: they would take away how large an object is, which tells its shape.
+        self.first = nn.Dense(48, kernel_init=nn.initializers.he_normal(), precision='highest')
         self.second = Convolution(WIDTH, (2, 2))
         self.third = Convolution(WIDTH, (1, 1))
-        # An epsilon that empty patches, whose activations are small, are not blown up to the size of others by.
-        self.norms = [nn.LayerNorm(epsilon=1e-2, use_fast_variance=False) for _ in range(3)]
         self.heads = {
             factor: nn.Dense(units * classes, precision='highest')
             for factor, (units, classes) in FACTORS[self.kind].items()
@@ -74,8 +74,8 @@ class Classifier(nn.Module):
         """uint8 [B,T,H,W,3] -> float32 [B,S,F], the penultimate layer of every time slot; their mean is the clip's."""
         x = rearrange(video, 'b t (h py) (w px) c -> b t h w (py px c)', py=PATCH, px=PATCH)
         x = _every_other_cube(x).astype(jnp.float32) / 255
-        for layer, norm in zip((self.first, self.second, self.third), self.norms, strict=True):
-            x = nn.relu(norm(layer(x)))
+        for layer in (self.first, self.second, self.third):
+            x = nn.relu(layer(x))
         return reduce(x, 'b s h w f -> b s f', 'mean')
 
     def __call__(self, video: jax.Array) -> dict[str, jax.Array]:
