@@ -162,27 +162,6 @@ class Generator:
 def _reconstruct(tokenizer: Tokenizer, video: jax.Array) -> jax.Array:
     return to_uint8(tokenizer.decode(tokenizer.encode(to_float(video))))
 
-    def reconstruct(self, video: np.ndarray) -> np.ndarray:
-        """What the tokenizer keeps of videos: as good as the samples of this run can be.
-
-        Shared among the devices of all hosts, all of which must make the same call.
-
-        Args:
-          video: uint8 [B, T, H, W, 3], of a length and size that the tokenizer takes (else ConfigError).
-
-        Returns:
-          uint8 [B, T, H, W, 3].
-        """
-        mesh = _mesh()
-        rows = padded_rows(mesh, video.shape[0])
-        made = _reconstruct(everywhere(mesh, self.tokenizer), on_devices(batch_sharding(mesh), video[rows]))
-        return whole(made)[: video.shape[0]]
-
-
-@jax.jit
-def _reconstruct(tokenizer: Tokenizer, video: jax.Array) -> jax.Array:
-    return to_uint8(tokenizer.decode(tokenizer.encode(to_float(video))))
-
 
 def load(workdir: str) -> Generator:
     """The newest checkpoint of a training run's folder.
