@@ -68,7 +68,7 @@ def test_devices_that_share_a_clip_see_what_one_sees(kind, monkeypatch):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), one, shared)
 
 
-@pytest.mark.parametrize('context', [0, 5])
+@pytest.mark.parametrize('context', [pytest.param(0, marks=pytest.mark.slow), 5])
 def test_loss_of_moments_is_that_of_their_video(context, monkeypatch):
     """The same draws, of means and variances that were computed before, with the context encoded alone."""
     config, tokenizer = _config('toy'), _tokenizer('toy', monkeypatch)
