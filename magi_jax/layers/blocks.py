@@ -29,8 +29,8 @@ Past = tuple[KVCache, Array]  # earlier frames, and the number of the block that
 SPATIAL, TEMPORAL = 0, 1  # layers of a block, and within a layer the purposes of dropout:
 WEIGHTS, ATTENDED, HIDDEN, MLP_OUT = range(4)
 SUBLAYER, BLOCK_INPUT = 'sublayer', 'block_input'  # names that remat policies speak of
-# Config train.remat -> what the forward pass keeps for the backward pass, from most memory to least. Whole weights,
-# gathered from other devices, are never kept.
+# Config train.remat -> what the forward pass keeps for the backward pass, from most memory to least. Weights that were
+# gathered from other devices are gathered again; only 'none' keeps them, from before they bear their name.
 POLICIES = {
     'none': policies.save_anything_except_these_names(GATHERED),
     'dots': policies.save_from_both_policies(  # products with weights

@@ -9,9 +9,15 @@ import re
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec as P
 
 from magi_jax.config import MeshConfig
+from magi_jax.layers.blocks import POLICIES
+from magi_jax.layers.layout import GATHERED
+from magi_jax.parallel.layout import _gather
 from magi_jax.parallel.mesh import make_mesh
 from magi_jax.training.lowering import abstract_tokenizer, lower_train_step
 from tests.training.test_mesh import QUICK, _config, _parts
@@ -42,6 +48,25 @@ def program():
     """HLO of the train step over frames and sites, compiled for the virtual devices."""
     config, mesh = _config(), make_mesh(STRATEGIES['fsdp_sequence'])
     return lower_train_step(config, mesh, abstract_tokenizer(config)).compile(compiler_options=QUICK).as_text()
+
+
+@pytest.mark.parametrize('remat', [remat for remat in POLICIES if remat != 'none'])
+def test_whole_weights_are_not_kept(remat):
+    """What the backward pass of a product with a gathered matrix keeps: its shard and the input, no whole matrix."""
+    mesh = make_mesh(MeshConfig(data=1, fsdp=8))
+    whole, rows = jnp.ones((16, 24)), jnp.ones((5, 16))
+
+    def kept(shard, rows):
+        def product(shard, rows):
+            return jnp.sin(rows @ checkpoint_name(_gather(shard, ((0, 'fsdp'),), jnp.float32), GATHERED))
+
+        backward = jax.vjp(jax.checkpoint(product, policy=POLICIES[remat]), shard, rows)[1]
+        sizes.extend(x.size for x in jax.tree.leaves(backward))
+        return shard
+
+    sizes = []
+    jax.eval_shape(jax.shard_map(kept, mesh=mesh, in_specs=(P('fsdp'), P()), out_specs=P('fsdp')), whole, rows)
+    assert sizes and whole.size not in sizes and whole.size // 8 in sizes
 
 
 def shapes(program, operation):
