@@ -85,7 +85,7 @@ class Attention(nn.Module):
             x, mask = tiles.pack(x), tiles.mask(mask)
         q, own_k, own_v = Linear((3, width), ('embed', None, 'heads'), self.dtype, name='qkv')(x)
         if past is not None:
-            x = cached_attention(q, own_k, own_v, *past, mask, heads)
+            x = cached_attention(q, own_k, own_v, *past, mask, heads, merged=self.layout.lanes > 1)
         else:
             k, v = own_k, own_v
             if self.axis == 'space':

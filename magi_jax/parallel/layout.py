@@ -195,7 +195,7 @@ def training_layout(objective: Objective, config: Config, mesh: Mesh) -> Trainin
     return TrainingLayout(
         parts=mesh.shape[SEQUENCE],
         splits=mesh.shape[SPLIT],
-        lanes=TPU_LANES if mesh.devices.flat[0].platform == 'tpu' else 1,
+        lanes=_lanes(mesh),
         mesh=mesh,
         specs=parameter_specs(mesh, boxed),
         stacked=jax.tree.map(_is_stacked, boxed, is_leaf=_is_boxed),
@@ -205,7 +205,12 @@ def training_layout(objective: Objective, config: Config, mesh: Mesh) -> Trainin
 
 def sampling_layout(config: ModelConfig, shape: ClipShape, mesh: Mesh) -> SamplingLayout:
     """How videos of a model are sampled on `mesh`."""
-    return SamplingLayout(parts=mesh.shape[SEQUENCE], mesh=mesh, sites=frame_sites(config, shape))
+    sites = frame_sites(config, shape)
+    return SamplingLayout(parts=mesh.shape[SEQUENCE], lanes=_lanes(mesh), mesh=mesh, sites=sites)
+
+
+def _lanes(mesh: Mesh) -> int:
+    return TPU_LANES if mesh.devices.flat[0].platform == 'tpu' else 1
 
 
 def _is_boxed(leaf: Any) -> bool:

@@ -17,8 +17,9 @@ def _textbook(q, k, v, mask, heads):
     return out.reshape(*out.shape[:-2], -1)
 
 
+@pytest.mark.parametrize('merged', [False, True])
 @pytest.mark.parametrize(('slots', 'lengths'), [(5, (0, 3, 5)), (3 * SLOTS_AT_ONCE, (0, 1, 16, 17, 33, 48))])
-def test_cached_attention_is_attention_over_old_and_new_frames(slots, lengths):
+def test_cached_attention_is_attention_over_old_and_new_frames(slots, lengths, merged):
     """Of a long window only the parts that hold frames are read: what lies beyond is no number here."""
     clips, rows, sites, heads, width, block = 2, 2, 7, 3, 15, 1
     keys = jax.random.split(jax.random.key(0), 5)
@@ -28,7 +29,7 @@ def test_cached_attention_is_attention_over_old_and_new_frames(slots, lengths):
     @jax.jit
     def attend(k_cache, v_cache, length):
         mask = cached_causal(rows, slots, length)
-        return cached_attention(q, k, v, KVCache(k_cache, v_cache, length), jnp.int32(block), mask, heads)
+        return cached_attention(q, k, v, KVCache(k_cache, v_cache, length), jnp.int32(block), mask, heads, merged)
 
     for length in lengths:
         joined = [jnp.concatenate([old[block, :, :length], new], axis=1) for old, new in ((old_k, k), (old_v, v))]
@@ -39,11 +40,12 @@ def test_cached_attention_is_attention_over_old_and_new_frames(slots, lengths):
         np.testing.assert_allclose(out, expected, atol=1e-5)
 
 
-def test_softmax_stays_in_float32():
+@pytest.mark.parametrize('merged', [False, True])
+def test_softmax_stays_in_float32(merged):
     """301 equal keys share 1: summed in bfloat16 the normaliser would stop growing at 256."""
     cache = KVCache(*jnp.zeros((2, 1, 1, 300, 1, 8), jnp.bfloat16), jnp.int32(300))
     cache = cache.replace(v=jnp.ones_like(cache.v))
     q = jnp.zeros((1, 1, 1, 8), jnp.bfloat16)
-    out = cached_attention(q, q, q, cache, jnp.int32(0), jnp.ones((1, 301), bool), 1)
+    out = cached_attention(q, q, q, cache, jnp.int32(0), jnp.ones((1, 301), bool), 1, merged)
     assert out.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.float32(out), 300 / 301, rtol=8e-3)
