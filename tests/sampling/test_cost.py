@@ -10,6 +10,7 @@ from configs.magi_ucf101 import get_config
 from magi_jax.config import MeshConfig, from_config_dict
 from magi_jax.models.flops import frame_flops, head_flops
 from magi_jax.objectives.api import clip_shape
+from magi_jax.parallel import layout
 from magi_jax.parallel.mesh import make_mesh
 from magi_jax.training.lowering import abstract_tokenizer, trace_next_frame
 
@@ -22,10 +23,13 @@ def config():
     return from_config_dict(get_config())
 
 
-@pytest.fixture(scope='module')
-def frame(config):
+@pytest.fixture(scope='module', params=[1, layout.TPU_LANES], ids=['heads split', 'heads merged'])
+def frame(config, request):
+    """The program of CPUs and that of TPUs."""
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    return trace_next_frame(config, mesh, abstract_tokenizer(config), CLIPS, frames=16).jaxpr.jaxpr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layout, '_lanes', lambda mesh: request.param)
+        return trace_next_frame(config, mesh, abstract_tokenizer(config), CLIPS, frames=16).jaxpr.jaxpr
 
 
 def executed(jaxpr, times=1):
@@ -58,7 +62,7 @@ def test_one_trunk_pass_a_mask_step_and_one_to_commit(config, frame):
 
 
 def test_flops_of_a_frame_are_the_least_there_are(config, frame):
-    """Beyond it: mask steps share one number of revealed tokens, heads are summed by a product with a 0/1 matrix."""
+    """Beyond it: mask steps share one number of revealed tokens; merged heads are summed by a product with 0 and 1."""
     flops = sum(
         times * _flops(equation) for equation, times in executed(frame) if equation.primitive.name == 'dot_general'
     )
