@@ -21,6 +21,7 @@ from magi_jax.checkpoint import Checkpoints, load_config
 from magi_jax.config import Config, ConfigError, MeshConfig, SamplerConfig
 from magi_jax.objectives.api import clip_shape, make_objective
 from magi_jax.parallel.hosts import everywhere, on_devices, padded_rows, whole
+from magi_jax.parallel.layout import sampling_layout
 from magi_jax.parallel.mesh import batch_sharding, make_mesh, replicated
 from magi_jax.sampling.stream import clip_keys, sample_clips, stream_clips
 from magi_jax.sampling.video import VideoSampler
@@ -128,9 +129,9 @@ class Generator:
         mesh, numbers = _mesh(), np.arange(len(context)) if numbers is None else np.asarray(numbers)
         if numbers.shape != context.shape[:1]:
             raise ConfigError(f'{len(numbers)} numbers of videos do not belong to {len(context)} contexts')
-        rows = padded_rows(mesh, len(context))
+        rows, shape = padded_rows(mesh, len(context)), clip_shape(self.config, self.tokenizer)
         inputs = {
-            'sampler': VideoSampler(self.config, clip_shape(self.config, self.tokenizer)),
+            'sampler': VideoSampler(self.config, shape, sampling_layout(self.config.model, shape, mesh)),
             'params': self.params,
             'tokenizer': everywhere(mesh, self.tokenizer),
             'context': context[rows],
