@@ -31,9 +31,9 @@ FOLDER = pathlib.Path(__file__).with_name('weights')
 # What there is to tell: factor -> (units, classes). Each unit of a factor has its own answer, for every time slot.
 FACTORS = {
     # of every palette colour: its object (0: none, then SHAPES), whether it moves right, whether it moves down
-    'shapes': {'object': (6, 4), 'rightward': (6, 2), 'downward': (6, 2), 'interval': (1, 2)},
+    'shapes': {'object': (4, 4), 'rightward': (4, 2), 'downward': (4, 2), 'interval': (1, 2), 'sharp': (1, 2)},
     # of every digit: how often it is there; of both digits together: how many move right, how many down
-    'digits': {'object': (10, 3), 'rightward': (1, 3), 'downward': (1, 3), 'interval': (1, 2)},
+    'digits': {'object': (10, 3), 'rightward': (1, 3), 'downward': (1, 3), 'interval': (1, 2), 'sharp': (1, 2)},
 }
 
 

@@ -3,21 +3,26 @@
 Dimension key: B clips, T frames, S time slots, O object slots, H W pixels, U units of a factor, P palette colours.
 """
 
+import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from scipy.ndimage import gaussian_filter
 
 from magi_jax.data.builders import bouncing_objects as bouncing
 from magi_jax.data.transforms import clip_indices
 from magi_jax.evaluation.classifier import FACTORS, FRAMES, SLOT_FRAMES, Classifier
 
 INTERVALS = (1, 2)  # frames between two frames of a clip; classes of the factor `interval`
+BLURRED = 0.25  # part of the clips
+BLUR = {'sharp': (0.0, 0.8), 'blurred': (1.1, 1.8)}  # standard deviation, pixels
+NOISE = 6.0  # at most, standard deviation, of 255; like the softest sharp edges, what a tokenizer may do unpunished
 VIDEO_FRAMES = 96  # of a video that clips are cut from
 UNDECIDED = 0.3  # pixels a frame: an object slower than that along an axis, or turning, has no direction there
 NO_LABEL = -1
@@ -26,8 +31,29 @@ SIDE = bouncing.SIDE
 Labels = dict[str, np.ndarray]  # factor -> int [S,U], NO_LABEL where there is nothing to tell
 
 
-def draw_clips(kind: str, split: str, videos: Sequence[int], per_video: int, seed: int) -> Iterator[tuple[Any, ...]]:
-    """Clips uint8 [T,H,W,3] with centres [T,O,2], labels [O], colours [O] and the index into INTERVALS, in order."""
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """Frames with all that is known of them.
+
+    Attributes:
+      frames: uint8 [T,H,W,3].
+      centres: of each object, pixels, [T,O,2].
+      labels: of each object, -1 where there is none, int [O].
+      colours: index into the palette, or -1, int [O].
+      interval: index into INTERVALS.
+      sharp: whether it is hardly blurred.
+    """
+
+    frames: np.ndarray
+    centres: np.ndarray
+    labels: np.ndarray
+    colours: np.ndarray
+    interval: int
+    sharp: bool
+
+
+def draw_clips(kind: str, split: str, videos: Iterable[int], per_video: int, seed: int) -> Iterator[Clip]:
+    """Clips of videos of these numbers, in order."""
     for number in videos:
         video = bouncing.make_video(kind, split, number, VIDEO_FRAMES)
         rng = np.random.default_rng([seed, number])
@@ -35,23 +61,35 @@ def draw_clips(kind: str, split: str, videos: Sequence[int], per_video: int, see
             chosen = int(rng.integers(len(INTERVALS)))
             start = rng.integers(VIDEO_FRAMES - (FRAMES - 1) * INTERVALS[chosen])
             indices = clip_indices(start, FRAMES, INTERVALS[chosen])
-            yield video['frames'][indices], video['centres'][indices], video['labels'], video['colours'], chosen
+            sharp = rng.random() >= BLURRED
+            frames = _spoil(rng, video['frames'][indices], sharp)
+            yield Clip(frames, video['centres'][indices], video['labels'], video['colours'], chosen, sharp)
 
 
-def label(kind: str, centres: np.ndarray, labels: np.ndarray, colours: np.ndarray, chosen: int) -> Labels:
-    """The answers for a clip; arguments as `draw_clips` yields them."""
+def _spoil(rng: np.random.Generator, video: np.ndarray, sharp: bool) -> np.ndarray:
+    """uint8 [T,H,W,3] with a blur of the frames, by a Gaussian, and noise, both of random strength."""
+    std = rng.uniform(*BLUR['sharp' if sharp else 'blurred'])
+    blurred = gaussian_filter(video.astype(np.float32), (0, std, std, 0))
+    noise = rng.uniform(0, NOISE) * rng.standard_normal(video.shape, np.float32)
+    return np.clip(np.rint(blurred + noise), 0, 255).astype(np.uint8)
+
+
+def label(kind: str, clip: Clip) -> Labels:
+    """The answers for a clip."""
     slots = FRAMES // SLOT_FRAMES
     made = {factor: np.full((slots, units), NO_LABEL, np.int32) for factor, (units, _) in FACTORS[kind].items()}
     made['object'][:] = 0
-    made['interval'][:] = chosen
-    present = labels >= 0
-    directions = _directions(centres[:, present], INTERVALS[chosen])  # [S,O,2]
+    made['interval'][:] = clip.interval
+    made['sharp'][:] = clip.sharp
+    present = clip.labels >= 0
+    labels, colours = clip.labels[present], clip.colours[present]
+    directions = _directions(clip.centres[:, present], INTERVALS[clip.interval])  # [S,O,2]
     if kind == 'shapes':
-        made['object'][:, colours[present]] = labels[present] + 1
-        made['rightward'][:, colours[present]] = directions[..., 0]
-        made['downward'][:, colours[present]] = directions[..., 1]
+        made['object'][:, colours] = labels + 1
+        made['rightward'][:, colours] = directions[..., 0]
+        made['downward'][:, colours] = directions[..., 1]
         return made
-    np.add.at(made['object'], (slice(None), labels[present]), 1)
+    np.add.at(made['object'], (slice(None), labels), 1)
     decided = (directions != NO_LABEL).all(axis=1)  # [S,2]
     counts = np.where(decided, directions.sum(axis=1), NO_LABEL)
     made['rightward'][:, 0], made['downward'][:, 0] = counts.T
@@ -67,21 +105,22 @@ def _directions(centres: np.ndarray, interval: int) -> np.ndarray:
     return np.where(slow | (first * second < 0), NO_LABEL, first > 0)
 
 
-def vary(rng: np.random.Generator, kind: str, clip: tuple[Any, ...]) -> tuple[Any, ...]:
+def vary(rng: np.random.Generator, kind: str, clip: Clip) -> Clip:
     """The clip run backwards, mirrored left to right, and its colour channels exchanged, each or not: as valid a one.
 
     Digits are only run backwards: mirrored ones are others.
     """
-    frames, centres, labels, colours, chosen = clip
     backwards, mirrored = rng.random(2) < 0.5
     if backwards:
-        frames, centres = frames[::-1], centres[::-1]
+        clip = dataclasses.replace(clip, frames=clip.frames[::-1], centres=clip.centres[::-1])
     if kind == 'shapes':
         if mirrored:
-            frames, centres = frames[:, :, ::-1], np.stack([SIDE - centres[..., 0], centres[..., 1]], axis=-1)
+            centres = np.stack([SIDE - clip.centres[..., 0], clip.centres[..., 1]], axis=-1)
+            clip = dataclasses.replace(clip, frames=clip.frames[:, :, ::-1], centres=centres)
         channels, renamed = _exchanges()[rng.integers(6)]
-        frames, colours = frames[..., channels], np.where(colours >= 0, renamed[colours], colours)
-    return frames, centres, labels, colours, chosen
+        colours = np.where(clip.colours >= 0, renamed[clip.colours], clip.colours)
+        clip = dataclasses.replace(clip, frames=clip.frames[..., channels], colours=colours)
+    return clip
 
 
 @functools.cache
@@ -92,11 +131,11 @@ def _exchanges() -> list[tuple[np.ndarray, np.ndarray]]:
     return [(order, (palette[:, None, order] == palette[None]).all(axis=-1).argmax(axis=1)) for order in orders]
 
 
-def batch_of(kind: str, clips: Sequence[tuple[Any, ...]]) -> tuple[np.ndarray, Labels]:
+def batch_of(kind: str, clips: Sequence[Clip]) -> tuple[np.ndarray, Labels]:
     """Videos uint8 [B,T,H,W,3] and labels {factor: int32 [B,S,U]}."""
-    labels = [label(kind, *clip[1:]) for clip in clips]
+    labels = [label(kind, clip) for clip in clips]
     stacked = {name: np.stack([each[name] for each in labels]) for name in FACTORS[kind]}
-    return np.stack([clip[0] for clip in clips]), stacked
+    return np.stack([clip.frames for clip in clips]), stacked
 
 
 def loss(kind: str, params: Any, video: jax.Array, labels: dict[str, jax.Array]) -> jax.Array:
@@ -109,7 +148,7 @@ def loss(kind: str, params: Any, video: jax.Array, labels: dict[str, jax.Array])
     return total
 
 
-def train(kind: str, clips: Sequence[tuple[Any, ...]], steps: int, batch_size: int, seed: int) -> Iterator[tuple]:
+def train(kind: str, clips: Sequence[Clip], steps: int, batch_size: int, seed: int) -> Iterator[tuple]:
     """Yields (parameters, loss) after every step; the learning rate falls to 0 at the last one."""
     params = Classifier(kind).init(jax.random.key(seed), np.zeros((1, FRAMES, SIDE, SIDE, 3), np.uint8))['params']
     schedule = optax.warmup_cosine_decay_schedule(0.0, 3e-3, min(50, steps // 4), steps)
@@ -129,7 +168,7 @@ def train(kind: str, clips: Sequence[tuple[Any, ...]], steps: int, batch_size: i
         yield params, value
 
 
-def accuracies(kind: str, params: Any, clips: Sequence[tuple[Any, ...]], batch_size: int) -> dict[str, float]:
+def accuracies(kind: str, params: Any, clips: Sequence[Clip], batch_size: int) -> dict[str, float]:
     """Of every factor, over the labelled units of all time slots; of objects, over those that are there.
 
     `count` is the part of clips whose every unit of `object` is right, absent ones included, by the sum of the slots'

@@ -58,8 +58,7 @@ def find_objects(video: np.ndarray, labels: np.ndarray, colours: np.ndarray) -> 
 def classify_pixels(frames: np.ndarray) -> np.ndarray:
     """Palette index of each pixel, or BLACK or FOREIGN: uint8 [...,H,W,3] -> int8 [...,H,W].
 
-    A pixel is a palette colour at some opacity over black. Nearest colour alone would turn the dark border of a cyan
-    object green.
+    A pixel is a palette colour at some opacity over black. The nearest colour alone would lose an object's dark border.
     """
     pixels = frames.astype(np.float32)
     opacity = np.clip(pixels @ (_PALETTE / np.square(_PALETTE).sum(axis=1, keepdims=True)).T, 0.0, 1.0)

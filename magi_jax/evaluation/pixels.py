@@ -3,10 +3,13 @@
 B clips, T frames, L predicted frames, H rows, W columns.
 """
 
+import dm_pix
+import jax
 import numpy as np
 from einops import rearrange, reduce, repeat
 
 MAX_PSNR = 100.0  # dB, given to equal frames: infinity spoils every mean
+FRAMES_AT_ONCE = 256
 
 
 def psnr(video: np.ndarray, reference: np.ndarray) -> np.ndarray:
@@ -22,14 +25,34 @@ def psnr(video: np.ndarray, reference: np.ndarray) -> np.ndarray:
     Raises:
       ValueError: the shapes differ or the values are not uint8.
     """
-    if video.shape != reference.shape or {video.dtype, reference.dtype} != {np.dtype(np.uint8)}:
-        raise ValueError(
-            f'psnr compares uint8 videos of one shape, not {video.dtype} {list(video.shape)} '
-            f'with {reference.dtype} {list(reference.shape)}'
-        )
+    _check_pair(video, reference)
     squares = np.square(video.astype(np.float32) - reference.astype(np.float32))
     error = reduce(squares.astype(np.float64), '... h w c -> ...', 'mean')
     return 10 * np.log10(255.0**2 / np.maximum(error, 255.0**2 / 10 ** (MAX_PSNR / 10)))
+
+
+def ssim(video: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Structural similarity of each frame, the mean over its pixels and channels (Wang et al., 2004).
+
+    Arguments and errors as of `psnr`. Returns float32 [...], 1 for equal frames.
+    """
+    _check_pair(video, reference)
+    pairs = [rearrange(x, '... h w c -> (...) h w c') for x in (video, reference)]
+    parts = [_ssim(*(x[i : i + FRAMES_AT_ONCE] for x in pairs)) for i in range(0, len(pairs[0]), FRAMES_AT_ONCE)]
+    return np.concatenate(parts).reshape(video.shape[:-3])
+
+
+@jax.jit
+def _ssim(frames: jax.Array, reference: jax.Array) -> jax.Array:
+    return dm_pix.ssim(frames / np.float32(255), reference / np.float32(255))
+
+
+def _check_pair(video: np.ndarray, reference: np.ndarray) -> None:
+    if video.shape != reference.shape or {video.dtype, reference.dtype} != {np.dtype(np.uint8)}:
+        raise ValueError(
+            f'only uint8 videos of one shape can be compared, not {video.dtype} {list(video.shape)} '
+            f'with {reference.dtype} {list(reference.shape)}'
+        )
 
 
 def repeat_last_context(context: np.ndarray, frames: int) -> np.ndarray:

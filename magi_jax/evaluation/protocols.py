@@ -47,6 +47,8 @@ class Distances:
       side: pixels, square.
       extractor: the network.
       start: where in its video a clip begins: at any frame (drawn by a fixed seed), or at the first.
+      stills: k: the network sees every k-th frame alone, as a clip that stands still: what a frame looks like, whatever
+        moves. The last one counts, the curve shows all. 0: it sees clips.
     """
 
     dataset: str
@@ -61,6 +63,7 @@ class Distances:
     side: int
     extractor: Extractor
     start: Literal['any', 'first'] = 'any'
+    stills: int = 0
 
     def check(self, name: str, source: str, size: tuple[int, int], max_interval: int) -> None:
         """Raises ConfigError unless a run on `source`, with frames of `size` (height, width), can be measured so."""
@@ -112,6 +115,7 @@ def _embedded() -> dict[str, Distances]:
         'shapes_five_frame': _SHAPES,
         'shapes_first_frame': replace(_SHAPES, context=1),
         'shapes_unconditional': replace(_SHAPES, context=0),
+        'shapes_first_frame_stills': replace(_SHAPES, context=1, stills=3),
         'shapes_first_frame_long': replace(_SHAPES, context=1, frames=128, clips=512, seeds=1),
         'digits_five_frame': replace(_SHAPES, dataset=digits, sources=(digits,)),
         'digits_first_frame': replace(_SHAPES, dataset=digits, sources=(digits,), context=1),

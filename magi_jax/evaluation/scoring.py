@@ -145,10 +145,20 @@ class Measure:
         return self.split(np.concatenate([self.windows(video) for video in videos]))
 
     def windows(self, video: np.ndarray) -> np.ndarray:
-        """Features [B,windows,S,D] of neighbouring windows, the last one at the end of the video [B,T,H,W,3]."""
+        """Features [B,windows,S,D] of neighbouring windows, or of frames alone, up to the end of [B,T,H,W,3]."""
         window = self.extractor.window or video.shape[1]
-        starts = range(video.shape[1] % window, video.shape[1], window)
-        return np.stack([self.features(video[:, start : start + window]) for start in starts], axis=1)
+        if self.real.protocol.stills:
+            seen = (np.repeat(video[:, [end - 1]], window, axis=1) for end in self.ends())
+        else:
+            seen = (video[:, end - window : end] for end in self.ends())
+        return np.stack([self.features(clips) for clips in seen], axis=1)
+
+    def ends(self) -> list[int]:
+        """Number of the last frame of each window, or of each frame that is seen alone."""
+        protocol = self.real.protocol
+        step = protocol.stills or self.extractor.window or protocol.frames
+        first = 1 if protocol.stills else step
+        return list(range(protocol.frames, first - 1, -step))[::-1]
 
     def real_part(self, kind: Set) -> _Part:
         """Of a set of real clips; from the cache if they were seen before."""
@@ -168,12 +178,11 @@ class Measure:
 
     def split(self, windows: np.ndarray) -> _Part:
         """[N,windows,S,D] -> the last window, and every window or, of a single one, every slot."""
-        frames, (_, count, slots, _) = self.real.protocol.frames, windows.shape
+        _, count, slots, _ = windows.shape
         means = reduce(windows, 'n w s d -> w n d', 'mean')
         if count > 1:
-            ends = [frames - self.extractor.window * (count - 1 - i) for i in range(count)]
-            return _Part(means[-1], dict(zip(ends, means)))
-        ends = [(i + 1) * frames // slots for i in range(slots)] if slots > 1 else []
+            return _Part(means[-1], dict(zip(self.ends(), means)))
+        ends = [(i + 1) * self.real.protocol.frames // slots for i in range(slots)] if slots > 1 else []
         return _Part(means[-1], {end: windows[:, 0, i] for i, end in enumerate(ends)})
 
 
@@ -257,7 +266,7 @@ def _batch_seed(seed: int, draw: int, start: int) -> int:
 
 def _compare(generated: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
     """PSNR and SSIM of each generated frame, [B,T-C]."""
-    return {'psnr': pixels.psnr(generated, truth)}
+    return {'psnr': pixels.psnr(generated, truth), 'ssim': pixels.ssim(generated, truth)}
 
 
 def _mean(parts: list[np.ndarray]) -> list[float]:

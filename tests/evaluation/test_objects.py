@@ -98,7 +98,7 @@ def test_a_second_object_of_the_same_colour_is_counted():
 
 
 def test_a_body_of_another_colour_is_counted():
-    seen = look(picture() | picture({'yellow': (40, 5)}, side=9))
+    seen = look(picture() | picture({'white': (40, 5)}, side=9))
     assert seen.count == 3 and seen.found[0, 0].tolist() == [True, True, False]
 
 
@@ -113,7 +113,7 @@ def test_a_changed_shape_is_noticed():
 def test_pixels_darker_than_a_colour_keep_it():
     classes = objects.classify_pixels((COLOURS * 0.6)[None].astype(np.uint8))
     assert classes[0].tolist() == list(range(len(COLOURS)))
-    others = np.array([[(0, 0, 0), (30, 20, 30), (255, 255, 255)]], np.uint8)
+    others = np.array([[(0, 0, 0), (30, 20, 30), (255, 255, 0)]], np.uint8)
     assert objects.classify_pixels(others)[0].tolist() == [objects.BLACK, objects.BLACK, objects.FOREIGN]
 
 

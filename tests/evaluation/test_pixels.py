@@ -1,4 +1,4 @@
-"""PSNR by hand and by scikit-image (tests/fixtures/make_pixels.py), and baselines that may only look at the context."""
+"""PSNR by hand, PSNR and SSIM by scikit-image (fixtures/make_pixels.py); baselines look at the context only."""
 
 import json
 import pathlib
@@ -28,12 +28,18 @@ def test_psnr_is_that_of_scikit_image():
     np.testing.assert_allclose(pixels.psnr(*frame_pairs()), STORED['psnr'], rtol=1e-6)
 
 
-def test_psnr_refuses_what_it_would_silently_misjudge():
-    video = np.zeros((3, 5, 7, 3), np.uint8)
+def test_ssim_is_that_of_scikit_image(monkeypatch):
+    monkeypatch.setattr(pixels, 'FRAMES_AT_ONCE', 4)
+    np.testing.assert_allclose(pixels.ssim(*frame_pairs()), STORED['ssim'], rtol=2e-6)
+
+
+@pytest.mark.parametrize('measure', [pixels.psnr, pixels.ssim])
+def test_what_would_be_misjudged_silently_is_refused(measure):
+    video = np.zeros((3, 16, 16, 3), np.uint8)
     with pytest.raises(ValueError, match='uint8'):
-        pixels.psnr(video.astype(np.float32), video.astype(np.float32))
-    with pytest.raises(ValueError, match=r'\[1, 5, 7, 3\]'):
-        pixels.psnr(video, video[:1])
+        measure(video.astype(np.float32), video.astype(np.float32))
+    with pytest.raises(ValueError, match=r'\[1, 16, 16, 3\]'):
+        measure(video, video[:1])
 
 
 def test_repeat_last_context():

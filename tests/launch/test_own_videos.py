@@ -10,6 +10,7 @@ from magi_jax.data import prepared
 from magi_jax.training.metrics import read_metrics
 from tests.data import video_kinds
 from tests.launch.commands import assert_one_line, module, run
+from tests.launch.pairs import finish, start_pair
 
 pytestmark = pytest.mark.slow
 CONFIG = 'configs/own_videos.py:'
@@ -69,18 +70,8 @@ def test_five_commands(latents):
             np.testing.assert_allclose(value, of_videos[name][step], rtol=1e-5, err_msg=f'{name} {step}')
     (root / 'clip.mp4').write_bytes(video_kinds.good_files()['h264.mp4'][0])
     context = ['--context', str(root / 'clip.mp4'), '--context_frames', '5']
-    do(
-        [
-            *module('launch.sample'),
-            '--workdir',
-            str(root / 'magi'),
-            '--frames',
-            '8',
-            *context,
-            '--out',
-            str(root / 'new'),
-        ]
-    )
+    folders = [f'--workdir={root / "magi"}', f'--out={root / "new"}']
+    do([*module('launch.sample'), *folders, '--frames=8', *context])
     with np.load(root / 'new' / 'videos.npz') as made:
         assert made['videos'].shape == (1, 8, 64, 64, 3) and made['videos'][:, 5:].std() > 0
     assert (root / 'new' / '00.mp4').stat().st_size > 0
@@ -97,6 +88,21 @@ def test_latents_of_another_tokenizer_are_refused(latents, environment, tmp_path
     assert_one_line(result, 'my_latents holds latents', 'my_videos')
 
 
+def assert_same_files(folder, other):
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    assert names and names == sorted(path.name for path in other.iterdir() if path.is_file())
+    for name in names:
+        assert (folder / name).read_bytes() == (other / name).read_bytes(), name
+
+
+def test_two_processes_share_the_work(latents, environment, tmp_path):
+    root, _ = latents
+    pair = start_pair(encode(root, '--videos_per_shard=8', f'--data_dir={tmp_path}'), environment)
+    statuses, said = finish(pair)
+    assert statuses == [0, 0], said
+    assert_same_files(*(prepared.dataset_folder('my_latents', str(folder)) for folder in (root / 'data', tmp_path)))
+
+
 def test_killed_it_goes_on_to_the_same_bytes(latents, environment, tmp_path):
     root, do = latents
     whole = prepared.dataset_folder('my_latents', str(root / 'data'))
@@ -108,8 +114,5 @@ def test_killed_it_goes_on_to_the_same_bytes(latents, environment, tmp_path):
         process.kill()
     assert process.returncode == -9 and not (reports.parent / prepared.SUMMARY).exists()
     do(command)
-    names = sorted(path.name for path in whole.iterdir() if path.is_file())
-    assert names == sorted(path.name for path in reports.parent.iterdir() if path.is_file())
-    for name in names:
-        assert (whole / name).read_bytes() == (reports.parent / name).read_bytes(), name
+    assert_same_files(whole, reports.parent)
     assert 'is whole: 4 shards' in do(encode(root, '--check', f'--data_dir={tmp_path}'))

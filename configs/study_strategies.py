@@ -1,0 +1,57 @@
+"""The paper's claims at the size of two CPU cores: CTF against MTF, and each of its two strategies left out.
+
+    python -m launch.study --config configs/study_strategies.py --workdir runs/study
+
+trains and measures every run of PLAN and writes the table; killed, it goes on. Data, steps, masks and seeds are the
+same in all ways to train. One run by hand: `launch.train --config configs/study_strategies.py:masked,no_noise`.
+`:runlocal` for a few steps.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import quickstart
+from magi_jax.config import ConfigError
+from magi_jax.evaluation import study
+
+VARIANTS = ('masked', 'one_interval', 'no_noise')
+PLAN = study.Plan(
+    tokenizer='configs/quickstart_autoencoder.py',
+    runs={
+        '': 3,
+        'masked': 3,
+        'one_interval': 1,
+        'no_noise': 1,
+        'one_interval,no_noise': 1,
+        'masked,one_interval': 1,
+        'masked,no_noise': 1,
+        'masked,one_interval,no_noise': 1,
+    },
+    protocols={
+        study.CLIPS: 'shapes_first_frame_quick',
+        study.STILLS: 'shapes_first_frame_stills_quick',
+        study.LONG: 'shapes_first_frame_long_quick',
+    },
+)
+RUNLOCAL_PLAN = study.Plan(
+    tokenizer='configs/quickstart_autoencoder.py:runlocal',
+    runs={'': 2, 'masked,no_noise': 1},
+    protocols={kind: name.replace('quick', 'runlocal') for kind, name in PLAN.protocols.items()},
+)
+
+
+def get_config(arg: str = '') -> ConfigDict:
+    names = [name for name in arg.split(',') if name]
+    if unknown := set(names) - {*VARIANTS, 'runlocal'}:
+        raise ConfigError(f'no variant {sorted(unknown)}; there are: {", ".join(VARIANTS)}, runlocal')
+    config = quickstart.get_config('runlocal' if 'runlocal' in names else '')
+    config.data.max_interval = 1 if 'one_interval' in names else 3
+    if 'masked' in names:
+        config.model.teacher_forcing = 'masked'
+    if 'no_noise' in names:
+        config.masking.noise_std = (0.0,)
+    if 'runlocal' not in names:
+        config.model.width, config.model.blocks, config.model.mlp_width = 64, 3, 256
+        config.model.head.width = 64
+        config.train.steps = 1_200
+        config.train.eval_every = config.train.sample_every = config.train.checkpoint_every = 600
+    return config

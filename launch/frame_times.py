@@ -1,0 +1,46 @@
+"""Times the n-th frame of a video: with a sliding window, with all frames cached, and without a cache.
+
+python -m launch.frame_times --config configs/quickstart.py --out runs/frame_times
+
+Weights are random and no video is decoded: it is the sampler's time alone, for data.batch_size clips together.
+"""
+
+import json
+from pathlib import Path
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+
+from launch import console
+from magi_jax.benchmarks import frame_times
+from magi_jax.evaluation import charts, report
+from magi_jax.evaluation.study import markdown
+
+CONFIG = config_flags.DEFINE_config_file('config', None, 'configs/NAME.py[:variant,runlocal]', lock_config=True)
+OUT = flags.DEFINE_string('out', None, 'folder for frame_times.json and frame_times.html')
+LENGTHS = flags.DEFINE_multi_integer('frames', [16, 32, 64, 128], 'n', lower_bound=frame_times.AVERAGED + 1)
+REPEATS = flags.DEFINE_integer('repeats', 3, 'of each measurement; the median counts', lower_bound=1)
+
+
+def main() -> None:
+    """Prints the table and writes the files."""
+    config, lengths = console.read_config(CONFIG), sorted(LENGTHS.value)
+    times = frame_times.measure(config, lengths, REPEATS.value)
+    head = [f'{config.data.batch_size} clips, ms', *(f'frame {length}' for length in lengths)]
+    rows = [[name, *(f'{1e3 * seconds:.1f}' for seconds in course.values())] for name, course in times.items()]
+    lines = {name: [(n, 1e3 * seconds) for n, seconds in course.items()] for name, course in times.items()}
+    chart = charts.line_chart('Time of a frame', ('frame', 'ms'), lines, logarithmic=True)
+    facts = {'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}', 'jax': jax.__version__}
+    sections = [report.section('Times', '', f'<div class="charts">{chart}</div>', report.table(head, rows))]
+    summary = f'{config.sampler.mask_steps} mask steps of {config.sampler.denoise_steps} denoise steps each.'
+    folder = Path(OUT.value)
+    page = report.page('What a frame takes', summary, facts, sections, times)
+    report.write_page(folder / 'frame_times.html', page)
+    (folder / 'frame_times.json').write_text(json.dumps({'facts': facts, 'seconds': times}, indent=1) + '\n')
+    print(f'{markdown(head, rows)}\n\npage: {folder / "frame_times.html"}')
+
+
+if __name__ == '__main__':
+    flags.mark_flags_as_required(['config', 'out'])
+    console.run(main)

@@ -1,0 +1,62 @@
+"""The table of a study says what its runs scored."""
+
+import numpy as np
+import pytest
+
+from magi_jax.evaluation import study
+
+
+def _result(name, mean, curve):
+    return {
+        'protocol': name,
+        'frechet': {'mean': mean, 'floor': 1.5},
+        'curve': {str(frame): {'mean': value, 'floor': 2.5} for frame, value in curve.items()},
+    }
+
+
+def _way(variants, *means):
+    runs = [
+        {
+            study.CLIPS: _result('short', mean, {2: 1.0}),
+            study.STILLS: _result('still', 2 * mean, {1: 1.0, 16: 3.0}),
+            study.LONG: _result('long', mean, {16: 4 * mean, 32: 5.0, 48: 6.0, 64: 7.0}),
+        }
+        for mean in means
+    ]
+    return study.Way(study.describe(variants), runs)
+
+
+@pytest.fixture
+def ways():
+    return {'': _way('', 6.0, 8.0), 'masked': _way('masked', 9.0, 11.0), 'no_noise': _way('no_noise', 3.0)}
+
+
+def test_variants_in_words():
+    assert study.describe('') == 'CTF, intervals, noise'
+    assert study.describe('masked,one_interval,no_noise') == 'MTF'
+
+
+def test_rows_are_means_and_deviations_over_seeds(ways):
+    head, rows = study.cells(list(ways.values()))
+    assert head[2:] == ['`short`', '`still`', *(f'frame {n} of `long`' for n in (16, 32, 64))]
+    assert rows[0] == ['CTF, intervals, noise', '2', '7.0 ± 1.4', '14.0 ± 2.8', '28.0 ± 5.7', '5.0 ± 0.0', '7.0 ± 0.0']
+    assert rows[2] == ['CTF, intervals', '1', '3.0', '6.0', '12.0', '5.0', '7.0']
+    assert rows[3] == ['real clips', '', '1.5', '1.5', '2.5', '2.5', '2.5']
+    lines = study.markdown(head, rows).splitlines()
+    assert len(lines) == 6 and len({line.count('|') for line in lines}) == 1
+
+
+def test_gain_is_relative_to_masked_teacher_forcing(ways):
+    assert study.gain(ways, study.CLIPS) == 'CTF 7.0 ± 1.4 against MTF 10.0 ± 1.4: 30 % lower (2 seeds, short).'
+    ways['masked'] = _way('masked', 3.0, 4.0)
+    assert '100 % higher' in study.gain(ways, study.CLIPS)
+
+
+def test_page_holds_the_table_and_a_line_for_each_way(ways):
+    page = study.render('Title', list(ways.values()), ['A sentence.'], {'runs': '5'}, {})
+    for text in ('7.0 ± 1.4', 'A sentence.', 'MTF, intervals, noise', 'frame 64 of long'):
+        assert text in page
+    assert page.count('class="line line2"') == 4  # two charts, each with its legend
+    bad = {'': _way('', np.nan)}
+    with pytest.raises(ValueError):
+        study.render('Title', list(bad.values()), [], {}, {'x': np.nan})

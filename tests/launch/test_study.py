@@ -1,0 +1,76 @@
+"""A study makes every run once, goes on where it was stopped, and ends with its table."""
+
+import json
+
+import pytest
+from absl.testing import flagsaver
+
+from launch import study
+from tests.launch.commands import ROOT, module, run
+
+CONFIG = f'{ROOT / "configs/study_strategies.py"}:runlocal'
+
+
+@pytest.fixture
+def commands(monkeypatch, tmp_path):
+    """Instead of running commands: which ones, and what the evaluations would leave behind."""
+    made = []
+
+    def execute(root, name, *arguments):
+        made.append((name, *arguments))
+        given = dict(argument[2:].split('=', 1) for argument in arguments)
+        if name == 'launch.evaluate':
+            seed = int(given['workdir'][-1])
+            out = tmp_path / given['out']
+            out.mkdir(parents=True)
+            spread = {'mean': 3.0 + seed, 'floor': 1.0}
+            curve = {str(frame): spread for frame in (16, 32, 48, 64, 80, 96, 112, 128)}
+            result = {'protocol': given['protocol'], 'frechet': spread, 'curve': curve}
+            (out / 'metrics.json').write_text(json.dumps(result))
+            (out / 'report.html').touch()
+        (root / study.COSTS).open('a').write('{"cpu_seconds": 1800.0}\n')
+
+    monkeypatch.setattr(study, 'execute', execute)
+    return made
+
+
+def _study(workdir):
+    with flagsaver.as_parsed(config=CONFIG, workdir=str(workdir)):
+        return study.main()
+
+
+def test_every_run_is_trained_and_measured_once(commands, tmp_path, capsys):
+    assert _study(tmp_path) == 0
+    trained = [command for command in commands if command[0] == 'launch.train']
+    assert len(trained) == 4 and trained[0][1].endswith('quickstart_autoencoder.py:runlocal')
+    assert [command[3] for command in trained[1:]] == ['--config.seed=0', '--config.seed=1', '--config.seed=0']
+    assert trained[3][1].endswith('study_strategies.py:masked,no_noise,runlocal')
+    assert len(commands) == 4 + 3 * 3
+    assert '| CTF, intervals, noise | 2 | 3.5 ± 0.7 |' in capsys.readouterr().out
+    facts = json.loads((tmp_path / 'study.json').read_text())['facts']
+    assert facts == {'runs': '3', 'processor time': '6.5 core hours'}
+    del commands[:]
+    assert _study(tmp_path) == 0
+    assert {command[0] for command in commands} == {'launch.train'}  # each of which knows that it is finished
+
+
+def test_a_stopped_command_stops_the_study(tmp_path, monkeypatch):
+    def stop(*_):
+        raise study.Stopped(143)
+
+    monkeypatch.setattr(study, 'execute', stop)
+    assert _study(tmp_path) == 143 and not (tmp_path / 'study.json').exists()
+
+
+def test_exit_status_and_time_of_a_command(tmp_path):
+    study.execute(tmp_path, 'json.tool', '--help')
+    with pytest.raises(study.Stopped, match='1'):
+        study.execute(tmp_path, 'no_such_module')
+    assert [json.loads(line)['status'] for line in (tmp_path / study.COSTS).read_text().splitlines()] == [0, 1]
+
+
+@pytest.mark.slow
+def test_a_small_study_from_nothing_to_its_page(environment, tmp_path):
+    result = run([*module('launch.study'), f'--config={CONFIG}', f'--workdir={tmp_path}'], environment)
+    assert result.returncode == 0, result.stderr
+    assert 'MTF, intervals' in (tmp_path / 'study.md').read_text() and (tmp_path / 'study.html').stat().st_size > 10_000
