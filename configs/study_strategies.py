@@ -26,11 +26,7 @@ PLAN = study.Plan(
         'masked,no_noise': 1,
         'masked,one_interval,no_noise': 1,
     },
-    protocols={
-        study.CLIPS: 'shapes_first_frame_quick',
-        study.STILLS: 'shapes_first_frame_stills_quick',
-        study.LONG: 'shapes_first_frame_long_quick',
-    },
+    protocols={study.CLIPS: 'shapes_first_frame_quick', study.LONG: 'shapes_first_frame_long_quick'},
 )
 RUNLOCAL_PLAN = study.Plan(
     tokenizer='configs/quickstart_autoencoder.py:runlocal',
@@ -52,6 +48,7 @@ def get_config(arg: str = '') -> ConfigDict:
     if 'runlocal' not in names:
         config.model.width, config.model.blocks, config.model.mlp_width = 64, 3, 256
         config.model.head.width = 64
-        config.train.steps = 1_200
-        config.train.eval_every = config.train.sample_every = config.train.checkpoint_every = 600
+        config.train.steps = 1_000
+        config.train.eval_every = config.train.sample_every = config.train.checkpoint_every = 1_000
+        config.sampler.mask_steps = 4
     return config

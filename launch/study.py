@@ -3,7 +3,7 @@
 python -m launch.study --config configs/study_strategies.py --workdir runs/study
 
 Each run is a folder of its own, WORKDIR/VARIANTS/seedN. What is there already is not made again: killed or stopped by
-SIGTERM, the same command goes on. Ends with WORKDIR/study.json, study.md and study.html.
+SIGTERM, the same command goes on. WORKDIR/study.json, study.md and study.html are written after every run.
 """
 
 import dataclasses
@@ -59,9 +59,10 @@ def main() -> int:
             print(f'\n{number}/{len(runs)}  {study.describe(run.variants)}, seed {run.seed}', flush=True)
             variants = ','.join(name for name in (run.variants, extra) if name)
             make(root, run, f'{path}:{variants}', plan.protocols.values())
+            write(root, plan, runs[:number])
     except Stopped as stopped:
         return stopped.args[0]
-    write(root, plan, runs)
+    print(f'\n{(root / "study.md").read_text()}\npage: {root / "study.html"}')
     return 0
 
 
@@ -93,26 +94,23 @@ def execute(root: Path, module: str, *arguments: str) -> None:
 
 
 def write(root: Path, plan: study.Plan, runs: list[Run]) -> None:
-    """The study's files, from those of its runs."""
+    """The study's files, from those of the runs that are done."""
 
     def results(run: Run) -> dict[str, Any]:
         files = {kind: root / run.folder / protocol / 'metrics.json' for kind, protocol in plan.protocols.items()}
         return {kind: json.loads(file.read_text()) for kind, file in files.items()}
 
-    ways = {
-        variants: study.Way(study.describe(variants), [results(run) for run in runs if run.variants == variants])
-        for variants in plan.runs
-    }
+    ways = {}
+    for run in runs:
+        earlier = ways[run.variants].runs if run.variants in ways else []
+        ways[run.variants] = study.Way(study.describe(run.variants), [*earlier, results(run)])
     costs = [json.loads(line)['cpu_seconds'] for line in (root / COSTS).read_text().splitlines()]
     facts = {'runs': str(len(runs)), 'processor time': f'{sum(costs) / 3600:.1f} core hours'}
-    sentences = [study.gain(ways, kind) for kind in plan.protocols] if 'masked' in ways else []
-    table = study.markdown(*study.cells(list(ways.values())))
-    data = {'facts': facts, 'sentences': sentences, 'ways': {name: way.runs for name, way in ways.items()}}
+    data = {'facts': facts, 'ways': {variants: way.runs for variants, way in ways.items()}}
     (root / 'study.json').write_text(json.dumps(data, indent=1))
-    (root / 'study.md').write_text('\n\n'.join([table, *sentences, ', '.join(map(': '.join, facts.items()))]) + '\n')
-    page = study.render('Teacher forcing, intervals and noise', list(ways.values()), sentences, facts, data)
-    write_page(root / 'study.html', page)
-    print(f'\n{(root / "study.md").read_text()}\npage: {root / "study.html"}')
+    said = [study.markdown(*study.cells(list(ways.values()))), *study.sentences(ways)]
+    (root / 'study.md').write_text('\n\n'.join([*said, ', '.join(map(': '.join, facts.items()))]) + '\n')
+    write_page(root / 'study.html', study.render('Teacher forcing, intervals and noise', ways, facts))
 
 
 if __name__ == '__main__':

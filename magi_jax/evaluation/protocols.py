@@ -47,8 +47,8 @@ class Distances:
       side: pixels, square.
       extractor: the network.
       start: where in its video a clip begins: at any frame (drawn by a fixed seed), or at the first.
-      stills: k: the network sees every k-th frame alone, as a clip that stands still: what a frame looks like, whatever
-        moves. The last one counts, the curve shows all. 0: it sees clips.
+      stills: k: the network also sees every k-th frame, from the last one back, as a clip that stands still: what
+        frames look like, whatever moves. 0: it does not.
     """
 
     dataset: str
@@ -113,10 +113,9 @@ def _embedded() -> dict[str, Distances]:
     digits = 'bouncing_objects/digits'
     scores = {
         'shapes_five_frame': _SHAPES,
-        'shapes_first_frame': replace(_SHAPES, context=1),
+        'shapes_first_frame': replace(_SHAPES, context=1, stills=5),
         'shapes_unconditional': replace(_SHAPES, context=0),
-        'shapes_first_frame_stills': replace(_SHAPES, context=1, stills=3),
-        'shapes_first_frame_long': replace(_SHAPES, context=1, frames=128, clips=512, seeds=1),
+        'shapes_first_frame_long': replace(_SHAPES, context=1, frames=128, clips=512, seeds=1, stills=16),
         'digits_five_frame': replace(_SHAPES, dataset=digits, sources=(digits,)),
         'digits_first_frame': replace(_SHAPES, dataset=digits, sources=(digits,), context=1),
     }

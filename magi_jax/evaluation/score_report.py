@@ -81,12 +81,13 @@ def _course_note(score: Score) -> str:
 
 def _charts(score: Score) -> str:
     drawn = []
-    if score.curve:
-        lines = {
-            'generated': [(frame, spread.mean) for frame, spread in score.curve.items()],
-            'real': [(frame, spread.floor) for frame, spread in score.curve.items()],
-        }
-        drawn.append(charts.line_chart('Fréchet distance', ('frame', 'lower is better'), lines))
+    for title, course in (('Fréchet distance', score.curve), ('Fréchet distance of frames alone', score.stills)):
+        if course:
+            lines = {
+                'generated': [(frame, spread.mean) for frame, spread in course.items()],
+                'real': [(frame, spread.floor) for frame, spread in course.items()],
+            }
+            drawn.append(charts.line_chart(title, ('frame', 'lower is better'), lines))
     start = score.protocol.context + 1
     for name, unit in (('psnr', 'dB, higher is better'), ('ssim', 'higher is better')):
         if name in score.pixels:

@@ -65,6 +65,7 @@ class Score:
         by luck; None if not measured.
       training: median distance to the nearest of N training clips; far below the floor, clips were learnt by heart.
       curve: number of the last frame of a window or slot -> distance of that part alone.
+      stills: number of a frame -> distance of that frame alone, standing still; for protocols that ask for it.
       pixels: PSNR and SSIM against the true continuation by generated frame, where there is one (else empty).
       notes: what a reader must know, in sentences.
     """
@@ -78,6 +79,7 @@ class Score:
     training: Spread
     reconstruction: float | None
     curve: dict[int, Spread]
+    stills: dict[int, Spread]
     pixels: dict[str, list[float]]
     notes: tuple[str, ...]
 
@@ -99,6 +101,7 @@ class Score:
             **distances,
             'reconstruction': self.reconstruction,
             'curve': {str(frame): spread.to_json() for frame, spread in self.curve.items()},
+            'stills': {str(frame): spread.to_json() for frame, spread in self.stills.items()},
             'pixels': self.pixels,
             'notes': list(self.notes),
         }
@@ -116,10 +119,11 @@ class Shown:
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """What of a set of clips is compared: the clips' features [N,D], and each window's or slot's by its last frame."""
+    """What of a set is compared, each [N,D]: the clips' features, and by frame those of parts and of stills."""
 
     clip: np.ndarray
     parts: dict[int, np.ndarray]
+    stills: dict[int, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,20 +149,22 @@ class Measure:
         return self.split(np.concatenate([self.windows(video) for video in videos]))
 
     def windows(self, video: np.ndarray) -> np.ndarray:
-        """Features [B,windows,S,D] of neighbouring windows, or of frames alone, up to the end of [B,T,H,W,3]."""
+        """Features [B,windows,S,D] of [B,T,H,W,3]: of neighbouring windows up to the end, then of each still."""
         window = self.extractor.window or video.shape[1]
-        if self.real.protocol.stills:
-            seen = (np.repeat(video[:, [end - 1]], window, axis=1) for end in self.ends())
-        else:
-            seen = (video[:, end - window : end] for end in self.ends())
+        seen = [video[:, end - window : end] for end in self.ends()]
+        seen += [np.repeat(video[:, [frame - 1]], window, axis=1) for frame in self.stills()]
         return np.stack([self.features(clips) for clips in seen], axis=1)
 
     def ends(self) -> list[int]:
-        """Number of the last frame of each window, or of each frame that is seen alone."""
+        """Number of the last frame of each window."""
+        frames = self.real.protocol.frames
+        window = self.extractor.window or frames
+        return list(range(frames, window - 1, -window))[::-1]
+
+    def stills(self) -> list[int]:
+        """Number of each frame that is seen alone."""
         protocol = self.real.protocol
-        step = protocol.stills or self.extractor.window or protocol.frames
-        first = 1 if protocol.stills else step
-        return list(range(protocol.frames, first - 1, -step))[::-1]
+        return list(range(protocol.frames, 0, -protocol.stills))[::-1] if protocol.stills else []
 
     def real_part(self, kind: Set) -> _Part:
         """Of a set of real clips; from the cache if they were seen before."""
@@ -177,13 +183,14 @@ class Measure:
         return self.split(windows)
 
     def split(self, windows: np.ndarray) -> _Part:
-        """[N,windows,S,D] -> the last window, and every window or, of a single one, every slot."""
-        _, count, slots, _ = windows.shape
+        """Of what `windows` gives for a set: the last window; every window or, of a single one, slot; stills."""
+        count, slots = len(self.ends()), windows.shape[2]
         means = reduce(windows, 'n w s d -> w n d', 'mean')
+        stills = dict(zip(self.stills(), means[count:]))
         if count > 1:
-            return _Part(means[-1], dict(zip(self.ends(), means)))
+            return _Part(means[count - 1], dict(zip(self.ends(), means[:count])), stills)
         ends = [(i + 1) * self.real.protocol.frames // slots for i in range(slots)] if slots > 1 else []
-        return _Part(means[-1], {end: windows[:, 0, i] for i, end in enumerate(ends)})
+        return _Part(means[0], {end: windows[:, 0, i] for i, end in enumerate(ends)}, stills)
 
 
 def score(
@@ -256,6 +263,7 @@ def _distances(sets: dict[Set, _Part], draws: list[_Part]) -> dict[str, Any]:
         'coverage': spread(lambda clips: neighbours.coverage(reference.clip, clips.clip)),
         'training': spread(lambda clips: float(np.median(neighbours.nearest(clips.clip, training.clip)[0]))),
         'curve': {frame: frechet_of(lambda clips, frame=frame: clips.parts[frame]) for frame in reference.parts},
+        'stills': {frame: frechet_of(lambda clips, frame=frame: clips.stills[frame]) for frame in reference.stills},
     }
 
 

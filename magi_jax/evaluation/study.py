@@ -5,13 +5,13 @@ A way is written as the variants of a config, 'masked,no_noise'; it was run with
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from magi_jax.evaluation import charts, report
 
-CLIPS, STILLS, LONG = 'clips', 'stills', 'long'  # what a protocol looks at
+CLIPS, LONG = 'clips', 'long'  # protocols: as long as those of training; and far longer
 MOMENTS = (16, 32, 64, 128)  # frames at which long videos are told apart
 
 Result = Mapping[str, Any]  # of `Score.to_json`
@@ -24,7 +24,7 @@ class Plan:
     Attributes:
       tokenizer: config of the autoencoder that all runs share.
       runs: variants of the study's config -> how many times, each with another seed.
-      protocols: CLIPS, STILLS and LONG -> name of a protocol.
+      protocols: CLIPS and LONG -> name of a protocol that sees frames alone, too.
     """
 
     tokenizer: str
@@ -44,14 +44,18 @@ class Way:
     name: str
     runs: Sequence[Mapping[str, Result]]
 
-    def distances(self, protocol: str) -> np.ndarray:
-        """The Fréchet distance of each run, the mean over its draws."""
-        return np.array([run[protocol]['frechet']['mean'] for run in self.runs])
+    def distances(self) -> np.ndarray:
+        """The Fréchet distance of each run's clips, the mean over its draws."""
+        return np.array([run[CLIPS]['frechet']['mean'] for run in self.runs])
 
-    def course(self, protocol: str) -> dict[int, np.ndarray]:
-        """Frame -> the distance there, of each run."""
-        curves = [run[protocol]['curve'] for run in self.runs]
-        return {int(frame): np.array([curve[frame]['mean'] for curve in curves]) for frame in curves[0]}
+    def course(self, protocol: str, part: Literal['curve', 'stills']) -> dict[int, np.ndarray]:
+        """Frame -> the distance of the window that ends there, or of that frame alone, of each run."""
+        courses = [run[protocol][part] for run in self.runs]
+        return {int(frame): np.array([course[frame]['mean'] for course in courses]) for frame in courses[0]}
+
+    def frames_alone(self) -> np.ndarray:
+        """The distance of the last frame of each run's clips."""
+        return list(self.course(CLIPS, 'stills').values())[-1]
 
 
 def describe(variants: str) -> str:
@@ -65,28 +69,35 @@ def describe(variants: str) -> str:
 
 def cells(ways: Sequence[Way]) -> tuple[list[str], list[list[str]]]:
     """Head and rows of the table; the last row is that of real clips."""
-    protocols = [ways[0].runs[0][name]['protocol'] for name in (CLIPS, STILLS, LONG)]
-    moments = [moment for moment in MOMENTS if moment in ways[0].course(LONG)]
-    head = ['trained with', 'seeds', *(f'`{name}`' for name in protocols[:2])]
-    head += [f'frame {moment} of `{protocols[2]}`' for moment in moments]
+    first = ways[0].runs[0]
+    moments = [moment for moment in MOMENTS if moment in ways[0].course(LONG, 'curve')]
+    head = ['trained with', 'seeds', 'clips', 'last frame alone', *(f'to frame {moment}' for moment in moments)]
     rows = []
     for way in ways:
-        values = [way.distances(CLIPS), way.distances(STILLS), *(way.course(LONG)[moment] for moment in moments)]
+        windows = way.course(LONG, 'curve')
+        values = [way.distances(), way.frames_alone(), *(windows[moment] for moment in moments)]
         rows.append([way.name, str(len(way.runs)), *map(_plus_minus, values)])
-    first = ways[0].runs[0]
-    floors = [first[name]['frechet']['floor'] for name in (CLIPS, STILLS)]
-    floors += [first[LONG]['curve'][str(moment)]['floor'] for moment in moments]
-    return head, [*rows, ['real clips', '', *(f'{floor:.1f}' for floor in floors)]]
+    floors = [first[CLIPS]['frechet'], list(first[CLIPS]['stills'].values())[-1]]
+    floors += [first[LONG]['curve'][str(moment)] for moment in moments]
+    return head, [*rows, ['real clips', '', *(f'{spread["floor"]:.1f}' for spread in floors)]]
 
 
-def gain(ways: Mapping[str, Way], protocol: str) -> str:
-    """How far below MTF's distance CTF's is, both with both strategies: a sentence."""
-    complete, masked = (ways[variants].distances(protocol) for variants in ('', 'masked'))
+def sentences(ways: Mapping[str, Way]) -> list[str]:
+    """How CTF's distances compare with MTF's, both with both strategies, by variants; what the columns are."""
+    protocols = [next(iter(ways.values())).runs[0][kind]['protocol'] for kind in (CLIPS, LONG)]
+    said = [f'Clips and their last frame: protocol {protocols[0]}; 16 frames up to the n-th: {protocols[1]}.']
+    if '' in ways and 'masked' in ways:
+        complete, masked = ways[''], ways['masked']
+        said.append(f'Clips: {_compared(complete.distances(), masked.distances())}.')
+        said.append(f'Last frame alone: {_compared(complete.frames_alone(), masked.frames_alone())}.')
+    return said
+
+
+def _compared(complete: np.ndarray, masked: np.ndarray) -> str:
     part = 1 - complete.mean() / masked.mean()
-    seeds = min(len(complete), len(masked))
     return (
-        f'CTF {_plus_minus(complete)} against MTF {_plus_minus(masked)}: {100 * abs(part):.0f} % '
-        f'{"lower" if part > 0 else "higher"} ({seeds} seeds, {ways[""].runs[0][protocol]["protocol"]}).'
+        f'CTF {_plus_minus(complete)} against MTF {_plus_minus(masked)}, {100 * abs(part):.0f} % '
+        f'{"lower" if part > 0 else "higher"}'
     )
 
 
@@ -95,24 +106,29 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return '\n'.join(f'| {" | ".join(row)} |' for row in (head, ['---'] * len(head), *rows))
 
 
-def render(title: str, ways: Sequence[Way], sentences: Sequence[str], facts: Mapping[str, str], data: Any) -> str:
+def render(title: str, ways: Mapping[str, Way], facts: Mapping[str, str]) -> str:
     """The page as HTML; it loads nothing. Raises ValueError if a number is not finite."""
-    head, rows = cells(ways)
-    drawn = [_chart('Clips of 16 frames around a frame', ways, LONG), _chart('Frames alone', ways, STILLS)]
+    note = 'Fréchet distance of the embedded classifier, mean ± deviation over seeds.'
+    drawn = [
+        _chart('16 frames up to the n-th', ways, LONG, 'curve'),
+        _chart('The n-th frame alone', ways, LONG, 'stills'),
+        _chart('The n-th frame alone, within the trained length', ways, CLIPS, 'stills'),
+    ]
     sections = [
-        report.section('Table', 'Fréchet distance of the embedded classifier, mean ± deviation over seeds.',
-                       report.table([name.replace('`', '') for name in head], rows)),
-        report.section('Course', 'The distance by the number of the frame.',
-                       f'<div class="charts">{"".join(drawn)}</div>'),
-    ]  # fmt: skip
-    return report.page(title, ' '.join(sentences), facts, sections, data)
+        report.section('Table', note, report.table(*cells(list(ways.values())))),
+        report.section('Course', '', f'<div class="charts">{"".join(drawn)}</div>'),
+    ]
+    data = {'facts': facts, 'ways': {variants: way.runs for variants, way in ways.items()}}
+    return report.page(title, ' '.join(sentences(ways)), facts, sections, data)
 
 
-def _chart(title: str, ways: Sequence[Way], protocol: str) -> str:
+def _chart(title: str, ways: Mapping[str, Way], protocol: str, part: Literal['curve', 'stills']) -> str:
+    # A given frame is real: its distance says nothing, and may be 0.
     lines = {
-        way.name: [(frame, float(values.mean())) for frame, values in way.course(protocol).items()] for way in ways
+        way.name: [(frame, float(values.mean())) for frame, values in way.course(protocol, part).items() if frame > 1]
+        for way in ways.values()
     }
-    return charts.line_chart(title, ('frame', 'lower is better'), lines, logarithmic=True)
+    return charts.line_chart(title, ('n', 'lower is better'), lines, logarithmic=True)
 
 
 def _plus_minus(values: np.ndarray) -> str:

@@ -105,11 +105,24 @@ def test_eight_devices_see_what_one_does(extractor, features, sets):
     np.testing.assert_allclose(one(few), features(few), rtol=1e-6, atol=1e-6)
 
 
+def _faults(features, reference, others, labels):
+    """The floor, and the distance of clips with each known fault, also of those where a shape is missing."""
+    faulty = {name: corrupt(others) for name, corrupt in CORRUPTIONS.items()}
+    for number, shape in enumerate(bouncing.SHAPES):
+        faulty[f'no {shape}'] = others[~(labels == number).any(axis=1)]
+    distances = {name: scoring.compare_videos(features, reference, videos) for name, videos in faulty.items()}
+    return scoring.compare_videos(features, reference, others), distances
+
+
 def test_known_faults_are_far_above_the_floor(features, sets):
     """So few clips have a high floor, from which only some of the faults stand out."""
-    reference, others, labels = sets
-    floor = scoring.compare_videos(features, reference, others)
-    squares = (labels == bouncing.SHAPES.index('square')).any(axis=1)
-    faulty = {name: CORRUPTIONS[name](others) for name in ('noise', 'shuffle')} | {'no squares': others[~squares]}
-    distances = {name: scoring.compare_videos(features, reference, videos) for name, videos in faulty.items()}
+    floor, distances = _faults(features, *sets)
+    seen = min(distances[name] for name in ('noise', 'blur', 'shuffle', 'no square'))
+    assert seen > 3 * floor > 0, (floor, distances)
+
+
+@pytest.mark.slow
+def test_all_known_faults_are_far_above_the_floor_of_many_clips(features):
+    reference, (others, labels) = _real(range(1024))[0], _real(range(1024, 2048))
+    floor, distances = _faults(features, reference, others, labels)
     assert min(distances.values()) > 3 * floor > 0, (floor, distances)

@@ -103,7 +103,8 @@ def test_distances_are_those_of_the_sets(real, scored):
     assert len(set(measured.frechet.draws)) == 2 and list(measured.curve) == [4, 8, 12, 16]
     # The first four frames are given: those of the floor's clips.
     assert measured.curve[4].draws[0] == pytest.approx(measured.curve[4].floor)
-    assert len(measured.pixels['psnr']) == 11 and measured.pixels['psnr'][0] == 100 > measured.pixels['psnr'][1]
+    assert len(measured.pixels['psnr']) == len(measured.pixels['ssim']) == 11 and measured.pixels['ssim'][0] == 1
+    assert measured.pixels['psnr'][0] == 100 > measured.pixels['psnr'][1]
 
 
 def test_every_batch_has_its_own_seed(real, monkeypatch):
@@ -117,6 +118,17 @@ def test_windows_of_a_long_video(real):
     measured, _ = _score(real, extractor=_extractor(window=4))
     assert list(measured.curve) == [4, 8, 12, 16]
     assert measured.frechet == measured.curve[16]
+
+
+def test_frames_alone(real, scored):
+    alone = RealClips(DataConfig(), dataclasses.replace(real.protocol, stills=5))
+    measured, _ = _score(alone)
+    assert list(measured.stills) == [1, 6, 11, 16] and not scored[0].stills
+    assert (measured.frechet, measured.curve) == (scored[0].frechet, scored[0].curve)
+    features = _extractor().on(_mesh(8))
+    last = (np.repeat(alone.read(name, range(CLIPS))[:, 15:], 16, axis=1) for name in ('reference', 'others'))
+    assert measured.stills[16].floor == pytest.approx(scoring.compare_videos(features, *last))
+    assert measured.stills[1].draws[0] == pytest.approx(measured.stills[1].floor)  # a given frame
 
 
 def test_cache_gives_the_same_without_reading_again(real, scored, tmp_path, monkeypatch):

@@ -6,20 +6,20 @@ import pytest
 from magi_jax.evaluation import study
 
 
-def _result(name, mean, curve):
-    return {
-        'protocol': name,
-        'frechet': {'mean': mean, 'floor': 1.5},
-        'curve': {str(frame): {'mean': value, 'floor': 2.5} for frame, value in curve.items()},
-    }
+def _course(values):
+    return {str(frame): {'mean': value, 'floor': 2.5} for frame, value in values.items()}
+
+
+def _result(name, mean, curve, stills):
+    frechet = {'mean': mean, 'floor': 1.5}
+    return {'protocol': name, 'frechet': frechet, 'curve': _course(curve), 'stills': _course(stills)}
 
 
 def _way(variants, *means):
     runs = [
         {
-            study.CLIPS: _result('short', mean, {2: 1.0}),
-            study.STILLS: _result('still', 2 * mean, {1: 1.0, 16: 3.0}),
-            study.LONG: _result('long', mean, {16: 4 * mean, 32: 5.0, 48: 6.0, 64: 7.0}),
+            study.CLIPS: _result('short', mean, {2: 1.0}, {1: 0.0, 16: 2 * mean}),
+            study.LONG: _result('long', mean, {16: 4 * mean, 32: 5.0, 48: 6.0, 64: 7.0}, {16: 1.0, 32: 2.0}),
         }
         for mean in means
     ]
@@ -38,25 +38,26 @@ def test_variants_in_words():
 
 def test_rows_are_means_and_deviations_over_seeds(ways):
     head, rows = study.cells(list(ways.values()))
-    assert head[2:] == ['`short`', '`still`', *(f'frame {n} of `long`' for n in (16, 32, 64))]
+    assert head[2:] == ['clips', 'last frame alone', 'to frame 16', 'to frame 32', 'to frame 64']
     assert rows[0] == ['CTF, intervals, noise', '2', '7.0 ± 1.4', '14.0 ± 2.8', '28.0 ± 5.7', '5.0 ± 0.0', '7.0 ± 0.0']
     assert rows[2] == ['CTF, intervals', '1', '3.0', '6.0', '12.0', '5.0', '7.0']
-    assert rows[3] == ['real clips', '', '1.5', '1.5', '2.5', '2.5', '2.5']
+    assert rows[3] == ['real clips', '', '1.5', '2.5', '2.5', '2.5', '2.5']
     lines = study.markdown(head, rows).splitlines()
     assert len(lines) == 6 and len({line.count('|') for line in lines}) == 1
 
 
 def test_gain_is_relative_to_masked_teacher_forcing(ways):
-    assert study.gain(ways, study.CLIPS) == 'CTF 7.0 ± 1.4 against MTF 10.0 ± 1.4: 30 % lower (2 seeds, short).'
-    ways['masked'] = _way('masked', 3.0, 4.0)
-    assert '100 % higher' in study.gain(ways, study.CLIPS)
+    _, clips, alone = study.sentences(ways)
+    assert clips == 'Clips: CTF 7.0 ± 1.4 against MTF 10.0 ± 1.4, 30 % lower.'
+    assert alone == 'Last frame alone: CTF 14.0 ± 2.8 against MTF 20.0 ± 2.8, 30 % lower.'
+    assert '100 % higher' in study.sentences(ways | {'masked': _way('masked', 3.0, 4.0)})[1]
+    assert len(study.sentences({'': ways['']})) == 1
 
 
 def test_page_holds_the_table_and_a_line_for_each_way(ways):
-    page = study.render('Title', list(ways.values()), ['A sentence.'], {'runs': '5'}, {})
-    for text in ('7.0 ± 1.4', 'A sentence.', 'MTF, intervals, noise', 'frame 64 of long'):
+    page = study.render('Title', ways, {'runs': '5'})
+    for text in ('7.0 ± 1.4', 'MTF, intervals, noise', 'to frame 64', '30 % lower'):
         assert text in page
-    assert page.count('class="line line2"') == 4  # two charts, each with its legend
-    bad = {'': _way('', np.nan)}
+    assert page.count('class="line line2"') == 6  # three charts, each with its legend
     with pytest.raises(ValueError):
-        study.render('Title', list(bad.values()), [], {}, {'x': np.nan})
+        study.render('Title', {'': _way('', np.nan)}, {})

@@ -25,7 +25,7 @@ def commands(monkeypatch, tmp_path):
             out.mkdir(parents=True)
             spread = {'mean': 3.0 + seed, 'floor': 1.0}
             curve = {str(frame): spread for frame in (16, 32, 48, 64, 80, 96, 112, 128)}
-            result = {'protocol': given['protocol'], 'frechet': spread, 'curve': curve}
+            result = {'protocol': given['protocol'], 'frechet': spread, 'curve': curve, 'stills': curve}
             (out / 'metrics.json').write_text(json.dumps(result))
             (out / 'report.html').touch()
         (root / study.COSTS).open('a').write('{"cpu_seconds": 1800.0}\n')
@@ -45,10 +45,10 @@ def test_every_run_is_trained_and_measured_once(commands, tmp_path, capsys):
     assert len(trained) == 4 and trained[0][1].endswith('quickstart_autoencoder.py:runlocal')
     assert [command[3] for command in trained[1:]] == ['--config.seed=0', '--config.seed=1', '--config.seed=0']
     assert trained[3][1].endswith('study_strategies.py:masked,no_noise,runlocal')
-    assert len(commands) == 4 + 3 * 3
+    assert len(commands) == 4 + 3 * 2
     assert '| CTF, intervals, noise | 2 | 3.5 ± 0.7 |' in capsys.readouterr().out
     facts = json.loads((tmp_path / 'study.json').read_text())['facts']
-    assert facts == {'runs': '3', 'processor time': '6.5 core hours'}
+    assert facts == {'runs': '3', 'processor time': '5.0 core hours'}
     del commands[:]
     assert _study(tmp_path) == 0
     assert {command[0] for command in commands} == {'launch.train'}  # each of which knows that it is finished
