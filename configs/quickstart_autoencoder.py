@@ -2,7 +2,8 @@
 
     python -m launch.train --config configs/quickstart_autoencoder.py --workdir runs/quickstart/autoencoder
 
-About a minute on 2 CPU cores; 32.8 dB on unseen videos. `:digits` for handwritten digits, `:runlocal` for a few steps.
+Two minutes on two threads of a 2.8 GHz Xeon; 33.2 dB on unseen videos. `:digits` for handwritten digits, `:runlocal`
+for a few steps.
 """
 
 from ml_collections import ConfigDict

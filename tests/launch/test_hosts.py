@@ -43,8 +43,8 @@ def _assert_same_losses(workdir, reference):
     assert len(set(theirs.values())) == STEPS
 
 
-def test_two_processes_train_and_preview_as_one(tmp_path, environment, command, eight):
-    statuses, said = finish(start_pair(command(tmp_path, DIVIDED, '--config.train.sample_every=20'), environment, 4))
+def test_two_processes_train_as_one(tmp_path, environment, command, eight):
+    statuses, said = finish(start_pair(command(tmp_path, DIVIDED), environment, 4))
     assert statuses == [0, 0], said
     _assert_same_losses(tmp_path, eight)
     assert 'train step on 8 cpu' in said[0][0] and 'train step' not in said[1][0]  # only the first one speaks
@@ -63,7 +63,8 @@ def test_other_devices_and_processes_go_on(tmp_path, environment, command, eight
         result = run(command(workdir), _on(devices, environment))
         status, out = [result.returncode, 0], result.stdout
     else:
-        status, ((out, _), _) = finish(start_pair(command(workdir), environment, devices))
+        preview = '--config.train.sample_every=20'
+        status, ((out, _), _) = finish(start_pair(command(workdir, preview), environment, devices))
     assert status == [0, 0] and f'going on from the checkpoint of step {SAVED} ' in out
     _assert_same_losses(workdir, eight)
 

@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from absl.testing import flagsaver
 
-from launch import study
+from configs.study_strategies import RUNLOCAL_PLAN
+from launch import study_runs
 from tests.launch.commands import ROOT, module, run
 
 CONFIG = f'{ROOT / "configs/study_strategies.py"}:runlocal'
@@ -28,45 +28,36 @@ def commands(monkeypatch, tmp_path):
             result = {'protocol': given['protocol'], 'frechet': spread, 'curve': curve, 'stills': curve}
             (out / 'metrics.json').write_text(json.dumps(result))
             (out / 'report.html').touch()
-        (root / study.COSTS).open('a').write('{"cpu_seconds": 1800.0}\n')
+        (root / study_runs.COSTS).open('a').write('{"cpu_seconds": 1800.0}\n')
 
-    monkeypatch.setattr(study, 'execute', execute)
+    monkeypatch.setattr(study_runs, 'execute', execute)
     return made
 
 
 def _study(workdir):
-    with flagsaver.as_parsed(config=CONFIG, workdir=str(workdir)):
-        return study.main()
+    study_runs.run_all(RUNLOCAL_PLAN, 'configs/study_strategies.py', 'runlocal', workdir)
 
 
-def test_every_run_is_trained_and_measured_once(commands, tmp_path, capsys):
-    assert _study(tmp_path) == 0
+def test_every_run_is_trained_and_measured_once(commands, tmp_path):
+    _study(tmp_path)
     trained = [command for command in commands if command[0] == 'launch.train']
     assert len(trained) == 4 and trained[0][1].endswith('quickstart_autoencoder.py:runlocal')
     assert [command[3] for command in trained[1:]] == ['--config.seed=0', '--config.seed=1', '--config.seed=0']
     assert trained[3][1].endswith('study_strategies.py:masked,no_noise,runlocal')
     assert len(commands) == 4 + 3 * 2
-    assert '| CTF, intervals, noise | 2 | 3.5 ± 0.7 |' in capsys.readouterr().out
+    assert '| CTF, intervals, noise | 2 | 3.5 ± 0.7 |' in (tmp_path / 'study.md').read_text()
     facts = json.loads((tmp_path / 'study.json').read_text())['facts']
     assert facts == {'runs': '3', 'processor time': '5.0 core hours'}
     del commands[:]
-    assert _study(tmp_path) == 0
+    _study(tmp_path)
     assert {command[0] for command in commands} == {'launch.train'}  # each of which knows that it is finished
 
 
-def test_a_stopped_command_stops_the_study(tmp_path, monkeypatch):
-    def stop(*_):
-        raise study.Stopped(143)
-
-    monkeypatch.setattr(study, 'execute', stop)
-    assert _study(tmp_path) == 143 and not (tmp_path / 'study.json').exists()
-
-
 def test_exit_status_and_time_of_a_command(tmp_path):
-    study.execute(tmp_path, 'json.tool', '--help')
-    with pytest.raises(study.Stopped, match='1'):
-        study.execute(tmp_path, 'no_such_module')
-    assert [json.loads(line)['status'] for line in (tmp_path / study.COSTS).read_text().splitlines()] == [0, 1]
+    study_runs.execute(tmp_path, 'json.tool', '--help')
+    with pytest.raises(study_runs.Stopped, match='1'):
+        study_runs.execute(tmp_path, 'no_such_module')
+    assert [json.loads(line)['status'] for line in (tmp_path / study_runs.COSTS).read_text().splitlines()] == [0, 1]
 
 
 @pytest.mark.slow
