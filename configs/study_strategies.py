@@ -26,12 +26,12 @@ PLAN = study.Plan(
         'masked,no_noise': 1,
         'masked,one_interval,no_noise': 1,
     },
-    protocols={study.CLIPS: 'shapes_first_frame_quick', study.LONG: 'shapes_first_frame_long_quick'},
+    protocols={study.CLIPS: 'shapes_first_frame_study', study.LONG: 'shapes_first_frame_long_study'},
 )
 RUNLOCAL_PLAN = study.Plan(
     tokenizer='configs/quickstart_autoencoder.py:runlocal',
     runs={'': 2, 'masked,no_noise': 1},
-    protocols={kind: name.replace('quick', 'runlocal') for kind, name in PLAN.protocols.items()},
+    protocols={kind: name.replace('study', 'runlocal') for kind, name in PLAN.protocols.items()},
 )
 
 

@@ -121,8 +121,10 @@ def _embedded() -> dict[str, Distances]:
     }
     # Fewer clips raise floor and value alike: another name, not another flag.
     quick = {f'{name}_quick': replace(p, clips=p.clips // 4, seeds=2) for name, p in scores.items()}
+    # Of many trainings, each measured once.
+    study = {f'{name}_study': replace(p, clips=p.clips // 4, seeds=1) for name, p in scores.items() if p.stills}
     runlocal = {f'{name}_runlocal': replace(p, **_RUNLOCAL) for name, p in scores.items()}
-    return scores | quick | runlocal
+    return scores | quick | study | runlocal
 
 
 PROTOCOLS: dict[str, Continuations | Distances] = {
