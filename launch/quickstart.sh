@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From a fresh machine to generated videos, on 2 CPU cores in under 20 minutes:  bash launch/quickstart.sh
+# From a fresh machine to generated videos, on 2 CPU cores in about 20 minutes:  bash launch/quickstart.sh
 # Everything lands in runs/quickstart/; run it again and it goes on where it stopped, or reuses what is there.
 # "bash launch/quickstart.sh runlocal" takes the same way in a minute with untrained toys, into runs/quickstart_runlocal/.
 set -euo pipefail
