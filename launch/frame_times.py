@@ -2,7 +2,8 @@
 
 python -m launch.frame_times --config configs/quickstart.py --out runs/frame_times
 
-Weights are random and no video is decoded: it is the sampler's time alone, for data.batch_size clips together.
+Weights are random and no video is decoded: it is the sampler's time alone, for data.batch_size clips together on
+one device.
 """
 
 import json
@@ -15,7 +16,6 @@ from ml_collections import config_flags
 from launch import console
 from magi_jax.benchmarks import frame_times
 from magi_jax.evaluation import charts, report
-from magi_jax.evaluation.study import markdown
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'configs/NAME.py[:variant,runlocal]', lock_config=True)
 OUT = flags.DEFINE_string('out', None, 'folder for frame_times.json and frame_times.html')
@@ -31,14 +31,14 @@ def main() -> None:
     rows = [[name, *(f'{1e3 * seconds:.1f}' for seconds in course.values())] for name, course in times.items()]
     lines = {name: [(n, 1e3 * seconds) for n, seconds in course.items()] for name, course in times.items()}
     chart = charts.line_chart('Time of a frame', ('frame', 'ms'), lines, logarithmic=True)
-    facts = {'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}', 'jax': jax.__version__}
+    facts = {'device': jax.devices()[0].device_kind, 'jax': jax.__version__}
     sections = [report.section('Times', '', f'<div class="charts">{chart}</div>', report.table(head, rows))]
     summary = f'{config.sampler.mask_steps} mask steps of {config.sampler.denoise_steps} denoise steps each.'
     folder = Path(OUT.value)
     page = report.page('What a frame takes', summary, facts, sections, times)
     report.write_page(folder / 'frame_times.html', page)
     (folder / 'frame_times.json').write_text(json.dumps({'facts': facts, 'seconds': times}, indent=1) + '\n')
-    print(f'{markdown(head, rows)}\n\npage: {folder / "frame_times.html"}')
+    print(f'{report.markdown_table(head, rows)}\n\npage: {folder / "frame_times.html"}')
 
 
 if __name__ == '__main__':

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from magi_jax.evaluation import study
-from magi_jax.evaluation.report import write_page
+from magi_jax.evaluation.report import markdown_table, write_page
 
 COSTS = 'costs.jsonl'
 
@@ -79,7 +79,7 @@ def execute(root: Path, module: str, *arguments: str) -> None:
     with open(root / COSTS, 'a', encoding='utf-8') as file:
         file.write(json.dumps({'command': [module, *arguments], 'status': status, 'cpu_seconds': seconds}) + '\n')
     if status:
-        raise Stopped(status)
+        raise Stopped(status if status > 0 else 128 - status)  # ended by a signal: as a shell would say it
 
 
 def write(root: Path, plan: study.Plan, runs: list[Run]) -> None:
@@ -97,6 +97,6 @@ def write(root: Path, plan: study.Plan, runs: list[Run]) -> None:
     facts = {'runs': str(len(runs)), 'processor time': f'{sum(costs) / 3600:.1f} core hours'}
     data = {'facts': facts, 'ways': {variants: way.runs for variants, way in ways.items()}}
     (root / 'study.json').write_text(json.dumps(data, indent=1))
-    said = [study.markdown(*study.cells(list(ways.values()))), *study.sentences(ways)]
+    said = [markdown_table(*study.cells(list(ways.values()))), *study.sentences(ways)]
     (root / 'study.md').write_text('\n\n'.join([*said, ', '.join(map(': '.join, facts.items()))]) + '\n')
     write_page(root / 'study.html', study.render('Teacher forcing, intervals and noise', ways, facts))

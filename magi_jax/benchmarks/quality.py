@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from magi_jax.config import SamplerConfig
+from magi_jax.evaluation.report import markdown_table
 
 MEASURES = ('psnr', 'colour', 'shape', 'count', 'moving')  # all the higher the better
 KEPT = 0.95  # part of the reference's value that a setting must keep in every measure
@@ -54,11 +55,8 @@ def fast_preset(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown; the reference first, the fast preset in bold."""
     head = ['solver', 'mask', 'denoise', 'temperature', 'PSNR dB', *MEASURES[1:], 'ms a frame']
-    lines = [head, ['---'] * len(head)]
-    for row in rows:
-        mark = '**' if row is fast_preset(rows) else ''
-        lines.append([f'{mark}{cell}{mark}' for cell in cells(row)])
-    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+    marks = ['**' if row is fast_preset(rows) else '' for row in rows]
+    return markdown_table(head, [[f'{mark}{cell}{mark}' for cell in cells(row)] for mark, row in zip(marks, rows)])
 
 
 def cells(row: dict[str, Any]) -> list[str]:

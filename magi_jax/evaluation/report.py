@@ -276,6 +276,11 @@ def _rollout_table(result: Result) -> str:
     return table(['Long video', 'Generated', 'Real'], rows) + f'<p class="note">{result.clips} videos. {note}</p>'
 
 
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table for a terminal or a README, without a line break at the end."""
+    return '\n'.join(f'| {" | ".join(row)} |' for row in (heads, ['---'] * len(heads), *rows))
+
+
 def table(heads: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
     """The first entry of a row is its name."""
     head = ''.join(f'<th scope="col">{html.escape(text)}</th>' for text in heads)

@@ -101,11 +101,6 @@ def _compared(complete: np.ndarray, masked: np.ndarray) -> str:
     )
 
 
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The table as text."""
-    return '\n'.join(f'| {" | ".join(row)} |' for row in (head, ['---'] * len(head), *rows))
-
-
 def render(title: str, ways: Mapping[str, Way], facts: Mapping[str, str]) -> str:
     """The page as HTML; it loads nothing. Raises ValueError if a number is not finite."""
     note = 'Fréchet distance of the embedded classifier, mean ± deviation over seeds.'

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from magi_jax.evaluation import study
+from magi_jax.evaluation import report, study
 
 
 def _course(values):
@@ -42,7 +42,7 @@ def test_rows_are_means_and_deviations_over_seeds(ways):
     assert rows[0] == ['CTF, intervals, noise', '2', '7.0 ± 1.4', '14.0 ± 2.8', '28.0 ± 5.7', '5.0 ± 0.0', '7.0 ± 0.0']
     assert rows[2] == ['CTF, intervals', '1', '3.0', '6.0', '12.0', '5.0', '7.0']
     assert rows[3] == ['real clips', '', '1.5', '2.5', '2.5', '2.5', '2.5']
-    lines = study.markdown(head, rows).splitlines()
+    lines = report.markdown_table(head, rows).splitlines()
     assert len(lines) == 6 and len({line.count('|') for line in lines}) == 1
 
 

@@ -60,6 +60,13 @@ def test_exit_status_and_time_of_a_command(tmp_path):
     assert [json.loads(line)['status'] for line in (tmp_path / study_runs.COSTS).read_text().splitlines()] == [0, 1]
 
 
+def test_a_signal_to_the_study_ends_its_command_with_it(tmp_path):
+    (tmp_path / 'waits.py').write_text('import os, signal, time; os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)')
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(study_runs.Stopped, match='143'):
+        patch.setenv('PYTHONPATH', str(tmp_path))
+        study_runs.execute(tmp_path, 'waits')
+
+
 @pytest.mark.slow
 def test_a_small_study_from_nothing_to_its_page(environment, tmp_path):
     result = run([*module('launch.study'), f'--config={CONFIG}', f'--workdir={tmp_path}'], environment)
