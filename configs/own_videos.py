@@ -25,7 +25,6 @@ def get_config(arg: str = '') -> ConfigDict:
     config = (quickstart_autoencoder if 'autoencoder' in names else quickstart).get_config()
     config.data.source = 'my_videos'
     config.data.flip_horizontal = True
-    config.data.flip_vertical = False
     config.masking.posterior_noise = True
     if 'autoencoder' not in names:
         config.tokenizer.path = 'runs/own/autoencoder/tokenizer'

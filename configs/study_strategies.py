@@ -1,4 +1,4 @@
-"""The paper's claims at the size of two CPU cores: CTF against MTF, and each of its two strategies left out.
+"""The paper's Fig. 5b and 5c at the size of two CPU cores: CTF against MTF, and each of its two strategies left out.
 
     python -m launch.study --config configs/study_strategies.py --workdir runs/study
 
