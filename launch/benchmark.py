@@ -1,6 +1,6 @@
 """Times the JAX program against the PyTorch reference, side by side: same weights, same inputs, outputs compared first.
 
-python -m launch.benchmark train --config configs/quickstart.py --against torch --compiled
+python -m launch.benchmark train --config configs/quickstart.py --against torch,torch_compiled
 python -m launch.benchmark sample --config configs/quickstart.py --against torch --clips 4 --frames 16 --rounds 7
 
 One process a framework, on the first GPU or on the CPU cores that this process may use; they take turns, so that a
@@ -28,8 +28,7 @@ from magi_jax.benchmarks.settings import Settings
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'configs/NAME.py[:variant,runlocal]', lock_config=True)
 TASK = flags.DEFINE_enum('task', None, ['train', 'sample'], 'what is timed; may stand without a flag as the first word')
-AGAINST = flags.DEFINE_enum('against', None, ['torch'], 'the other framework; without it JAX is timed alone')
-COMPILED = flags.DEFINE_bool('compiled', False, 'PyTorch also under torch.compile, as a third process')
+AGAINST = flags.DEFINE_list('against', [], f'others beside JAX: {", ".join(contest.AGAINST)}')
 MODES = ['default', 'reduce-overhead', 'max-autotune']
 TORCH_MODE = flags.DEFINE_enum('torch_mode', 'default', MODES, 'of torch.compile')
 CLIPS = flags.DEFINE_integer('clips', None, 'clips of a batch; default: data.batch_size', lower_bound=1)
@@ -48,7 +47,7 @@ def main() -> None:
     """Prints the table and writes the JSON file; exit status 1 if outputs differ."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    names, settings = contest.contestants(AGAINST.value == 'torch', COMPILED.value), read_settings()
+    names, settings = contest.contestants(AGAINST.value), read_settings()
     result = contest.run(settings, names, lambda line: print(line, flush=True))
     result = description(settings) | result
     path = Path(JSON.value) if JSON.value else RESULTS / file_name(result)

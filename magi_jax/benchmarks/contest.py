@@ -5,7 +5,7 @@ import importlib.util
 import math
 import multiprocessing
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -18,6 +18,7 @@ from magi_jax.models.flops import frame_flops, train_flops
 from magi_jax.models.magi import ClipShape
 
 JAX, TORCH, COMPILED = 'JAX', 'PyTorch', 'PyTorch compiled'
+AGAINST = {'torch': TORCH, 'torch_compiled': COMPILED}
 END_SECONDS = 5.0
 # Largest relative difference of outputs, by compute dtype. An update of Adam is looser: a gradient that is zero but for
 # rounding, as that of the keys' biases, still moves its parameter, in a direction that is each framework's own.
@@ -27,17 +28,17 @@ TOLERANCES = {
 }
 
 
-def contestants(torch: bool, compiled: bool) -> list[str]:
-    """Who takes part: JAX, then PyTorch if asked for, then PyTorch compiled if that is asked for as well.
+def contestants(against: Sequence[str]) -> list[str]:
+    """Who takes part: JAX, then those asked for, by their keys in `AGAINST`.
 
     Raises:
-      ConfigError: PyTorch is asked for and not installed, or compiled and not asked for.
+      ConfigError: one is unknown, or asked for while PyTorch is not installed.
     """
-    if compiled and not torch:
-        raise ConfigError('--compiled is of PyTorch: add --against torch')
-    if torch and importlib.util.find_spec('torch') is None:
+    if unknown := sorted(set(against) - AGAINST.keys()):
+        raise ConfigError(f'--against {",".join(unknown)}: there are {", ".join(AGAINST)}')
+    if against and importlib.util.find_spec('torch') is None:
         raise ConfigError('--against torch needs the torch extra: pip install -e .[torch] -c requirements.txt')
-    return [JAX] + torch * [TORCH] + compiled * [COMPILED]
+    return [JAX, *(name for key, name in AGAINST.items() if key in against)]
 
 
 def run(settings: Settings, names: list[str], say: Callable[[str], None]) -> dict[str, Any]:
@@ -71,6 +72,8 @@ def run(settings: Settings, names: list[str], say: Callable[[str], None]) -> dic
         say('compiling and warming up ...')
         for name, process in processes.items():
             results[name] |= process.ask('warm_up', problem)
+        for name, process in processes.items():  # when all are ready, as in the rounds
+            results[name]['matmul_flops'] = process.ask('product_rate')
         calls = {name: max(1, math.ceil(settings.seconds / result['call'])) for name, result in results.items()}
         for number in range(settings.rounds):
             for name, process in processes.items():
@@ -157,16 +160,17 @@ class Worker:
     held: int  # bytes that the process held before it had a model
 
     def warm_up(self, problem: dict[str, Any]) -> dict[str, Any]:
-        """Facts, first call, matrix-product rate, and about how long a call takes; forgets the peak of memory."""
-        facts = self.contestant.facts()
-        product = meter.fastest(self.contestant.matmul)
-        work = 2.0 * meter.MATMUL_SIZE[facts['kind']] ** 3
+        """Facts, first call, and about how long a call takes; forgets the peak of memory."""
         self.contestant.start(problem)
         self.contestant.run(1)
         call = meter.measure(lambda: self.contestant.run(1))['wall']
         meter.forget_peak()
-        rates = {clock: work / seconds for clock, seconds in product.items()}
-        return facts | {'matmul_flops': rates, 'first': self.contestant.first, 'call': call}
+        return self.contestant.facts() | {'first': self.contestant.first, 'call': call}
+
+    def product_rate(self) -> dict[str, float]:
+        """FLOP/s of a large matrix product, by each clock."""
+        work = 2.0 * meter.MATMUL_SIZE[self.contestant.facts()['kind']] ** 3
+        return {clock: work / seconds for clock, seconds in meter.fastest(self.contestant.matmul).items()}
 
     def turn(self, calls: int) -> dict[str, float]:
         """Seconds of a call, over so many."""

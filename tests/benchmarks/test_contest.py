@@ -13,14 +13,14 @@ CONFIG = Config(data=DataConfig(frames=3, height=16, width=32, batch_size=2, max
 
 def test_who_takes_part(monkeypatch):
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: name)
-    assert contest.contestants(False, False) == ['JAX']
-    assert contest.contestants(True, False) == ['JAX', 'PyTorch']
-    assert contest.contestants(True, True) == ['JAX', 'PyTorch', 'PyTorch compiled']
-    with pytest.raises(ConfigError, match='add --against torch'):
-        contest.contestants(False, True)
+    assert contest.contestants([]) == ['JAX']
+    assert contest.contestants(['torch_compiled']) == ['JAX', 'PyTorch compiled']
+    assert contest.contestants(['torch_compiled', 'torch']) == ['JAX', 'PyTorch', 'PyTorch compiled']
+    with pytest.raises(ConfigError, match='--against tensorflow: there are torch, torch_compiled'):
+        contest.contestants(['torch', 'tensorflow'])
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(ConfigError, match=r'pip install -e \.\[torch\]'):
-        contest.contestants(True, False)
+        contest.contestants(['torch'])
 
 
 def test_outputs_that_differ_are_not_timed():

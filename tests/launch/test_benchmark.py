@@ -51,5 +51,5 @@ def test_against_pytorch(environment, tmp_path, task):
 
 
 def test_mistakes_are_one_line(environment):
-    assert_one_line(_benchmark(environment, 'train', '--compiled'), 'add --against torch')
+    assert_one_line(_benchmark(environment, 'train', '--against', 'flax'), 'there are torch, torch_compiled')
     assert_one_line(_benchmark(environment, 'tune'), 'train|sample')
