@@ -27,7 +27,11 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
             f'mesh.data = {config.data}, mesh.fsdp = {config.fsdp}, mesh.sequence = {config.sequence} and'
             f' mesh.tensor = {config.tensor} do not lay out {len(devices)} devices; leave one of them at -1'
         )
-    return Mesh(mesh_utils.create_device_mesh(sizes, devices), AXES)
+    try:
+        laid_out = mesh_utils.create_device_mesh(sizes, devices)
+    except NotImplementedError:  # no set of the torus's axes has the size of one of the mesh's
+        laid_out = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(laid_out, AXES)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import sys
 from pathlib import Path
 
 import jax
@@ -55,6 +56,32 @@ def test_a_frame_of_the_sampler(environment):
     result = _compile(environment, '--topology', 'v5e:1x1', '--target', 'sample', '--frames', '3')
     assert result.returncode == 0, result.stderr
     assert 'sample on v5e:1x1' in result.stdout and 'fits: ' in result.stdout and '1 clips' in result.stdout
+
+
+LAY_OUT = '''
+import sys
+from configs import magi_kinetics600, magi_ucf101
+from launch import fit
+from magi_jax.config import from_config_dict
+from magi_jax.parallel.mesh import make_mesh
+
+for topology in sys.argv[1:]:
+    devices = fit.topology_devices(topology)
+    name = 'v5e256' if topology == 'v5e:16x16' else topology.partition(':')[0]
+    for shipped in (magi_ucf101, magi_kinetics600):
+        config = from_config_dict(shipped.get_config('own' + (name != 'v5e') * f',{name}'))
+        mesh = make_mesh(config.mesh, devices)
+        print(*mesh.shape.values())
+'''
+
+
+@needs_libtpu
+def test_meshes_of_the_shipped_configs_lie_on_their_slices(environment):
+    """Also where an axis of the torus must be split: 8 x 2 of one of 16."""
+    path = os.pathsep.join([str(ROOT), str(Path(LIBTPU.origin).parents[1])])
+    topologies = ['v5e:4x4', 'v6e:4x4', 'v5p:2x2x4', 'v5e:16x16']
+    result = run([sys.executable, '-c', LAY_OUT, *topologies], {**environment, 'PYTHONPATH': path})
+    assert result.stdout.splitlines() == 6 * ['4 4 1 1'] + ['8 16 2 1', '16 16 1 1'], result.stdout + result.stderr
 
 
 @needs_libtpu
