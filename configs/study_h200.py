@@ -2,21 +2,20 @@
 
     python -m launch.study --config configs/study_h200.py --workdir runs/study_h200
 
-Everything else is as there: data, steps, masks and seeds are the same in all ways to train. `:runlocal` for a few steps.
+The same in all ways to train, as there: data, steps, masks and seeds. `:runlocal` for a few steps.
 """
 
 from ml_collections import ConfigDict
 
 from configs import study_strategies
 
-PLAN, RUNLOCAL_PLAN = study_strategies.PLAN, study_strategies.RUNLOCAL_PLAN
+VARIANTS, PLAN, RUNLOCAL_PLAN = study_strategies.VARIANTS, study_strategies.PLAN, study_strategies.RUNLOCAL_PLAN
 
 
 def get_config(arg: str = '') -> ConfigDict:
     config = study_strategies.get_config(arg)
     if 'runlocal' not in arg.split(','):
         config.data.batch_size = 32
-        config.data.threads = 2
         config.model.width, config.model.blocks, config.model.heads, config.model.mlp_width = 128, 4, 4, 512
         config.model.head.width = 128
         config.train.steps = 1_500

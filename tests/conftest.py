@@ -14,3 +14,8 @@ os.environ['JAX_PLATFORMS'] = 'cpu'  # also on machines that have an accelerator
 os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'
 os.environ['JAX_NUMPY_RANK_PROMOTION'] = 'raise'  # [T] + [B, T] is a mistake until someone writes the axis
 os.environ['MPLBACKEND'] = 'agg'
+
+
+def pytest_collection_modifyitems(items: list) -> None:
+    """The files that take longest come first, so that the workers end together."""
+    items.sort(key=lambda item: not item.nodeid.startswith(('tests/test_readme', 'tests/launch')))

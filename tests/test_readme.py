@@ -37,7 +37,12 @@ def shrunk(command: str, tmp_path: Path) -> list[str]:
 
 def run(command: list[str], cache: Path) -> subprocess.CompletedProcess:
     extra = {'JAX_COMPILATION_CACHE_DIR': str(cache), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
-    environment = {**os.environ, **extra, 'JAX_ENABLE_COMPILATION_CACHE': 'true', 'XLA_FLAGS': ''}
+    environment = {
+        **os.environ,
+        **extra,
+        'JAX_ENABLE_COMPILATION_CACHE': 'true',
+        'XLA_FLAGS': '--xla_backend_optimization_level=0',
+    }
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
 
 

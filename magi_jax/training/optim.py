@@ -67,8 +67,8 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
     rate = learning_rate_schedule(config, steps)
     if config.name == 'muon':
         update = muon(
-            rate, ns_coeffs=ITERATIONS, beta=MOMENTUM, eps=config.eps, weight_decay=config.weight_decay, adam_b1=config.b1,
-            adam_b2=config.b2, muon_weight_dimension_numbers=matrix_axes, consistent_rms=ADAM_RMS,
+            rate, ns_coeffs=ITERATIONS, beta=MOMENTUM, eps=config.eps, weight_decay=config.weight_decay,
+            adam_b1=config.b1, adam_b2=config.b2, muon_weight_dimension_numbers=matrix_axes, consistent_rms=ADAM_RMS,
         )  # fmt: skip
     else:
         update = optax.adamw(rate, config.b1, config.b2, config.eps, weight_decay=config.weight_decay, mask=decay_mask)

@@ -58,7 +58,7 @@ def test_a_frame_of_the_sampler(environment):
     assert 'sample on v5e:1x1' in result.stdout and 'fits: ' in result.stdout and '1 clips' in result.stdout
 
 
-LAY_OUT = '''
+LAY_OUT = """
 import sys
 from configs import magi_kinetics600, magi_ucf101
 from launch import fit
@@ -72,7 +72,7 @@ for topology in sys.argv[1:]:
         config = from_config_dict(shipped.get_config('own' + (name != 'v5e') * f',{name}'))
         mesh = make_mesh(config.mesh, devices)
         print(*mesh.shape.values())
-'''
+"""
 
 
 @needs_libtpu

@@ -99,6 +99,5 @@ def test_gradients_are_scattered(program):
     assert max(map(math.prod, shapes(shared, 'all-reduce'))) < _config().model.width ** 2
 
 
-
 if __name__ == '__main__':
     GOLDEN.write_text(json.dumps({name: shardings(axes) for name, axes in STRATEGIES.items()}, indent=1) + '\n')
