@@ -1,4 +1,4 @@
-"""`study_strategies` at the size of one H200: wider and deeper, 24 times as many clips.
+"""`study_strategies` at the size of one H200: wider and deeper, 12 times as many clips.
 
     python -m launch.study --config configs/study_h200.py --workdir runs/study_h200
 

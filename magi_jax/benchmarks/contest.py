@@ -160,17 +160,18 @@ class Worker:
     held: int  # bytes that the process held before it had a model
 
     def warm_up(self, problem: dict[str, Any]) -> dict[str, Any]:
-        """Facts, first call, and about how long a call takes; forgets the peak of memory."""
+        """Facts, first call, and about how long a call takes."""
         self.contestant.start(problem)
         self.contestant.run(1)
         call = meter.measure(lambda: self.contestant.run(1))['wall']
-        meter.forget_peak()
         return self.contestant.facts() | {'first': self.contestant.first, 'call': call}
 
     def product_rate(self) -> dict[str, float]:
-        """FLOP/s of a large matrix product, by each clock."""
+        """FLOP/s of a large matrix product, by each clock; forgets the peak of memory, which is to be that of the turns."""
         work = 2.0 * meter.MATMUL_SIZE[self.contestant.facts()['kind']] ** 3
-        return {clock: work / seconds for clock, seconds in meter.fastest(self.contestant.matmul).items()}
+        rates = {clock: work / seconds for clock, seconds in meter.fastest(self.contestant.matmul).items()}
+        meter.forget_peak()
+        return rates
 
     def turn(self, calls: int) -> dict[str, float]:
         """Seconds of a call, over so many."""

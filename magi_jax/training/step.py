@@ -33,7 +33,7 @@ def make_train_step(
     """(state, tokenizer, global batch) -> (next state, metrics). Randomness is a function of (config.seed, step).
 
     Metrics: the objective's, 'grad_norm', and 'bad_leaf': -1, or the index in `leaf_names(params)` of the first
-    gradient (or the loss) that is not finite.
+    gradient (or the loss) that is not finite, or too large to be squared.
     """
     layout = training_layout(objective, config, mesh)
     gradient = layout.differentiate(functools.partial(dataclasses.replace(objective, layout=layout).loss, train=True))
