@@ -167,7 +167,7 @@ class Worker:
         return self.contestant.facts() | {'first': self.contestant.first, 'call': call}
 
     def product_rate(self) -> dict[str, float]:
-        """FLOP/s of a large matrix product, by each clock; forgets the peak of memory, which is to be that of the turns."""
+        """FLOP/s of a large matrix product, by each clock; forgets the peak of memory: the turns have their own."""
         work = 2.0 * meter.MATMUL_SIZE[self.contestant.facts()['kind']] ** 3
         rates = {clock: work / seconds for clock, seconds in meter.fastest(self.contestant.matmul).items()}
         meter.forget_peak()
