@@ -24,9 +24,9 @@ from magi_jax.config import Config, ConfigError, from_config_dict
 
 CONFIG_FILE = 'config.json'
 # What a resumed run may change without becoming another experiment.
-FREE_FIELDS = ('sampler', 'mesh', 'data.path', 'data.threads', 'tokenizer.path', 'train.remat', 'train.log_every',
-               'train.eval_every', 'train.eval_batches', 'train.sample_every', 'train.checkpoint_every',
-               'train.keep_checkpoints')  # fmt: skip
+FREE_FIELDS = ('sampler', 'mesh', 'data.path', 'data.threads', 'tokenizer.path', 'train.remat', 'train.unroll',
+               'train.log_every', 'train.eval_every', 'train.eval_batches', 'train.sample_every',
+               'train.checkpoint_every', 'train.keep_checkpoints')  # fmt: skip
 CHECKSUMS, DAMAGED = 'checksums', 'damaged'
 # What Orbax and TensorStore raise for files that are missing, cut short or overwritten.
 UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, OSError, RuntimeError)

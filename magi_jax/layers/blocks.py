@@ -166,11 +166,12 @@ class Block(nn.Module):
 
 
 class Trunk(nn.Module):
-    """`config.blocks` blocks under one `nn.scan`: parameters are stacked [L, ...], the body is compiled once."""
+    """`config.blocks` blocks under one `nn.scan`: parameters are stacked [L, ...], `unroll` bodies are compiled."""
 
     config: ModelConfig
     dtype: Any
     remat: Remat = 'none'
+    unroll: int = 1
     layout: Layout = WHOLE
 
     @nn.compact
@@ -189,6 +190,7 @@ class Trunk(nn.Module):
             split_rngs={'params': True},
             in_axes=(nn.broadcast, 0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=self.config.blocks,
+            unroll=self.unroll,
             metadata_params={nn.PARTITION_NAME: 'layers'},
         )
         blocks = stack(self.config, self.dtype, self.layout, name='blocks')

@@ -59,6 +59,7 @@ class Magi(nn.Module):
       shape: sizes of the trained clips.
       dtype: of the matrix products; parameters, norms, softmax and positions stay float32.
       remat: what the backward pass recomputes.
+      unroll: blocks in one turn of the loop over depth.
       layout: which part of the frames and sites this device holds.
     """
 
@@ -66,11 +67,12 @@ class Magi(nn.Module):
     shape: ClipShape
     dtype: Any = jnp.bfloat16
     remat: Remat = 'none'
+    unroll: int = 1
     layout: Layout = WHOLE
 
     def setup(self) -> None:
         width, shape, config = self.config.width, self.shape, self.config
-        self.trunk = Trunk(config, self.dtype, self.remat, self.layout)
+        self.trunk = Trunk(config, self.dtype, self.remat, self.unroll, self.layout)
         self.observed_projection = Linear(width, ('token', 'embed'), self.dtype, name='token_projection')
         self.masked_projection = self.observed_projection
         if not config.shared_projection:

@@ -35,8 +35,8 @@ class MaskedDiffusion:
 
     @property
     def trunk(self) -> Magi:
-        train = self.config.train
-        return Magi(self.config.model, self.shape, jnp.dtype(train.compute_dtype), train.remat, self.layout)
+        train, dtype = self.config.train, jnp.dtype(self.config.train.compute_dtype)
+        return Magi(self.config.model, self.shape, dtype, train.remat, train.unroll, self.layout)
 
     @property
     def head(self) -> DiffusionHead:

@@ -22,8 +22,9 @@ MASK = complete_teacher_forcing(FRAMES)
 REMATS = [remat for remat in typing.get_args(Remat) if remat not in ('none', 'offload')]
 
 
-def _trunk(params, remat='none', dropout=None, layout=WHOLE):
-    return Trunk(CONFIG, jnp.float32, remat, layout).apply({'params': params}, X, None, MASK, CONDITIONING, dropout)
+def _trunk(params, remat='none', dropout=None, unroll=1, layout=WHOLE):
+    trunk = Trunk(CONFIG, jnp.float32, remat, unroll, layout)
+    return trunk.apply({'params': params}, X, None, MASK, CONDITIONING, dropout)
 
 
 def _dropout(seed):
@@ -40,8 +41,9 @@ def params():
     return random_params(lambda key: Trunk(CONFIG, jnp.float32).init(key, X, None, MASK, CONDITIONING, None)['params'])
 
 
-def test_scanned_trunk_is_a_loop_over_its_blocks(params):
-    out, (k, v) = jax.jit(_trunk)(params)
+@pytest.mark.parametrize('unroll', [1, 2])
+def test_scanned_trunk_is_a_loop_over_its_blocks(params, unroll):
+    out, (k, v) = jax.jit(lambda params: _trunk(params, unroll=unroll))(params)
     block = jax.jit(_block)
     x = X
     for depth in range(CONFIG.blocks):
