@@ -50,5 +50,4 @@ def get_config(arg: str = '') -> ConfigDict:
         config.model.head.width = 64
         config.train.steps = 1_000
         config.train.eval_every = config.train.sample_every = config.train.checkpoint_every = 1_000
-        config.sampler.mask_steps = 4
     return config
