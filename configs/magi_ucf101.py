@@ -69,7 +69,7 @@ def fit_slice(config: ConfigDict, name: str) -> None:
     config.train.remat, clips_at_once = SLICES[name]
     config.optim.accumulate = max(1, config.data.batch_size // (chips * clips_at_once))
     # fsdp lies along one axis of the torus: a wider one turns scattered gradients into all-reduces.
-    config.mesh.data, config.mesh.fsdp = -1, 16 if chips == 256 else 4
+    config.mesh.data, config.mesh.fsdp = -1, 4
     config.mesh.sequence = max(1, chips // config.data.batch_size)
 
 

@@ -12,6 +12,7 @@ def train_command(workdir, videos, *overrides):
     config = ['--config', str(ROOT / 'configs/quickstart.py:runlocal'), '--workdir', str(workdir)]
     fields = ['data.source=video_folder', f'data.path={videos}', 'data.height=32', 'data.width=32', 'data.batch_size=2']
     fields += ['model.blocks=1', 'train.eval_batches=1', 'train.eval_every=1000', 'train.sample_every=1000']
+    fields.append('optim.name=adamw')  # its step compiles in half the time of Muon's
     return [*module('launch.train'), *config, *(f'--config.{field}' for field in fields), *overrides]
 
 

@@ -77,11 +77,11 @@ for topology in sys.argv[1:]:
 
 @needs_libtpu
 def test_meshes_of_the_shipped_configs_lie_on_their_slices(environment):
-    """Also where an axis of the torus must be split: 8 x 2 of one of 16."""
+    """Also where an axis of the torus must be split: fsdp 4 and sequence 2 of axes of 16."""
     path = os.pathsep.join([str(ROOT), str(Path(LIBTPU.origin).parents[1])])
     topologies = ['v5e:4x4', 'v6e:4x4', 'v5p:2x2x4', 'v5e:16x16']
     result = run([sys.executable, '-c', LAY_OUT, *topologies], {**environment, 'PYTHONPATH': path})
-    assert result.stdout.splitlines() == 6 * ['4 4 1 1'] + ['8 16 2 1', '16 16 1 1'], result.stdout + result.stderr
+    assert result.stdout.splitlines() == 6 * ['4 4 1 1'] + ['32 4 2 1', '64 4 1 1'], result.stdout + result.stderr
 
 
 @needs_libtpu

@@ -24,8 +24,7 @@ def _on(devices, environment):
 
 @pytest.fixture(scope='module')
 def command(videos):
-    fields = ('--config.data.batch_size=8', '--config.optim.name=adamw')  # compiled in half the time of Muon's step
-    return lambda workdir, *more: train_command(workdir, videos, *fields, *SCHEDULE, *more)
+    return lambda workdir, *more: train_command(workdir, videos, '--config.data.batch_size=8', *SCHEDULE, *more)
 
 
 @pytest.fixture(scope='module')

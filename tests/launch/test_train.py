@@ -36,7 +36,7 @@ def command(videos):
 
 
 def _command(videos, workdir, *overrides):
-    return train_command(workdir, videos, *SCHEDULE, *overrides)
+    return train_command(workdir, videos, '--config.optim.name=muon', *SCHEDULE, *overrides)
 
 
 @pytest.fixture(scope='module')
@@ -137,8 +137,9 @@ def test_second_run_of_a_finished_workdir_does_nothing(environment, command, uni
 
 
 def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint_before(tmp_path, environment, command):
-    wild = ['--config.optim.learning_rate=1e30', '--config.optim.warmup_steps=0', '--config.train.checkpoint_every=1']
-    result = run(command(tmp_path, *wild), environment)
+    wild = ['learning_rate=1e30', 'warmup_steps=0', 'name=adamw']
+    overrides = [f'--config.optim.{field}' for field in wild]
+    result = run(command(tmp_path, *overrides, '--config.train.checkpoint_every=1'), environment)
     assert result.returncode == 1 and 'Traceback' not in result.stderr
     said = re.search(r'error: step (\d+): loss is not finite; .*Lower optim.learning_rate', result.stderr)
     assert said and _steps(tmp_path)[-1] == int(said[1]) - 1
