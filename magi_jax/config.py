@@ -150,7 +150,7 @@ class TrainConfig:
     keep_checkpoints: int = 3
     compute_dtype: Literal['bfloat16', 'float32'] = 'bfloat16'
     remat: Remat = 'none'  # what the backward pass computes again: layers/blocks.py POLICIES
-    unroll: int = 1  # blocks in one turn of the loop over depth: more copy less and compile longer
+    unroll: int = 1  # blocks in one turn of the loop over depth; all of them: fewer copies, longer compilation
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,6 +36,7 @@ def command(videos):
 
 
 def _command(videos, workdir, *overrides):
+    """With the quickstart's own optimizer, whose state must come back too."""
     return train_command(workdir, videos, '--config.optim.name=muon', *SCHEDULE, *overrides)
 
 

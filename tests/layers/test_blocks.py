@@ -43,7 +43,9 @@ def params():
 
 @pytest.mark.parametrize('unroll', [1, 2])
 def test_scanned_trunk_is_a_loop_over_its_blocks(params, unroll):
-    out, (k, v) = jax.jit(lambda params: _trunk(params, unroll=unroll))(params)
+    trunk = jax.jit(lambda params: _trunk(params, unroll=unroll))
+    assert f'unroll={unroll}' in str(jax.make_jaxpr(trunk)(params))
+    out, (k, v) = trunk(params)
     block = jax.jit(_block)
     x = X
     for depth in range(CONFIG.blocks):
