@@ -1,5 +1,6 @@
 """What the trainer knows of an objective, and the table of objectives."""
 
+import functools
 from typing import Any, Protocol
 
 import jax
@@ -28,6 +29,12 @@ class Objective(Protocol):
         self, params: Any, tokenizer: Tokenizer | None, batch: dict[str, jax.Array], key: jax.Array, train: bool
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """(scalar loss, scalar metrics with 'loss' among them) of the global batch; see the implementations."""
+
+
+@functools.lru_cache(maxsize=16)
+def abstract_params(objective: Objective) -> Any:
+    """Shapes and logical axes of `objective.init`. Kept, for a command asks eight times and tracing takes its time."""
+    return jax.eval_shape(objective.init, jax.random.key(0))
 
 
 def clip_shape(config: Config, tokenizer: Tokenizer) -> ClipShape:

@@ -23,7 +23,7 @@ from jax.sharding import Mesh, PartitionSpec
 from magi_jax.config import Config, ModelConfig
 from magi_jax.layers.layout import CLIPS, COPIED, GATHERED, SITES, Layout
 from magi_jax.models.magi import ClipShape, frame_sites
-from magi_jax.objectives.api import Objective
+from magi_jax.objectives.api import Objective, abstract_params
 from magi_jax.parallel.mesh import BATCH_AXES
 from magi_jax.parallel.rules import STACKED, parameter_specs
 
@@ -191,7 +191,7 @@ def _copied(pieces: tuple[tuple[int, str], ...]) -> tuple[str, ...]:
 
 def training_layout(objective: Objective, config: Config, mesh: Mesh) -> TrainingLayout:
     """How `objective` is trained on `mesh`."""
-    boxed = jax.eval_shape(objective.init, jax.random.key(0))
+    boxed = abstract_params(objective)
     return TrainingLayout(
         parts=mesh.shape[SEQUENCE],
         splits=mesh.shape[SPLIT],

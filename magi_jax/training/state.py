@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from magi_jax.objectives.api import Objective
+from magi_jax.objectives.api import Objective, abstract_params
 from magi_jax.parallel.mesh import replicated
 from magi_jax.parallel.rules import parameter_shardings
 
@@ -55,7 +55,7 @@ class StateFactory:
 
     def abstract(self) -> TrainState:
         """Shapes, dtypes and shardings of the state, without memory: what a checkpoint is restored into."""
-        shapes = jax.eval_shape(self._init, jax.random.key(0))
+        shapes = jax.eval_shape(self._fresh, nn.unbox(abstract_params(self.objective)))
         return jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             shapes,
@@ -64,18 +64,20 @@ class StateFactory:
 
     def shardings(self) -> TrainState:
         """A NamedSharding for every leaf; optimizer moments lie where their parameters lie."""
-        shapes = jax.eval_shape(self._init, jax.random.key(0))
-        params = parameter_shardings(self.mesh, jax.eval_shape(self.objective.init, jax.random.key(0)))
+        boxed = abstract_params(self.objective)
+        params, moments = parameter_shardings(self.mesh, boxed), jax.eval_shape(self.optimizer.init, nn.unbox(boxed))
         by_path, everywhere = jax.tree_util.tree_leaves_with_path(params), replicated(self.mesh)
 
         def of_moment(path: tuple, _: jax.ShapeDtypeStruct) -> NamedSharding:
             """A moment's path ends in its parameter's; a counter's in no parameter's."""
             return next((sharding for end, sharding in by_path if path[-len(end) :] == end), everywhere)
 
-        opt_state = jax.tree_util.tree_map_with_path(of_moment, shapes.opt_state)
+        opt_state = jax.tree_util.tree_map_with_path(of_moment, moments)
         return TrainState(everywhere, params, opt_state, params)
 
     def _init(self, key: jax.Array) -> TrainState:
-        params = nn.unbox(self.objective.init(key))
+        return self._fresh(nn.unbox(self.objective.init(key)))
+
+    def _fresh(self, params: Any) -> TrainState:
         # A copy: the step donates the state, and one buffer cannot be donated twice.
         return TrainState(jnp.zeros((), jnp.int32), params, self.optimizer.init(params), jax.tree.map(jnp.copy, params))
