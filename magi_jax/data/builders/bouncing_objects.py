@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import itertools
 import os
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from typing import Any
@@ -133,42 +134,44 @@ def _paths(rng: np.random.Generator, objects: list[ObjectSpec], frames: int, apa
     extents = np.array([item.extents for item in objects])
     low, high = extents[:, [0, 2]], SIDE - extents[:, [1, 3]]
     radii = [RADII[SHAPES[item.label]] + GAP / 2 if apart else 0.0 for item in objects]
+    reaches = {pair: radii[pair[0]] + radii[pair[1]] for pair in itertools.combinations(range(len(objects)), 2)}
     centres = _on_grid(rng.uniform(low, high))
-    while _touching(centres.tolist(), radii):
+    while _touching(centres.tolist(), reaches):
         centres = _on_grid(rng.uniform(low, high))
     speed, angle = rng.uniform(*SPEEDS, len(objects)), rng.uniform(0.0, 2 * np.pi, len(objects))
     steps = _on_grid(speed * np.array([np.cos(angle), np.sin(angle)])).T / SUBSTEPS
-    centres, steps = centres.tolist(), steps.tolist()
+    centres, steps, low, high = centres.tolist(), steps.tolist(), low.tolist(), high.tolist()
     paths = np.empty((frames, len(objects), 2))
     for frame in paths:
         frame[:] = centres
         for _ in range(SUBSTEPS):
-            for centre, step, least, most in zip(centres, steps, low.tolist(), high.tolist(), strict=True):
+            for centre, step, least, most in zip(centres, steps, low, high):
                 _advance(centre, step, least, most)
-            for i, j in _touching(centres, radii):
+            for i, j in _touching(centres, reaches):
                 _turn_away(centres[i], steps[i], centres[j])
                 _turn_away(centres[j], steps[j], centres[i])
     return _on_grid(paths)
 
 
-def _touching(centres: list[list[float]], radii: list[float]) -> list[tuple[int, int]]:
-    """Pairs of objects whose circles overlap."""
+def _touching(centres: list[list[float]], reaches: dict[tuple[int, int], float]) -> list[tuple[int, int]]:
+    """Pairs of objects that are nearer to each other than their reach."""
+    return [(i, j) for (i, j), reach in reaches.items() if _square_distance(centres[i], centres[j]) < reach * reach]
 
-    def overlap(i: int, j: int) -> bool:
-        reach = radii[i] + radii[j]
-        return sum((a - b) * (a - b) for a, b in zip(centres[i], centres[j], strict=True)) < reach * reach
 
-    return [pair for pair in itertools.combinations(range(len(centres)), 2) if overlap(*pair)]
+def _square_distance(a: list[float], b: list[float]) -> float:
+    dx, dy = a[0] - b[0], a[1] - b[1]
+    return dx * dx + dy * dy
 
 
 def _advance(centre: list[float], step: list[float], least: list[float], most: list[float]) -> None:
     """One substep, in place; what would leave the box comes back by as much."""
     for axis in (0, 1):
-        centre[axis] += step[axis]
-        for wall, inward in ((least[axis], 1), (most[axis], -1)):
-            if (centre[axis] - wall) * inward < 0:
-                centre[axis] = 2 * wall - centre[axis]
-                step[axis] = inward * abs(step[axis])
+        place = centre[axis] + step[axis]
+        if place < least[axis]:
+            place, step[axis] = 2 * least[axis] - place, abs(step[axis])
+        if place > most[axis]:
+            place, step[axis] = 2 * most[axis] - place, -abs(step[axis])
+        centre[axis] = place
 
 
 def _turn_away(centre: list[float], step: list[float], other: list[float]) -> None:
@@ -240,6 +243,16 @@ class BouncingConfig(tfds.core.BuilderConfig):
     counts: dict[str, int] = dataclasses.field(default_factory=lambda: dict(COUNTS))
 
 
+class Frame(tfds.features.Tensor):
+    """An image that comes compressed: by the fastest level of zlib, larger by a fifth, in a third of TFDS's time."""
+
+    def __init__(self) -> None:
+        super().__init__(shape=(SIDE, SIDE, 3), dtype=np.uint8, encoding='zlib')
+
+    def encode_example(self, example_data: bytes) -> bytes:
+        return example_data
+
+
 class BouncingObjects(tfds.core.ShardBasedBuilder):
     """Writes `make_video` for every video of every split; each frame is compressed on its own, so clips read fast."""
 
@@ -254,14 +267,13 @@ class BouncingObjects(tfds.core.ShardBasedBuilder):
     ]
 
     def _info(self) -> tfds.core.DatasetInfo:
-        frame = tfds.features.Tensor(shape=(SIDE, SIDE, 3), dtype=np.uint8, encoding='zlib')
         centres = tfds.features.Tensor(shape=(FRAMES, MAX_OBJECTS, 2), dtype=np.float32, encoding='bytes')
         return tfds.core.DatasetInfo(
             builder=self,
             description='Objects that bounce off the walls of a 64x64 frame, with labels and true trajectories.',
             features=tfds.features.FeaturesDict(
                 {
-                    'frames': tfds.features.Sequence(frame, length=FRAMES),
+                    'frames': tfds.features.Sequence(Frame(), length=FRAMES),
                     'video_id': tfds.features.Text(),
                     'count': np.int32,
                     'labels': tfds.features.Tensor(shape=(MAX_OBJECTS,), dtype=np.int32),
@@ -277,14 +289,14 @@ class BouncingObjects(tfds.core.ShardBasedBuilder):
         return {split: [functools.partial(self._examples, split, counts[split])] for split in counts}
 
     def _examples(self, split: str, count: int) -> Iterator[tuple[str, dict[str, Any]]]:
-        make = functools.partial(make_video, self.builder_config.kind, split)
-        # The next video is drawn while TFDS compresses this one: both release the GIL.
-        with futures.ThreadPoolExecutor(1) as pool:
-            following = pool.submit(make, 0)
-            for index in range(count):
-                example = following.result()
-                following = pool.submit(make, index + 1)
+        # Two at a time, while TFDS writes: compression releases the GIL.
+        with futures.ThreadPoolExecutor(2) as pool:
+            for example in pool.map(functools.partial(self._example, split), range(count)):
                 yield example['video_id'], example
+
+    def _example(self, split: str, index: int) -> dict[str, Any]:
+        video = make_video(self.builder_config.kind, split, index)
+        return video | {'frames': [zlib.compress(frame.tobytes(), level=1) for frame in video['frames']]}
 
 
 def prepare(name: str = 'bouncing_objects/shapes', data_dir: str = '') -> tfds.core.DatasetBuilder:
