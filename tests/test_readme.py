@@ -41,7 +41,7 @@ def run(command: list[str], cache: Path) -> subprocess.CompletedProcess:
         **os.environ,
         **extra,
         'JAX_ENABLE_COMPILATION_CACHE': 'true',
-        'XLA_FLAGS': '--xla_backend_optimization_level=0',
+        'XLA_FLAGS': '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false',
     }
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
 
