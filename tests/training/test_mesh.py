@@ -80,11 +80,10 @@ def _assert_close(ours, theirs):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5), ours, theirs)
 
 
-STRATEGIES = [
+STRATEGIES = [{'data': 1, 'fsdp': 2, 'sequence': 2, 'tensor': 2}]
+MORE_STRATEGIES = [
     {'data': 2, 'fsdp': 2, 'tensor': 2},
     {'data': 1, 'fsdp': 2, 'sequence': 4},  # three frames: the last device holds padding alone
-]
-MORE_STRATEGIES = [
     {'data': 2},
     {'data': 8},
     {'data': 4, 'fsdp': 2},
