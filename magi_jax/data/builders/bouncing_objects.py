@@ -244,7 +244,10 @@ class BouncingConfig(tfds.core.BuilderConfig):
 
 
 class Frame(tfds.features.Tensor):
-    """An image that comes compressed: by the fastest level of zlib, larger by a fifth, in a third of TFDS's time."""
+    """An image uint8 [64,64,3] that comes as its zlib bytes.
+
+    So the caller picks the level: the fastest gives a fifth more bytes than TFDS's own, in a third of the time.
+    """
 
     def __init__(self) -> None:
         super().__init__(shape=(SIDE, SIDE, 3), dtype=np.uint8, encoding='zlib')
