@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 WIDTH, HEIGHT = 480, 270
 LEFT, RIGHT, TOP, BOTTOM = 52, 24, 14, 44  # room for ticks and labels
 MAX_POINTS = 240
+MAX_LINES = 8  # that report_style has a look for
 
 Points = Sequence[tuple[float, float | None]]
 
@@ -23,14 +24,16 @@ def line_chart(
     Args:
       title: what is shown.
       axes: labels of x and y.
-      lines: name -> points (x, y), x ascending; y = None leaves a gap. Line i has the CSS class `line<i>`; one without
-        points only takes its place in that order. Of more than MAX_POINTS points, groups are averaged.
+      lines: name -> points (x, y), x ascending; y = None leaves a gap. Line i < MAX_LINES has the CSS class `line<i>`;
+        one without points only takes its place in that order. Of more than MAX_POINTS points, groups are averaged.
       y_range: of the y axis; None: what the values span.
       logarithmic: y axis, for positive values only.
 
     Raises:
-      ValueError: a value is not finite, or a logarithmic one not positive; the message names the line.
+      ValueError: a value is not finite, or a logarithmic one not positive; the message names the line. Or too many.
     """
+    if len(lines) > MAX_LINES:
+        raise ValueError(f'{len(lines)} lines are more than the {MAX_LINES} that a chart can tell apart')
     lines = {name: _thinned(name, points, logarithmic) for name, points in lines.items()}
     known = [(x, y) for points in lines.values() for x, y in points if y is not None]
     if not known:

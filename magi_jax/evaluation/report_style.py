@@ -2,10 +2,11 @@
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1b1e24; --soft: #626a78; --rule: #e2e5ea; --tint: #f5f6f8;
-  --line0: #1f6feb; --line1: #7a8290; --line2: #d9730d; --line3: #8a63d2; --pass: #1a7f37; --fail: #c62f2f; }
+  --line0: #1f6feb; --line1: #7a8290; --line2: #d9730d; --line3: #8a63d2; --line4: #12847b;
+  --pass: #1a7f37; --fail: #c62f2f; }
 @media (prefers-color-scheme: dark) { :root { --paper: #14161b; --ink: #e6e8ec; --soft: #9aa3b2; --rule: #2b2f38;
-  --tint: #1c1f26; --line0: #5aa2ff; --line1: #98a1b0; --line2: #f0954a; --line3: #b497f0; --pass: #4cc26b;
-  --fail: #ff7b72; } }
+  --tint: #1c1f26; --line0: #5aa2ff; --line1: #98a1b0; --line2: #f0954a; --line3: #b497f0; --line4: #4fc3b8;
+  --pass: #4cc26b; --fail: #ff7b72; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink); overflow-wrap: break-word;
   font: 16px/1.55 system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif; font-variant-numeric: tabular-nums; }
@@ -49,6 +50,10 @@ figure { margin: 0; }
 .line1 { stroke: var(--line1); stroke-dasharray: 6 5; }
 .line2 { stroke: var(--line2); }
 .line3 { stroke: var(--line3); stroke-dasharray: 1 5; }
+.line4 { stroke: var(--line4); }
+.line5 { stroke: var(--line2); stroke-dasharray: 6 5; }
+.line6 { stroke: var(--line3); stroke-dasharray: 6 5; }
+.line7 { stroke: var(--line4); stroke-dasharray: 6 5; }
 .table { overflow-x: auto; margin-top: 16px; }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; }
 th, td { text-align: right; padding: 7px 10px; border-bottom: 1px solid var(--rule); font-weight: 400; }

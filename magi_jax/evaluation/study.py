@@ -127,4 +127,6 @@ def _chart(title: str, ways: Mapping[str, Way], protocol: str, part: Literal['cu
 
 
 def _plus_minus(values: np.ndarray) -> str:
-    return f'{values.mean():.1f} ± {values.std(ddof=1):.1f}' if len(values) > 1 else f'{values.mean():.1f}'
+    mean, digits = values.mean(), 0 if values.mean() >= 100 else 1
+    deviation = f' ± {values.std(ddof=1):,.{digits}f}' if len(values) > 1 else ''
+    return f'{mean:,.{digits}f}{deviation}'

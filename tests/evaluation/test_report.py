@@ -10,6 +10,7 @@ import pytest
 
 from magi_jax import config
 from magi_jax.evaluation import charts, prediction, report
+from magi_jax.evaluation.report_style import STYLE
 from tests.evaluation.clips import real_clips, spoil
 
 CONTEXT, CLIPS = 5, 2
@@ -156,6 +157,13 @@ def test_chart_averages_long_lines():
         point.split()[1] for point in re.split('[ML]', drawn(charts.line_chart('', ('', ''), {'a': points})))[1:]
     }
     assert len(heights) == 1
+
+
+def test_lines_look_different_as_many_as_a_chart_takes():
+    looks = {re.search(rf'\.line{i} {{(.*?)}}', STYLE)[1] for i in range(charts.MAX_LINES)}
+    assert len(looks) == charts.MAX_LINES
+    with pytest.raises(ValueError, match='9 lines are more than the 8'):
+        charts.line_chart('', ('', ''), {str(i): [(0, 1.0)] for i in range(charts.MAX_LINES + 1)})
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ def test_rows_are_means_and_deviations_over_seeds(ways):
     head, rows = study.cells(list(ways.values()))
     assert head[2:] == ['clips', 'last frame alone', 'to frame 16', 'to frame 32', 'to frame 64']
     assert rows[0] == ['CTF, intervals, noise', '2', '7.0 ± 1.4', '14.0 ± 2.8', '28.0 ± 5.7', '5.0 ± 0.0', '7.0 ± 0.0']
+    assert study.cells([_way('', 1000.0, 1300.2)])[1][0][2] == '1,150 ± 212'
     assert rows[2] == ['CTF, intervals', '1', '3.0', '6.0', '12.0', '5.0', '7.0']
     assert rows[3] == ['real clips', '', '1.5', '2.5', '2.5', '2.5', '2.5']
     lines = report.markdown_table(head, rows).splitlines()
