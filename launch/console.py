@@ -37,7 +37,7 @@ class Terminal:
 def frame_progress(made: Iterator[Any], total: int) -> Iterator[Any]:
     """A progress bar around newly sampled frames, each waited for: dispatch alone would fill the bar at once."""
     ready = (jax.block_until_ready(frame) for frame in made)
-    return tqdm(ready, total=total, unit='frame', dynamic_ncols=True, disable=not is_first())
+    return tqdm(ready, total=total, unit='frame', dynamic_ncols=True, leave=False, disable=not is_first())
 
 
 def is_first() -> bool:

@@ -7,6 +7,7 @@ The Fréchet video distance needs I3D's weights: --weights i3d_pretrained_400.pt
 """
 
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import platform
@@ -33,7 +34,7 @@ from magi_jax.evaluation.protocols import PROTOCOLS, Continuations, Distances, f
 from magi_jax.evaluation.real_clips import RealClips
 from magi_jax.evaluation.report import Clips, ReportContent, write_page, write_report
 from magi_jax.evaluation.score_report import WHAT, ScoreContent, render_score
-from magi_jax.evaluation.scoring import Measure, Score, score
+from magi_jax.evaluation.scoring import BATCH, Measure, Score, score
 from magi_jax.parallel.mesh import make_mesh
 from magi_jax.training.metrics import read_metrics
 
@@ -49,6 +50,7 @@ WEIGHTS_SHA256 = flags.DEFINE_string('weights_sha256', None, 'what the SHA-256 o
 
 FPS = 12
 SHOWN = 6
+AT_ONCE = 8  # clips that a device makes at once: on up to 8 devices the numbers are the same to the last bit
 
 
 def main() -> None:
@@ -92,12 +94,14 @@ def _measure_distances(protocol: Distances) -> None:
     protocol.check(PROTOCOL.value, data.source, (data.height, data.width), data.max_interval)
 
     def generate(context: np.ndarray, seed: int) -> np.ndarray:
-        return generator.sample(context, protocol.frames, interval=protocol.interval, seed=seed)
+        return generator.sample(context, protocol.frames, interval=protocol.interval, seed=seed, at_once=_at_once())
 
     features = extractor.on(make_mesh(MeshConfig()))
     cache = Path(CACHE).expanduser() / 'features'
     measure = Measure(PROTOCOL.value, extractor, features, RealClips(data, protocol), cache)
-    reconstruct = generator.reconstruct if generator.tokenizer.frame_wise else None
+    reconstruct = functools.partial(generator.reconstruct, at_once=_at_once())
+    if not generator.tokenizer.frame_wise:
+        reconstruct = None
     measured, shown = score(measure, generate, reconstruct, SEED.value, _batch_progress)
     if not console.is_first():
         return
@@ -134,6 +138,10 @@ def _batch_progress(batches: Iterator[Any], total: int) -> Iterator[Any]:
     return tqdm(batches, total=total, unit='batch', dynamic_ncols=True, disable=not console.is_first())
 
 
+def _at_once() -> int:
+    return max(1, min(AT_ONCE, BATCH // jax.device_count()))
+
+
 def _revision() -> str:
     """Of the code, if it is a git checkout."""
     command = ['git', '-C', str(Path(__file__).parent), 'rev-parse', 'HEAD']
@@ -147,7 +155,8 @@ def _continuations(
     """The first `count` test clips, each real and continued from its first `context` frames; and their labels."""
     (batch,) = eval_batches(generator.config.data, 'test', frames, count, count)
     real = batch['video']
-    generated = generator.sample(real[:, :context], frames, seed=SEED.value, progress=console.frame_progress)
+    drawn = {'seed': SEED.value, 'at_once': _at_once()}
+    generated = generator.sample(real[:, :context], frames, progress=console.frame_progress, **drawn)
     return Clips(real, generated, context), batch
 
 

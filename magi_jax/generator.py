@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from magi_jax.checkpoint import Checkpoints, load_config
 from magi_jax.config import Config, ConfigError, MeshConfig, SamplerConfig
 from magi_jax.objectives.api import clip_shape, make_objective
-from magi_jax.parallel.hosts import everywhere, on_devices, padded_rows, whole
+from magi_jax.parallel.hosts import equal_parts, everywhere, on_devices, padded_rows, whole
 from magi_jax.parallel.layout import sampling_layout
 from magi_jax.parallel.mesh import batch_sharding, make_mesh, replicated
 from magi_jax.sampling.stream import clip_keys, sample_clips, stream_clips
@@ -57,6 +57,7 @@ class Generator:
         interval: int = 1,
         seed: int = 0,
         numbers: Sequence[int] | None = None,
+        at_once: int | None = None,
         **progress: Any,
     ) -> np.ndarray:
         """Videos that continue `context`, or begin from nothing; shared among the devices of all hosts.
@@ -72,7 +73,9 @@ class Generator:
           seed: same seed, same videos.
           numbers: [B] of the videos among all of this seed, whose draws they decide: a large set can be made in parts.
             None: 0..B-1.
-          **progress: `progress=`, as in `sampling.stream.sample_clips`.
+          at_once: videos that a device makes at once; with it they are the same to the last bit on any number of
+            devices. None: all.
+          **progress: `progress=`, as in `sampling.stream.sample_clips`; with `at_once` it is called for each part.
 
         Returns:
           uint8 [B, frames, H, W, 3].
@@ -80,8 +83,8 @@ class Generator:
         Raises:
           ConfigError: an argument does not fit the run.
         """
-        inputs, count = self._inputs(context, frames, num, interval, seed, numbers)
-        return whole(sample_clips(**inputs, **progress))[:count]
+        parts, count = self._inputs(context, frames, num, interval, seed, numbers, at_once)
+        return np.concatenate([whole(sample_clips(**part, **progress)) for part in parts])[:count]
 
     def stream(
         self,
@@ -103,7 +106,7 @@ class Generator:
         Raises:
           ConfigError: as `sample`; also if the tokenizer is not frame-wise.
         """
-        inputs, count = self._inputs(context, frames, num, interval, seed, numbers)
+        (inputs,), count = self._inputs(context, frames, num, interval, seed, numbers, at_once=None)
         given, made = np.moveaxis(inputs['context'][:count], 1, 0), stream_clips(**inputs)
         return itertools.chain(given, (whole(frame)[:count] for frame in _ahead(made)))
 
@@ -115,8 +118,9 @@ class Generator:
         interval: int,
         seed: int,
         numbers: Sequence[int] | None,
-    ) -> tuple[dict[str, Any], int]:
-        """Arguments of `sample_clips`, checked and padded until all devices have as many; and how many were asked."""
+        at_once: int | None,
+    ) -> tuple[list[dict[str, Any]], int]:
+        """Arguments of `sample_clips` for each part, all devices having as many; and how many videos were asked for."""
         data = self.config.data
         if context is None:
             context = np.zeros((num if numbers is None else len(numbers), 0, data.height, data.width, 3), np.uint8)
@@ -129,34 +133,37 @@ class Generator:
         mesh, numbers = _mesh(), np.arange(len(context)) if numbers is None else np.asarray(numbers)
         if numbers.shape != context.shape[:1]:
             raise ConfigError(f'{len(numbers)} numbers of videos do not belong to {len(context)} contexts')
-        rows, shape = padded_rows(mesh, len(context)), clip_shape(self.config, self.tokenizer)
-        inputs = {
+        shape = clip_shape(self.config, self.tokenizer)
+        alike = {
             'sampler': VideoSampler(self.config, shape, sampling_layout(self.config.model, shape, mesh)),
             'params': self.params,
             'tokenizer': everywhere(mesh, self.tokenizer),
-            'context': context[rows],
             'frames': frames,
-            'interval': np.full(rows.shape, interval, np.int32),
-            'keys': clip_keys(seed, numbers[rows]),
             'sharding': batch_sharding(mesh),
         }
-        return inputs, len(context)
 
-    def reconstruct(self, video: np.ndarray) -> np.ndarray:
+        def part(rows: np.ndarray) -> dict[str, Any]:
+            intervals, keys = np.full(rows.shape, interval, np.int32), clip_keys(seed, numbers[rows])
+            return alike | {'context': context[rows], 'interval': intervals, 'keys': keys}
+
+        return [part(rows) for rows in _parts(mesh, len(context), at_once)], len(context)
+
+    def reconstruct(self, video: np.ndarray, at_once: int | None = None) -> np.ndarray:
         """What the tokenizer keeps of videos: as good as the samples of this run can be.
 
         Shared among the devices of all hosts, all of which must make the same call.
 
         Args:
           video: uint8 [B, T, H, W, 3], of a length and size that the tokenizer takes (else ConfigError).
+          at_once: as in `sample`.
 
         Returns:
           uint8 [B, T, H, W, 3].
         """
         mesh = _mesh()
-        rows = padded_rows(mesh, video.shape[0])
-        made = _reconstruct(everywhere(mesh, self.tokenizer), on_devices(batch_sharding(mesh), video[rows]))
-        return whole(made)[: video.shape[0]]
+        tokenizer, sharding = everywhere(mesh, self.tokenizer), batch_sharding(mesh)
+        parts = (on_devices(sharding, video[rows]) for rows in _parts(mesh, len(video), at_once))
+        return np.concatenate([whole(_reconstruct(tokenizer, part)) for part in parts])[: len(video)]
 
 
 @jax.jit
@@ -185,6 +192,10 @@ def load(workdir: str) -> Generator:
     params = checkpoints.restore({'ema': abstract})['ema']
     checkpoints.close()
     return Generator(config, params, tokenizer)
+
+
+def _parts(mesh: Mesh, count: int, at_once: int | None) -> list[np.ndarray]:
+    return [padded_rows(mesh, count)] if at_once is None else equal_parts(mesh, count, at_once)
 
 
 def _mesh() -> Mesh:

@@ -7,9 +7,10 @@ is cached on disk: what passes here was compiled by this run.
 
 import os
 
+from tests.compilation import FAST_COMPILATION
+
 # Eight devices, so that every mesh of a small slice can be laid out on a laptop. Subprocesses inherit all of this.
 KEPT_FLAGS = [flag for flag in os.environ.get('XLA_FLAGS', '').split() if 'device_count' not in flag]
-FAST_COMPILATION = ['--xla_backend_optimization_level=0', '--xla_cpu_use_fusion_emitters=false']
 os.environ['XLA_FLAGS'] = ' '.join([*KEPT_FLAGS, '--xla_force_host_platform_device_count=8', *FAST_COMPILATION])
 os.environ['JAX_PLATFORMS'] = 'cpu'  # also on machines that have an accelerator
 os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'

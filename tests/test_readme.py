@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from magi_jax.data.video_file import write_mp4
+from tests.compilation import FAST_COMPILATION
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text()
@@ -41,7 +42,7 @@ def run(command: list[str], cache: Path) -> subprocess.CompletedProcess:
         **os.environ,
         **extra,
         'JAX_ENABLE_COMPILATION_CACHE': 'true',
-        'XLA_FLAGS': '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false',
+        'XLA_FLAGS': ' '.join(FAST_COMPILATION),
     }
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
 

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from magi_jax.config import ConfigError
 from magi_jax.data.builders import bouncing_objects as bouncing
 from magi_jax.evaluation import classifier, i3d
-from magi_jax.parallel.hosts import count_shards, everywhere, on_devices, whole
+from magi_jax.parallel.hosts import equal_parts, everywhere, on_devices, whole
 from magi_jax.parallel.mesh import batch_sharding
 
 RESERVED = 'fvd'
@@ -87,13 +87,10 @@ class Extractor:
         sharding = batch_sharding(mesh)
         network = jax.jit(self.network, out_shardings=sharding)
         variables = everywhere(mesh, self.variables)
-        size = self.batch * count_shards(mesh)
 
         def features(video: np.ndarray) -> np.ndarray:
-            made = []
-            for start in range(0, len(video), size):
-                rows = np.resize(np.arange(start, min(start + size, len(video))), size)
-                made.append(whole(network(variables, on_devices(sharding, video[rows]))))
+            parts = (video[rows] for rows in equal_parts(mesh, len(video), self.batch))
+            made = [whole(network(variables, on_devices(sharding, part))) for part in parts]
             return np.concatenate(made)[: len(video)]
 
         return features

@@ -238,11 +238,6 @@ def score(
     return measured, Shown(*shown, real.read('training', neighbour), protocol.context)
 
 
-def compare_videos(features: Features, real: np.ndarray, other: np.ndarray) -> float:
-    """The Fréchet distance of two sets of clips, uint8 [N,T,H,W,3], T no longer than the network's window."""
-    return _frechet(*(reduce(features(video), 'n s d -> n d', 'mean') for video in (real, other)))
-
-
 def _frechet(a: np.ndarray, b: np.ndarray) -> float:
     return frechet_distance(Moments.of(a), Moments.of(b))
 

@@ -1,6 +1,7 @@
 """What differs between one host and many: which rows a host feeds, how arrays come to all hosts and back.
 
-Every function but `host_rows` and `padded_rows` must be called by all hosts, in the same order. B rows of a batch.
+Every function but `host_rows`, `padded_rows` and `equal_parts` must be called by all hosts, in the same order.
+B rows of a batch.
 """
 
 from collections.abc import Sequence
@@ -30,6 +31,15 @@ def padded_rows(mesh: Mesh, count: int) -> np.ndarray:
     """0..count-1, then some of them again, until every shard of the batch axes gets the same number: int [B]."""
     shards = count_shards(mesh)
     return np.resize(np.arange(count), -(-count // shards) * shards)
+
+
+def equal_parts(mesh: Mesh, count: int, each: int) -> list[np.ndarray]:
+    """0..count-1 in parts that give each shard of the batch axes `each` of them; rows of the last are repeated.
+
+    What is computed part by part is the same to the last bit on any number of devices: each has the same rows at once.
+    """
+    size = each * count_shards(mesh)
+    return [np.resize(np.arange(start, min(start + size, count)), size) for start in range(0, count, size)]
 
 
 def count_shards(mesh: Mesh) -> int:

@@ -54,22 +54,27 @@ def _steps(workdir):
 
 
 def _start_and_signal(command, environment, number, condition):
-    """Starts a run and sends it `number` as soon as `condition()` holds; returns its exit status."""
-    silent = {'stdout': subprocess.DEVNULL, 'stderr': subprocess.DEVNULL}
-    with subprocess.Popen(command, env=environment, cwd=ROOT, **silent) as process:
+    """Starts a run and sends it `number` as soon as `condition()` holds; returns its exit status and stdout."""
+    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.DEVNULL, 'text': True}
+    with subprocess.Popen(command, env=environment, cwd=ROOT, **pipes) as process:
         deadline = time.monotonic() + 300
         while not condition():
             assert process.poll() is None and time.monotonic() < deadline, 'the run ended before the signal'
             time.sleep(0.002)
         process.send_signal(number)
-        return process.wait(timeout=60)
+        said, _ = process.communicate(timeout=60)
+        return process.returncode, said
+
+
+def _resumed(step):
+    return f'going on from the checkpoint of step {step} '
 
 
 def _go_on(command, environment, step):
     """The same command again, which must start at `step`."""
     result = run(command, environment)
     assert result.returncode == 0, result.stderr
-    assert f'going on from the checkpoint of step {step} ' in result.stdout
+    assert _resumed(step) in result.stdout
 
 
 def _assert_same_run(workdir, reference):
@@ -90,11 +95,16 @@ def _state(workdir):
     return state
 
 
-def test_killed_and_resumed_run_equals_an_uninterrupted_one(tmp_path, environment, command, uninterrupted):
-    saved = tmp_path / 'checkpoints' / '17'
-    assert _start_and_signal(command(tmp_path), environment, signal.SIGKILL, saved.exists) == -signal.SIGKILL
+def test_stopped_killed_and_resumed_run_equals_an_uninterrupted_one(tmp_path, environment, command, uninterrupted):
+    metrics, saved = tmp_path / 'metrics.jsonl', tmp_path / 'checkpoints' / '17'
+    status, _ = _start_and_signal(
+        command(tmp_path), environment, signal.SIGTERM, lambda: metrics.exists() and '"step": 5' in metrics.read_text()
+    )
+    (stopped,) = _steps(tmp_path)
+    assert status == 143 and 5 <= stopped < 17
+    status, said = _start_and_signal(command(tmp_path), environment, signal.SIGKILL, saved.exists)
     step = _steps(tmp_path)[-1]
-    assert step < STEPS
+    assert status == -signal.SIGKILL and _resumed(stopped) in said and 17 <= step < STEPS
     _go_on(command(tmp_path), environment, step)
     _assert_same_run(tmp_path, uninterrupted)
 
@@ -116,18 +126,6 @@ def test_kills_in_the_middle_of_saves_cost_only_the_steps_since_the_save_before(
     _go_on(command(tmp_path), environment, 34)
     _assert_same_run(tmp_path, uninterrupted)
     assert sorted(path.name for path in (tmp_path / 'checkpoints').iterdir()) == ['34', '40']  # no leftovers
-
-
-def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, environment, command, uninterrupted):
-    metrics = tmp_path / 'metrics.jsonl'
-    status = _start_and_signal(
-        command(tmp_path), environment, signal.SIGTERM, lambda: metrics.exists() and '"step": 5' in metrics.read_text()
-    )
-    assert status == 143
-    (step,) = _steps(tmp_path)
-    assert 5 <= step < STEPS and step != 17
-    _go_on(command(tmp_path), environment, step)
-    _assert_same_run(tmp_path, uninterrupted)
 
 
 def test_second_run_of_a_finished_workdir_does_nothing(environment, command, uninterrupted):

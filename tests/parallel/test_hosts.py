@@ -41,6 +41,12 @@ def test_rows_are_repeated_until_they_divide():
     assert hosts.padded_rows(mesh, 8).tolist() == list(range(8))
 
 
+def test_parts_give_every_shard_as_many_rows():
+    mesh = make_mesh(MeshConfig(data=2, tensor=4))
+    first, last = hosts.equal_parts(mesh, 9, each=3)
+    assert first.tolist() == list(range(6)) and last.tolist() == [6, 7, 8, 6, 7, 8]
+
+
 def test_arrays_come_back_whole():
     mesh = make_mesh(MeshConfig())
     tree = {'a': np.arange(16.0).reshape(8, 2), 'b': np.arange(8)}
