@@ -1,3 +1,7 @@
-"""The XLA flags that tests compile under: none of LLVM's slow passes, and fusions emitted the older way."""
+"""What tests compile under: half the time or less, and what this suite checks does not depend on it.
 
-FAST_COMPILATION = ['--xla_backend_optimization_level=0', '--xla_cpu_use_fusion_emitters=false']
+XLA runs its usual passes, LLVM none of its slow ones, and fusions are emitted the older way. The slow test of the whole
+way from own videos to samples compiles as its users do.
+"""
+
+FAST_COMPILATION = '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'

@@ -42,7 +42,7 @@ def run(command: list[str], cache: Path) -> subprocess.CompletedProcess:
         **os.environ,
         **extra,
         'JAX_ENABLE_COMPILATION_CACHE': 'true',
-        'XLA_FLAGS': ' '.join(FAST_COMPILATION),
+        'XLA_FLAGS': FAST_COMPILATION,
     }
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
 

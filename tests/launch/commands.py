@@ -20,6 +20,12 @@ def module(name):
     return [sys.executable, '-m', name]
 
 
+def with_devices(environment, devices):
+    """The same for processes with so many virtual devices."""
+    flags = [environment.get('XLA_FLAGS', ''), f'--xla_force_host_platform_device_count={devices}']
+    return environment | {'XLA_FLAGS': ' '.join(flags)}
+
+
 def run(command, environment):
     """The finished process, with what it said as text."""
     return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600)

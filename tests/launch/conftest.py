@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from magi_jax.data.video_file import write_mp4
+from tests.compilation import FAST_COMPILATION
 from tests.launch.commands import ROOT
 
 
@@ -11,11 +12,10 @@ from tests.launch.commands import ROOT
 def environment(tmp_path_factory):
     """One device, a home of their own, and compiled programs shared by all commands of the session."""
     home = tmp_path_factory.mktemp('home')
-    own = {'HOME': str(home), 'XLA_FLAGS': '', 'PYTHONPATH': str(ROOT)}
+    own = {'HOME': str(home), 'XLA_FLAGS': FAST_COMPILATION, 'PYTHONPATH': str(ROOT)}
     own |= {'JAX_ENABLE_COMPILATION_CACHE': 'true', 'JAX_COMPILATION_CACHE_DIR': str(home / 'compiled')}
     own |= {'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0', 'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1'}
-    # Half the compile time; what a program computes is not what these tests are about.
-    return {**os.environ, **own, 'JAX_DISABLE_MOST_OPTIMIZATIONS': 'true'}
+    return {**os.environ, **own}
 
 
 @pytest.fixture(scope='session')

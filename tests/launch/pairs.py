@@ -15,7 +15,7 @@ import tempfile
 import time
 
 from magi_jax.training.metrics import read_metrics
-from tests.launch.commands import ROOT, train_command
+from tests.launch.commands import ROOT, train_command, with_devices
 
 ENDS_WITHIN = 120  # seconds
 
@@ -25,7 +25,7 @@ def start_pair(command, environment, devices=1):
     with socket.socket() as free:
         free.bind(('localhost', 0))
         address = f'localhost:{free.getsockname()[1]}'
-    environment = environment | {'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
+    environment = with_devices(environment, devices)
     who = ['--coordinator', address, '--processes', '2', '--process']
     pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
     return [subprocess.Popen([*command, *who, i], env=environment, cwd=ROOT, **pipes) for i in '01']

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from magi_jax.training.metrics import read_metrics
-from tests.launch.commands import assert_one_line, module, run, train_command
+from tests.launch.commands import assert_one_line, module, run, train_command, with_devices
 from tests.launch.pairs import finish, rounds, start_pair, steps_saved
 
 STEPS, SAVED = 20, 10
@@ -18,10 +18,6 @@ def _losses(workdir):
     return read_metrics(str(workdir))['train/loss']
 
 
-def _on(devices, environment):
-    return environment | {'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
-
-
 @pytest.fixture(scope='module')
 def command(videos):
     return lambda workdir, *more: train_command(workdir, videos, '--config.data.batch_size=8', *SCHEDULE, *more)
@@ -31,7 +27,7 @@ def command(videos):
 def eight(tmp_path_factory, environment, command):
     """A run of one process on 8 devices, data 4 x fsdp 2, with checkpoints of steps 10 and 20."""
     workdir = tmp_path_factory.mktemp('eight')
-    result = run(command(workdir, DIVIDED), _on(8, environment))
+    result = run(command(workdir, DIVIDED), with_devices(environment, 8))
     assert result.returncode == 0 and steps_saved(workdir) == [SAVED, STEPS], result.stderr
     return workdir
 
@@ -60,7 +56,7 @@ def test_other_devices_and_processes_go_on(tmp_path, environment, command, eight
     shutil.copytree(eight, workdir)
     shutil.rmtree(workdir / 'checkpoints' / str(STEPS))
     if processes == 1:
-        result = run(command(workdir), _on(devices, environment))
+        result = run(command(workdir), with_devices(environment, devices))
         status, out = [result.returncode, 0], result.stdout
     else:
         preview = '--config.train.sample_every=20'

@@ -21,6 +21,11 @@ def train(workdir, variant, *overrides):
 
 
 @pytest.fixture(scope='module')
+def environment(environment):
+    return environment | {'XLA_FLAGS': ''}
+
+
+@pytest.fixture(scope='module')
 def steps(tmp_path_factory, environment):
     """The folder with everything, and a function that runs a command and returns what it printed."""
     root = tmp_path_factory.mktemp('own')

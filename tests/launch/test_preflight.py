@@ -20,7 +20,7 @@ from launch.checks import CHECKS, Check, Facts
 from magi_jax.checkpoint import Checkpoints, save_config
 from magi_jax.config import ConfigError, MeshConfig, from_config_dict
 from magi_jax.parallel.mesh import make_mesh
-from tests.launch.commands import ROOT, module, run, train_command
+from tests.launch.commands import ROOT, module, run, train_command, with_devices
 
 SCHEDULE = ('--config.train.steps=40', '--config.train.checkpoint_every=17', '--config.train.log_every=1')
 NAMES = [check.name for check in CHECKS]
@@ -97,7 +97,7 @@ def test_two_processes_compare_themselves_before_they_work_together(tmp_path, vi
     with socket.socket() as free:
         free.bind(('localhost', 0))
         port = str(free.getsockname()[1])
-    environment = environment | {'XLA_FLAGS': '--xla_force_host_platform_device_count=2', 'TF_CPP_MIN_LOG_LEVEL': '2'}
+    environment = with_devices(environment, 2) | {'TF_CPP_MIN_LOG_LEVEL': '2'}
     started = []
     for number in (0, 1):
         own = [f'--config.seed={number}', '--config.mesh.fsdp=4', '--config.mesh.data=1', '--config.data.batch_size=4']
