@@ -62,16 +62,19 @@ def line_chart(
     # The last line is drawn first: the first one is what the chart is about.
     for number, points in reversed(list(enumerate(lines.values()))):
         parts.append(f'<path class="line line{number}" d="{_path(points, place)}"/>')
-    legend = ''.join(
+    return (
+        f'<figure class="chart"><figcaption>{html.escape(title)} <small>{html.escape(axes[1])}</small></figcaption>'
+        f'<div class="legend">{_legend(lines)}</div><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-label="{html.escape(title, quote=True)}">{"".join(parts)}</svg></figure>'
+    )
+
+
+def _legend(lines: Mapping[str, Points]) -> str:
+    return ''.join(
         f'<span><svg viewBox="0 0 26 8" aria-hidden="true"><path class="line line{i}" d="M1 4H25"/></svg>'
         f'{html.escape(name)}</span>'
         for i, (name, points) in enumerate(lines.items())
         if points
-    )
-    return (
-        f'<figure class="chart"><figcaption>{html.escape(title)} <small>{html.escape(axes[1])}</small></figcaption>'
-        f'<div class="legend">{legend}</div><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{html.escape(title, quote=True)}">{"".join(parts)}</svg></figure>'
     )
 
 
