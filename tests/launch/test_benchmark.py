@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from tests.launch.commands import ROOT, assert_one_line, module, run
+from tests.launch.forked import run_forked
 
 TORCH = importlib.util.find_spec('torch')
 SMALL = ['data.frames=2', 'data.height=16', 'data.width=16', 'data.batch_size=2', 'model.blocks=1']
 SMALL += ['model.head.blocks=1', 'sampler.keep_frames=1', 'optim.name=adamw']
 
 
-def _benchmark(environment, *arguments):
+def _benchmark(environment, *arguments, run=run):
     path = os.pathsep.join([str(ROOT), *([str(Path(TORCH.origin).parents[1])] if TORCH else [])])
     command = [*module('launch.benchmark'), *arguments, '--config', str(ROOT / 'configs/quickstart.py:runlocal')]
     return run([*command, *(f'--config.{field}' for field in SMALL)], {**environment, 'PYTHONPATH': path})
@@ -51,5 +52,7 @@ def test_against_pytorch(environment, tmp_path, task):
 
 
 def test_mistakes_are_one_line(environment):
-    assert_one_line(_benchmark(environment, 'train', '--against', 'flax'), 'there are torch, torch_compiled')
-    assert_one_line(_benchmark(environment, 'tune'), 'train|sample')
+    assert_one_line(
+        _benchmark(environment, 'train', '--against', 'flax', run=run_forked), 'there are torch, torch_compiled'
+    )
+    assert_one_line(_benchmark(environment, 'tune', run=run_forked), 'train|sample')

@@ -14,7 +14,8 @@ from launch import convert_weights
 from magi_jax.config import ConfigError
 from magi_jax.tokenizers.folder import load_tokenizer
 from magi_jax.tokenizers.published import PUBLISHED
-from tests.launch.commands import assert_one_line, module, run
+from tests.launch.commands import assert_one_line, module
+from tests.launch.forked import run_forked
 from tests.tokenizers import official
 
 
@@ -68,5 +69,5 @@ def test_an_existing_folder_is_kept(narrow):
 
 def test_mistakes_are_one_line_and_leave_nothing(tmp_path, environment):
     flags = ['--kind=sd_vae', f'--source={tmp_path}/gone.safetensors', f'--out={tmp_path}/out']
-    assert_one_line(run([*module('launch.convert_weights'), *flags], environment), 'gone.safetensors')
+    assert_one_line(run_forked([*module('launch.convert_weights'), *flags], environment), 'gone.safetensors')
     assert not (tmp_path / 'out').exists()

@@ -7,6 +7,7 @@ import pytest
 
 from magi_jax.training.metrics import read_metrics
 from tests.launch.commands import assert_one_line, module, run, train_command, with_devices
+from tests.launch.forked import run_forked
 from tests.launch.pairs import finish, rounds, start_pair, steps_saved
 
 STEPS, SAVED = 20, 10
@@ -103,4 +104,4 @@ def test_a_pair_samples_the_videos_of_one(tmp_path, environment, eight):
     ],
 )
 def test_mistakes_are_one_line(tmp_path, environment, command, arguments, words):
-    assert_one_line(run(command(tmp_path, *arguments), environment), *words)
+    assert_one_line(run_forked(command(tmp_path, *arguments), environment), *words)

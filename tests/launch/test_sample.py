@@ -16,6 +16,7 @@ from magi_jax.config import Config, ConfigError, MeshConfig, override
 from magi_jax.data.video_file import fit, read_video, write_gif, write_mp4
 from magi_jax.parallel.mesh import make_mesh
 from tests.launch.commands import ROOT, assert_one_line, module, run, train_command
+from tests.launch.forked import run_forked
 
 FRAMES = 6  # the trained clips have 4: the window slides
 
@@ -123,10 +124,11 @@ def test_context_of_another_size_is_resized(sample, tmp_path):
         (['--num', '0'], ['--num=0']),
     ],
 )
-def test_mistakes_are_one_line(sample, tmp_path, footage, arguments, words):
+def test_mistakes_are_one_line(command, environment, tmp_path, footage, arguments, words):
     (tmp_path / 'broken.mp4').write_bytes(b'\0' * 99)
     places = {'footage': footage, 'broken': tmp_path / 'broken.mp4'}
-    assert_one_line(sample(*(argument.format(**places) for argument in arguments)), *words)
+    asked = command(*(argument.format(**places) for argument in arguments))
+    assert_one_line(run_forked(asked, environment), *words)
     assert not (tmp_path / 'out').exists()
 
 
@@ -149,7 +151,11 @@ def test_a_killed_set_is_completed_and_no_other(sample, command, environment, tm
     for number in range(6):
         errors = [np.abs(read_video(folder / f'{number:06}.mp4') - other).mean() for other in expected]
         assert np.argmin(errors) == number and errors[number] < 0.25 * np.partition(errors, 1)[1], errors
-    assert_one_line(sample(*asked[:-1], '4', frames=40), f'{folder} holds videos made with seed = 3, not 4', '--out')
+    assert_one_line(
+        run_forked(command(*asked[:-1], '4', frames=40), environment),
+        f'{folder} holds videos made with seed = 3, not 4',
+        '--out',
+    )
 
 
 MEMORY_AND_TIME = """
@@ -182,14 +188,16 @@ def test_a_thousand_frames_take_no_more_memory_or_time_than_a_hundred(environmen
     assert last == pytest.approx(first, rel=0.1)
 
 
-def test_autoencoder_is_no_generator(sample, tmp_path):
+def test_autoencoder_is_no_generator(command, environment, tmp_path):
     save_config(tmp_path, Config(objective='autoencoder'))
-    assert_one_line(sample('--workdir', str(tmp_path)), 'holds an autoencoder, not a generator')
+    assert_one_line(
+        run_forked(command('--workdir', str(tmp_path)), environment), 'holds an autoencoder, not a generator'
+    )
 
 
-def test_run_without_a_checkpoint(sample, tmp_path, workdir):
+def test_run_without_a_checkpoint(command, environment, tmp_path, workdir):
     save_config(tmp_path, magi_jax.load(workdir).config)
-    assert_one_line(sample('--workdir', str(tmp_path)), 'no checkpoint in', 'train first')
+    assert_one_line(run_forked(command('--workdir', str(tmp_path)), environment), 'no checkpoint in', 'train first')
 
 
 def test_library_continues_arrays_of_the_right_kind(generator):

@@ -13,6 +13,7 @@ import pytest
 
 from magi_jax.training.metrics import read_metrics
 from tests.launch.commands import ROOT, assert_one_line, run, train_command
+from tests.launch.forked import run_forked
 
 STEPS = 40
 SCHEDULE = (f'--config.train.steps={STEPS}', '--config.train.checkpoint_every=17', '--config.train.log_every=1')
@@ -162,9 +163,9 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint_before(t
     ],
 )
 def test_mistakes_are_one_line(tmp_path, environment, command, overrides, words):
-    assert_one_line(run(command(tmp_path, *overrides), environment), *words)
+    assert_one_line(run_forked(command(tmp_path, *overrides), environment), *words)
 
 
 def test_workdir_of_another_experiment_is_refused(environment, command, uninterrupted):
-    result = run(command(uninterrupted, '--config.model.width=32'), environment)
+    result = run_forked(command(uninterrupted, '--config.model.width=32'), environment)
     assert_one_line(result, 'was started with model.width = 16, not 32; use another --workdir')
