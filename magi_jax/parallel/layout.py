@@ -2,8 +2,8 @@
 
 Everything runs inside one `jax.shard_map` over all mesh axes, so the program holds exactly the collectives written
 here: weights of a layer are gathered just before their use and their gradients scattered just after, one mesh axis
-after the other (over several axes at once, a TPU compiler makes all-reduces of whole gradients); frames and sites
-change places in one all-to-all.
+after the other (over several axes at once, a TPU compiler makes all-reduces of whole gradients); what is scattered is
+summed over the copies once a step, after the last micro-batch; frames and sites change places in one all-to-all.
 
 Dimension key: B clips, R rows (frames), N sites, D width; r, n: the part of R, N that this device holds.
 """
@@ -116,19 +116,30 @@ class TrainingLayout(MeshLayout):
             total, weight = lax.psum((total, weight), axis)
         return total / weight
 
-    def differentiate(self, loss: Callable[..., Any]) -> Callable[..., Any]:
-        """`loss(params, tokenizer, batch, key)` of one device -> (gradients, metrics) of all, over global arrays."""
-        gradient = jax.grad(loss, has_aux=True)
-        return self._over_devices(gradient, (self.specs, PartitionSpec()))
+    def differentiate(self, gradient: Callable[..., Any]) -> Callable[..., Any]:
+        """`gradient(params, tokenizer, batch, key)` of one device -> (gradients, metrics) of all, over global arrays.
+
+        A device's gradients are those of its own clips: they are summed here, over all copies of a parameter.
+        """
+
+        def of_all(*inputs: Any) -> tuple[Any, Any]:
+            gradients, metrics = gradient(*inputs)
+            return jax.tree.map(lambda leaf, spec: lax.psum(leaf, _copied(spec)), gradients, self.specs), metrics
+
+        return self._over_devices(of_all, (self.specs, PartitionSpec()))
 
     def evaluate(self, loss: Callable[..., Any]) -> Callable[..., Any]:
         """`loss(params, tokenizer, batch, key)` of one device -> (loss, metrics) of all, over global arrays."""
         return self._over_devices(loss, PartitionSpec())
 
     def _over_devices(self, function: Callable[..., Any], out_specs: Any) -> Callable[..., Any]:
+        def on_own_copy(params: Any, *inputs: Any) -> Any:
+            own = jax.tree.map(lambda leaf, spec: lax.pcast(leaf, _copied(spec), to='varying'), params, self.specs)
+            return function(own, *inputs)
+
         everywhere = PartitionSpec()
         in_specs = (self.specs, everywhere, PartitionSpec(BATCH_AXES), everywhere)
-        return jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs)
+        return jax.shard_map(on_own_copy, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,12 +172,12 @@ class SamplingLayout(MeshLayout):
 def _gather(shard: Array, pieces: tuple[tuple[int, str], ...], dtype: Any) -> Array:
     """A parameter's shard -> the whole in `dtype`, gathered over (dimension, mesh axis) in turn.
 
-    The gradient is summed over all copies in float32, whatever `dtype` is.
+    The gradient is summed in float32, whatever `dtype` is.
     """
     whole = shard.astype(dtype)
     for dimension, axis in pieces:
         whole = lax.all_gather(whole, axis, axis=dimension, tiled=True)
-    return lax.pcast(whole, _copied(pieces), to='varying')
+    return whole
 
 
 def _gather_forward(shard: Array, pieces: tuple[tuple[int, str], ...], dtype: Any) -> tuple[Array, None]:
@@ -178,15 +189,16 @@ def _gather_backward(pieces: tuple[tuple[int, str], ...], dtype: Any, _: None, g
     gradient = gradient.astype(jnp.float32)
     for dimension, axis in reversed(pieces):
         gradient = lax.psum_scatter(gradient, axis, scatter_dimension=dimension, tiled=True)
-    return (lax.psum(gradient, _copied(pieces)),)
+    return (gradient,)
 
 
 _gather.defvjp(_gather_forward, _gather_backward)
 
 
-def _copied(pieces: tuple[tuple[int, str], ...]) -> tuple[str, ...]:
+def _copied(spec: PartitionSpec) -> tuple[str, ...]:
     """Mesh axes along which a parameter is copied."""
-    return tuple(axis for axis in COPIES if axis not in [piece[1] for piece in pieces])
+    cut = [axis for axes in spec for axis in (axes if isinstance(axes, tuple) else (axes,))]
+    return tuple(axis for axis in COPIES if axis not in cut)
 
 
 def training_layout(objective: Objective, config: Config, mesh: Mesh) -> TrainingLayout:

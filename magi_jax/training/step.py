@@ -36,11 +36,12 @@ def make_train_step(
     gradient (or the loss) that is not finite, or too large to be squared.
     """
     layout = training_layout(objective, config, mesh)
-    gradient = layout.differentiate(functools.partial(dataclasses.replace(objective, layout=layout).loss, train=True))
+    loss = functools.partial(dataclasses.replace(objective, layout=layout).loss, train=True)
+    gradient = functools.partial(_accumulate, jax.grad(loss, has_aux=True), config.optim.accumulate)
 
     def train_step(state: TrainState, tokenizer: Tokenizer | None, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), TRAIN), state.step)
-        gradients, metrics = _accumulate(gradient, config.optim.accumulate, state.params, tokenizer, batch, key)
+        gradients, metrics = layout.differentiate(gradient)(state.params, tokenizer, batch, key)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         decay = ema_decay(config.optim, state.step)
@@ -73,17 +74,17 @@ def leaf_names(params: Any) -> list[str]:
 def _accumulate(
     gradient: Gradient, micro_batches: int, params: Any, tokenizer: Tokenizer | None, batch: Batch, key: jax.Array
 ) -> tuple[Any, Metrics]:
-    """Gradients and metrics averaged over `micro_batches` equal parts of the batch, one after the other."""
+    """A device's gradients and the metrics, averaged over `micro_batches` equal parts of its batch, one by one."""
     if micro_batches == 1:
         return gradient(params, tokenizer, batch, key)
-    # Interleaved parts: every device keeps its own rows.
+    # Interleaved: the same parts of the global batch on any number of devices.
     parts = jax.tree.map(lambda x: einops.rearrange(x, '(b m) ... -> m b ...', m=micro_batches), batch)
 
     def add_part(total: tuple[Any, Metrics], part: Batch) -> tuple[tuple[Any, Metrics], None]:
         return jax.tree.map(jnp.add, total, gradient(params, tokenizer, part, key)), None
 
-    shapes = jax.eval_shape(lambda: gradient(params, tokenizer, jax.tree.map(lambda x: x[0], parts), key))
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    metrics = jax.eval_shape(lambda: gradient(params, tokenizer, jax.tree.map(lambda x: x[0], parts), key))[1]
+    zeros = jax.tree.map(jnp.zeros_like, params), jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics)
     total, _ = jax.lax.scan(add_part, zeros, parts)
     return jax.tree.map(lambda x: x / micro_batches, total)
 

@@ -3,6 +3,7 @@
 After an intended change: python -m tests.parallel.test_layout rewrites shardings.json; read its diff.
 """
 
+import dataclasses
 import json
 import math
 import re
@@ -12,14 +13,15 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.ad_checkpoint import checkpoint_name
+from jax.extend import core
 from jax.sharding import PartitionSpec as P
 
-from magi_jax.config import MeshConfig
+from magi_jax.config import MeshConfig, override
 from magi_jax.layers.blocks import POLICIES
 from magi_jax.layers.layout import GATHERED
-from magi_jax.parallel.layout import _gather
+from magi_jax.parallel.layout import COPIES, _gather
 from magi_jax.parallel.mesh import make_mesh
-from magi_jax.training.lowering import abstract_tokenizer, lower_train_step
+from magi_jax.training.lowering import abstract_tokenizer, lower_train_step, trace_train_step
 from tests.training.test_mesh import QUICK, _config, _parts
 
 GOLDEN = Path(__file__).with_name('shardings.json')
@@ -97,6 +99,28 @@ def test_gradients_are_scattered(program):
     alone = ','.join(f'{{{device}}}' for device in range(8))
     shared = '\n'.join(line for line in program.splitlines() if f'replica_groups={{{alone}}}' not in line)
     assert max(map(math.prod, shapes(shared, 'all-reduce'))) < _config().model.width ** 2
+
+
+def sums(jaxpr, in_loop=False):
+    """(whether in a loop, size) of every array that the program sums over copies of the parameters."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name.startswith('psum') and set(equation.params['axes']) & set(COPIES):
+            yield from ((in_loop, math.prod(x.aval.shape)) for x in equation.invars)
+        inner = [getattr(value, 'jaxpr', value) for value in jax.tree.leaves(list(equation.params.values()))]
+        for body in (value for value in inner if isinstance(value, core.Jaxpr)):
+            yield from sums(body, in_loop or equation.primitive.name in ('scan', 'while'))
+
+
+def test_gradients_are_summed_over_copies_once_a_step():
+    """After the last micro-batch; in their loop only the loss and its weight are."""
+    config, mesh = _config(), make_mesh(STRATEGIES['data'])
+    data, optim = override(config.data, ['batch_size=16']), override(config.optim, ['accumulate=2'])
+    config = dataclasses.replace(config, data=data, optim=optim)
+    found = list(sums(trace_train_step(config, mesh, abstract_tokenizer(config)).jaxpr.jaxpr))
+    params = _parts(config, mesh)[-1].abstract().params
+    assert {size for in_loop, size in found if in_loop} == {1}
+    outside = [size for in_loop, size in found if not in_loop]
+    assert sorted(outside) == sorted(leaf.size for leaf in jax.tree.leaves(params))
 
 
 if __name__ == '__main__':
