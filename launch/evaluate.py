@@ -93,15 +93,15 @@ def _measure_distances(protocol: Distances) -> None:
     data = generator.config.data
     protocol.check(PROTOCOL.value, data.source, (data.height, data.width), data.max_interval)
 
+    at_once = _at_once()
+
     def generate(context: np.ndarray, seed: int) -> np.ndarray:
-        return generator.sample(context, protocol.frames, interval=protocol.interval, seed=seed, at_once=_at_once())
+        return generator.sample(context, protocol.frames, interval=protocol.interval, seed=seed, at_once=at_once)
 
     features = extractor.on(make_mesh(MeshConfig()))
     cache = Path(CACHE).expanduser() / 'features'
     measure = Measure(PROTOCOL.value, extractor, features, RealClips(data, protocol), cache)
-    reconstruct = functools.partial(generator.reconstruct, at_once=_at_once())
-    if not generator.tokenizer.frame_wise:
-        reconstruct = None
+    reconstruct = functools.partial(generator.reconstruct, at_once=at_once) if generator.tokenizer.frame_wise else None
     measured, shown = score(measure, generate, reconstruct, SEED.value, _batch_progress)
     if not console.is_first():
         return
@@ -195,7 +195,7 @@ def _report(
 
 def _facts(generator: magi_jax.Generator) -> dict[str, str]:
     config = generator.config
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(generator.params))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(generator.weights))
     versions = ', '.join(f'{name} {importlib.metadata.version(name)}' for name in ('jax', 'flax', 'optax'))
     return {
         'parameters': f'{parameters:,}',

@@ -24,7 +24,7 @@ from magi_jax.parallel.hosts import equal_parts, everywhere, on_devices, padded_
 from magi_jax.parallel.layout import sampling_layout
 from magi_jax.parallel.mesh import batch_sharding, make_mesh, replicated
 from magi_jax.sampling.stream import clip_keys, sample_clips, stream_clips
-from magi_jax.sampling.video import VideoSampler
+from magi_jax.sampling.video import VideoSampler, sampling_weights
 from magi_jax.tokenizers.api import Tokenizer, create_tokenizer
 from magi_jax.tokenizers.folder import load_tokenizer
 from magi_jax.tokenizers.pixels import to_float, to_uint8
@@ -36,12 +36,12 @@ class Generator:
 
     Attributes:
       config: of the run; `sampler` may be replaced with `with_sampler`.
-      params: EMA weights {'trunk', 'head'}, whole on every device of every host.
+      weights: the average's, as `sampling_weights` makes them, whole on every device of every host.
       tokenizer: the one that the run was trained with.
     """
 
     config: Config
-    params: Any
+    weights: Any
     tokenizer: Tokenizer
 
     def with_sampler(self, sampler: SamplerConfig) -> 'Generator':
@@ -136,7 +136,7 @@ class Generator:
         shape = clip_shape(self.config, self.tokenizer)
         alike = {
             'sampler': VideoSampler(self.config, shape, sampling_layout(self.config.model, shape, mesh)),
-            'params': self.params,
+            'weights': self.weights,
             'tokenizer': everywhere(mesh, self.tokenizer),
             'frames': frames,
             'sharding': batch_sharding(mesh),
@@ -191,7 +191,7 @@ def load(workdir: str) -> Generator:
     checkpoints = Checkpoints(workdir)
     params = checkpoints.restore({'ema': abstract})['ema']
     checkpoints.close()
-    return Generator(config, params, tokenizer)
+    return Generator(config, sampling_weights(config, params), tokenizer)
 
 
 def _parts(mesh: Mesh, count: int, at_once: int | None) -> list[np.ndarray]:

@@ -21,7 +21,7 @@ from magi_jax.objectives.api import clip_shape, make_objective
 from magi_jax.parallel.layout import sampling_layout
 from magi_jax.parallel.mesh import make_mesh
 from magi_jax.sampling.stream import clip_keys
-from magi_jax.sampling.video import VideoSampler
+from magi_jax.sampling.video import VideoSampler, sampling_weights
 
 AVERAGED = 8  # frames up to the n-th: what a sliding window reads again now and then is shared among them
 
@@ -44,6 +44,7 @@ def measure(config: Config, lengths: Sequence[int], repeats: int) -> dict[str, d
     shape, clips = clip_shape(config, tokenizer), config.data.batch_size
     layout = sampling_layout(config.model, shape, make_mesh(MeshConfig(), jax.devices()[:1]))
     params = problem.random_params(make_objective(config, tokenizer).init, config.seed)
+    weights = sampling_weights(config, params)
 
     def sampler(long_video: str) -> VideoSampler:
         recipe = dataclasses.replace(config.sampler, long_video=long_video)
@@ -51,12 +52,12 @@ def measure(config: Config, lengths: Sequence[int], repeats: int) -> dict[str, d
 
     def start(one: VideoSampler, given: int, frames: int) -> Any:
         context = jnp.zeros((clips, given, shape.tokens, shape.token_width))
-        return one.start(params, context, frames, np.ones(clips, np.int32), clip_keys(0, np.arange(clips)))
+        return one.start(weights, context, frames, np.ones(clips, np.int32), clip_keys(0, np.arange(clips)))
 
     times = {name: {} for name in (SLIDING, WHOLE, ATTENTION, UNCACHED)}
     for name, long_video in ((SLIDING, 'slide'), (WHOLE, 'interpolate')):
         one = sampler(long_video)
-        seconds = [_each_frame(one, params, start(one, 1, lengths[-1]), lengths[-1]) for _ in range(repeats)]
+        seconds = [_each_frame(one, weights, start(one, 1, lengths[-1]), lengths[-1]) for _ in range(repeats)]
         by_frame = dict(enumerate(np.median(seconds, axis=0), 2))
         for length in lengths:
             times[name][length] = statistics.fmean(by_frame[length - i] for i in range(AVERAGED))
@@ -69,12 +70,12 @@ def measure(config: Config, lengths: Sequence[int], repeats: int) -> dict[str, d
     return times
 
 
-def _each_frame(sampler: VideoSampler, params: Any, state: Any, frames: int) -> list[float]:
+def _each_frame(sampler: VideoSampler, weights: Any, state: Any, frames: int) -> list[float]:
     """Seconds of frames 2 to `frames`; the program is compiled before."""
 
     def advance() -> None:
         nonlocal state
-        state, _ = jax.block_until_ready(sampler.next_frame(params, state))
+        state, _ = jax.block_until_ready(sampler.next_frame(weights, state))
 
     first = jax.tree.map(jnp.copy, state)
     advance()

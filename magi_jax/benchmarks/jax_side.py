@@ -18,7 +18,7 @@ from magi_jax.config import Config, MeshConfig
 from magi_jax.objectives.api import clip_shape, make_objective
 from magi_jax.parallel.layout import sampling_layout
 from magi_jax.parallel.mesh import batch_sharding, make_mesh, put_batch, replicated
-from magi_jax.sampling.video import VideoSampler
+from magi_jax.sampling.video import VideoSampler, sampling_weights
 from magi_jax.training.lowering import lower_train_step
 from magi_jax.training.optim import make_optimizer
 from magi_jax.training.state import StateFactory, TrainState
@@ -150,7 +150,8 @@ class Sampling(_Jax):
         }
 
     def outputs(self, given: Problem) -> dict[str, np.ndarray]:
-        self.params = jax.device_put(given['params'], replicated(self.mesh))
+        params = jax.device_put(given['params'], replicated(self.mesh))
+        self.sampling_weights = sampling_weights(self.config, params)
         self.interval = jax.device_put(given['interval'], batch_sharding(self.mesh))
         started = meter.now()
         made = self._video(0, len(given['draws']))
@@ -171,8 +172,8 @@ class Sampling(_Jax):
         nothing = jnp.zeros((len(self.interval), 0, self.shape.tokens, self.shape.token_width))
         nothing = jax.device_put(nothing, batch_sharding(self.mesh))
         # A window for all the frames of a timed video, also where only the first ones are compared.
-        state = self.sampler.start(self.params, nothing, self.settings.frames, self.interval, keys)
-        return jax.block_until_ready(list(self.sampler.frames(self.params, state, frames)))
+        state = self.sampler.start(self.sampling_weights, nothing, self.settings.frames, self.interval, keys)
+        return jax.block_until_ready(list(self.sampler.frames(self.sampling_weights, state, frames)))
 
     def _keys(self, number: int) -> jax.Array:
         return jax.random.split(jax.random.key(number), len(self.batch['interval']))

@@ -5,20 +5,18 @@ Dimension key: B clips, N tokens of a frame, C token width, H W pixels.
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from magi_jax.config import ConfigError
 from magi_jax.sampling.state import VideoState
-from magi_jax.sampling.video import VideoSampler
+from magi_jax.sampling.video import VideoSampler, Weights
 from magi_jax.tokenizers.api import Tokenizer
 from magi_jax.tokenizers.patches import patchify, unpatchify
 from magi_jax.tokenizers.pixels import to_float, to_uint8
 
 Array = jax.Array
-Params = dict[str, Any]
 
 
 def clip_keys(seed: int, numbers: Sequence[int]) -> Array:
@@ -28,7 +26,7 @@ def clip_keys(seed: int, numbers: Sequence[int]) -> Array:
 
 def sample_clips(
     sampler: VideoSampler,
-    params: Params,
+    weights: Weights,
     tokenizer: Tokenizer,
     context: Array,
     frames: int,
@@ -44,14 +42,14 @@ def sample_clips(
 
     Args:
       sampler: of the trained model.
-      params: {'trunk', 'head'}.
+      weights: of `sampling_weights`.
       tokenizer: the model's own.
       context: uint8 [B, c, H, W, 3], c >= 0 as `tokenizer.latent_shape` allows: kept, as the first frames.
       frames: length of the videos, context included; any.
       interval: int32 [B], raw frames between two frames.
       keys: [B], of `clip_keys`.
       progress: wraps the iterator over new frames, told their number.
-      sharding: where the clips lie; params and tokenizer must lie on the same devices. None: the default device.
+      sharding: where the clips lie; weights and tokenizer must lie on the same devices. None: the default device.
 
     Returns:
       uint8 [B, frames, H, W, 3].
@@ -59,8 +57,8 @@ def sample_clips(
     Raises:
       ConfigError: the tokenizer cannot take so many context frames, or as `VideoSampler.start`.
     """
-    context, tokens, state, new = _begin(sampler, params, tokenizer, context, frames, interval, keys, sharding)
-    made = list(progress(sampler.frames(params, state, new), new))
+    context, tokens, state, new = _begin(sampler, weights, tokenizer, context, frames, interval, keys, sharding)
+    made = list(progress(sampler.frames(weights, state, new), new))
     if not made:
         return context
     made, given, patch = jnp.stack(made, axis=1), context.shape[1], sampler.config.model.patch
@@ -74,7 +72,7 @@ def sample_clips(
 
 def stream_clips(
     sampler: VideoSampler,
-    params: Params,
+    weights: Weights,
     tokenizer: Tokenizer,
     context: Array,
     frames: int,
@@ -95,15 +93,15 @@ def stream_clips(
             f'{tokenizer.config.kind} decodes whole videos, not frame by frame: sample without streaming, or train with'
             ' a frame-wise tokenizer'
         )
-    _, _, state, new = _begin(sampler, params, tokenizer, context, frames, interval, keys, sharding)
+    _, _, state, new = _begin(sampler, weights, tokenizer, context, frames, interval, keys, sharding)
     patch = sampler.config.model.patch
-    made = sampler.frames(params, state, new)  # lazily; what is wrong with the arguments is said before
+    made = sampler.frames(weights, state, new)  # lazily; what is wrong with the arguments is said before
     return (_decode_frame(tokenizer, tokens, patch, sampler.shape.rows * patch) for tokens in made)
 
 
 def _begin(
     sampler: VideoSampler,
-    params: Params,
+    weights: Weights,
     tokenizer: Tokenizer,
     context: Array,
     frames: int,
@@ -118,7 +116,7 @@ def _begin(
     place = jax.jit(lambda *arrays: arrays, out_shardings=sharding)
     context, interval, keys = place(jnp.asarray(context), jnp.asarray(interval, jnp.int32), keys)
     tokens, length = _encode(tokenizer, context, sampler.config.model.patch), tokenizer.latent_frames(frames)
-    state = sampler.start(params, tokens, length, interval, keys)
+    state = sampler.start(weights, tokens, length, interval, keys)
     return context, tokens, state, length - tokens.shape[1]
 
 

@@ -25,10 +25,20 @@ from magi_jax.sampling.token_denoiser import token_denoiser
 
 Array = jax.Array
 Params = dict[str, Any]
+Weights = dict[str, Any]  # {'trunk', 'head'}, of `sampling_weights`
 
 OPENING_FRAMES = 2  # content, then motion; what follows is determined up to chance
 
 CONTEXT_NOISE = 2**32 - 1  # folded into a clip's key where frames fold in their number
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def sampling_weights(config: Config, params: Params) -> Weights:
+    """Parameters {'trunk', 'head'} of a run -> what its sampler reads: the trunk's kernels in the dtype of products.
+
+    Once for all frames: a sampler that were given parameters in float32 would hold both.
+    """
+    return {**params, 'trunk': prepare(params['trunk'], 'blocks', jnp.dtype(config.train.compute_dtype))}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +74,11 @@ class VideoSampler:
             return self.shape.frames
         return 1 << (frames - 1).bit_length()
 
-    def start(self, params: Params, context: Array, frames: int, interval: Array, clip_keys: Array) -> VideoState:
+    def start(self, weights: Weights, context: Array, frames: int, interval: Array, clip_keys: Array) -> VideoState:
         """The state after the context.
 
         Args:
-          params: {'trunk', 'head'}.
+          weights: of `sampling_weights`.
           context: float32 [B, c, N, C] clean tokens of the context frames, c >= 0; of more than fit the window the last
             ones count.
           frames: length of the whole video, context included.
@@ -96,33 +106,33 @@ class VideoSampler:
         positions = jnp.pad(jnp.asarray(positions), (0, max(0, slots - len(positions))), mode='edge')
         kept = context[:, -slots:]
         window = jnp.pad(kept, ((0, 0), (0, slots - kept.shape[1]), (0, 0), (0, 0)))
-        return self._prefill(params, window, positions, interval, clip_keys, kept.shape[1], context.shape[1])
+        return self._prefill(weights, window, positions, interval, clip_keys, kept.shape[1], context.shape[1])
 
     @functools.partial(jax.jit, static_argnums=0)
     def _prefill(
-        self, params: Params, window: Array, positions: Array, interval: Array, clip_keys: Array, filled: Array,
+        self, weights: Weights, window: Array, positions: Array, interval: Array, clip_keys: Array, filled: Array,
         frame: Array,
     ) -> VideoState:  # fmt: skip
         def prefill(*arguments: Any) -> VideoState:
-            params, window, positions, interval, clip_keys, filled, frame = arguments
+            weights, window, positions, interval, clip_keys, filled, frame = arguments
             numbers = frame - filled + jnp.arange(window.shape[1])
             window = self._observed(window, numbers, clip_keys)
             cache = self._empty_cache(window.shape[0], window.shape[1])
             frame = jnp.asarray(frame, jnp.int32)
             state = VideoState(cache, window, positions, interval, clip_keys, frame, context=frame)
-            return self._read_window(self._prepare(params['trunk']), state, filled, window.shape[1])
+            return self._read_window(weights['trunk'], state, filled, window.shape[1])
 
         inputs = (COPIED, CLIPS, COPIED, CLIPS, CLIPS, COPIED, COPIED)
         whole = self.layout.over_devices(prefill, inputs, STATE_LAYOUT)
-        return whole(params, window, positions, interval, clip_keys, filled, frame)
+        return whole(weights, window, positions, interval, clip_keys, filled, frame)
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
-    def next_frame(self, params: Params, state: VideoState) -> tuple[VideoState, Array]:
+    def next_frame(self, weights: Weights, state: VideoState) -> tuple[VideoState, Array]:
         """Draws one frame -> (state with the frame committed, its clean tokens float32 [B, N, C]). Donates `state`."""
-        return self.layout.over_devices(self._next_frame, (COPIED, STATE_LAYOUT), (STATE_LAYOUT, CLIPS))(params, state)
+        return self.layout.over_devices(self._next_frame, (COPIED, STATE_LAYOUT), (STATE_LAYOUT, CLIPS))(weights, state)
 
-    def _next_frame(self, params: Params, state: VideoState) -> tuple[VideoState, Array]:
-        trunk = self._prepare(params['trunk'])
+    def _next_frame(self, weights: Weights, state: VideoState) -> tuple[VideoState, Array]:
+        trunk = weights['trunk']
         full = state.cache.length == state.cache.capacity
         state = jax.lax.cond(full, functools.partial(self._slide, trunk), lambda s: s, state)
         position, recipe = state.positions[state.cache.length], self._recipe(state)
@@ -133,22 +143,18 @@ class VideoSampler:
         blind = functools.partial(condition, self._empty_cache(state.window.shape[0], 0))
         networks = FrameNetworks(
             condition=functools.partial(condition, state.cache),
-            denoiser=functools.partial(token_denoiser, self.head, params['head'], recipe.process),
+            denoiser=functools.partial(token_denoiser, self.head, weights['head'], recipe.process),
             blind=None if self.config.sampler.guidance == 1 else blind,
         )
         keys = jax.vmap(jax.random.fold_in, (0, None))(state.clip_keys, state.frame)
         tokens = sample_frame(networks, recipe, keys, (self.shape.tokens, self.shape.token_width))
         return self._commit(trunk, state, tokens, position), tokens
 
-    def frames(self, params: Params, state: VideoState, count: int) -> Iterator[Array]:
+    def frames(self, weights: Weights, state: VideoState, count: int) -> Iterator[Array]:
         """Yields the clean tokens [B, N, C] of `count` new frames as they are dispatched. Donates `state`."""
         for _ in range(count):
-            state, tokens = self.next_frame(params, state)
+            state, tokens = self.next_frame(weights, state)
             yield tokens
-
-    def _prepare(self, trunk: Params) -> Params:
-        """Parameters -> the trunk's variables as the methods below take them."""
-        return prepare(trunk, 'blocks', self.trunk.dtype)
 
     def _recipe(self, state: VideoState) -> RevealRecipe:
         sampler, head = self.config.sampler, self.config.model.head
@@ -185,24 +191,24 @@ class VideoSampler:
         noise = jax.vmap(jax.vmap(frame_noise, (None, 0)), (0, None))(noise_key, numbers)
         return tokens + masking.noise_std[sampler.context_level] * noise
 
-    def _observe(self, trunk: Params, tokens: Array, positions: Array, interval: Array, cache: Any) -> Any:
+    def _observe(self, trunk: Weights, tokens: Array, positions: Array, interval: Array, cache: Any) -> Any:
         level = jnp.full(tokens.shape[:2], self.config.sampler.context_level, jnp.int32)
         return self.trunk.apply(trunk, tokens, level, interval, positions, cache, method=Magi.observe)
 
-    def _commit(self, trunk: Params, state: VideoState, tokens: Array, position: Array) -> VideoState:
+    def _commit(self, trunk: Weights, state: VideoState, tokens: Array, position: Array) -> VideoState:
         """Encodes the finished frame as an observation and appends its keys and values."""
         observed = self._observed(tokens[:, None], state.frame[None], state.clip_keys)
         k, v = self._observe(trunk, observed, position[None], state.interval, state.cache)
         window = jax.lax.dynamic_update_slice_in_dim(state.window, observed, state.cache.length, axis=1)
         return state.replace(cache=append(state.cache, k, v, 1), window=window, frame=state.frame + 1)
 
-    def _slide(self, trunk: Params, state: VideoState) -> VideoState:
+    def _slide(self, trunk: Weights, state: VideoState) -> VideoState:
         """Restarts a full window from its last `keep_frames` frames: positions stay inside the trained ones."""
         keep = min(max(self.config.sampler.keep_frames, 1), state.window.shape[1])  # any number is fine until it slides
         window = jnp.roll(state.window, keep, axis=1)
         return self._read_window(trunk, state.replace(window=window), keep, keep)
 
-    def _read_window(self, trunk: Params, state: VideoState, filled: Array | int, rows: int) -> VideoState:
+    def _read_window(self, trunk: Weights, state: VideoState, filled: Array | int, rows: int) -> VideoState:
         """Fills the cache with the first `filled` <= `rows` frames of the window, by one causal pass over `rows`."""
         clips, slots = state.window.shape[:2]
         nothing = self._empty_cache(clips, 0)

@@ -17,7 +17,7 @@ from magi_jax.parallel.hosts import host_rows, on_devices, padded_rows, whole
 from magi_jax.parallel.layout import sampling_layout
 from magi_jax.parallel.mesh import batch_sharding, replicated
 from magi_jax.sampling.stream import clip_keys, sample_clips
-from magi_jax.sampling.video import VideoSampler
+from magi_jax.sampling.video import VideoSampler, sampling_weights
 from magi_jax.tokenizers.api import Tokenizer
 from magi_jax.tokenizers.folder import save_tokenizer
 from magi_jax.tokenizers.pixels import to_float, to_uint8
@@ -90,7 +90,7 @@ def preview(
         params = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(params)
         made = sample_clips(
             sampler,
-            params,
+            sampling_weights(config, params),
             tokenizer,
             context=video[:, :1],
             frames=video.shape[1],

@@ -3,6 +3,7 @@
 Dimension key: B clips, T frames, H W pixels, N tokens of a frame, C token width.
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -16,7 +17,7 @@ from magi_jax.objectives.api import clip_shape, make_objective
 from magi_jax.parallel.layout import SAMPLING_SPECS, sampling_layout
 from magi_jax.parallel.mesh import batch_sharding, check_batch, replicated
 from magi_jax.sampling.state import STATE_LAYOUT, VideoState
-from magi_jax.sampling.video import VideoSampler
+from magi_jax.sampling.video import VideoSampler, sampling_weights
 from magi_jax.tokenizers.api import Tokenizer, create_tokenizer
 from magi_jax.training.optim import make_optimizer
 from magi_jax.training.state import StateFactory
@@ -69,9 +70,9 @@ def lower_train_step(config: Config, mesh: Mesh, tokenizer: Tokenizer | None) ->
 
 
 def trace_next_frame(config: Config, mesh: Mesh, tokenizer: Tokenizer, clips: int, frames: int) -> jax.stages.Traced:
-    """The sampler's step, (params, state) -> (state, tokens [B, N, C]), for `clips` videos of `frames` frames.
+    """The sampler's step, (weights, state) -> (state, tokens [B, N, C]), for `clips` videos of `frames` frames.
 
-    Clips are divided over the batch axes, sites over `sequence`; parameters lie whole on every device.
+    Clips are divided over the batch axes, sites over `sequence`; weights lie whole on every device.
 
     Raises:
       ConfigError: clips, model and mesh do not fit.
@@ -80,13 +81,14 @@ def trace_next_frame(config: Config, mesh: Mesh, tokenizer: Tokenizer, clips: in
     shape, length = clip_shape(config, tokenizer), tokenizer.latent_frames(frames)
     sampler = VideoSampler(config, shape, sampling_layout(config.model, shape, mesh))
     params = nn.unbox(jax.eval_shape(make_objective(config, tokenizer).init, _key()))
+    weights = jax.eval_shape(functools.partial(sampling_weights, config), params)
     context = jax.ShapeDtypeStruct((clips, 0, shape.tokens, shape.token_width), jnp.float32)
     interval = jax.ShapeDtypeStruct((clips,), jnp.int32)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), clips))
     state = jax.eval_shape(
-        lambda params, *clip: sampler.start(params, clip[0], length, *clip[1:]), params, context, interval, keys
+        lambda weights, *clip: sampler.start(weights, clip[0], length, *clip[1:]), weights, context, interval, keys
     )
-    return VideoSampler.next_frame.trace(sampler, place(params, replicated(mesh)), _place_state(state, mesh))
+    return VideoSampler.next_frame.trace(sampler, place(weights, replicated(mesh)), _place_state(state, mesh))
 
 
 def lower_next_frame(config: Config, mesh: Mesh, tokenizer: Tokenizer, clips: int, frames: int) -> jax.stages.Lowered:

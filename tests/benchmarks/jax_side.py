@@ -25,7 +25,7 @@ from magi_jax.config import (
 from magi_jax.objectives.api import clip_shape
 from magi_jax.objectives.masked_diffusion import MaskedDiffusion
 from magi_jax.parallel.mesh import make_mesh
-from magi_jax.sampling.video import VideoSampler
+from magi_jax.sampling.video import VideoSampler, sampling_weights
 from magi_jax.tokenizers.api import create_tokenizer
 from magi_jax.tokenizers.patches import patchify
 from magi_jax.tokenizers.pixels import to_float
@@ -172,7 +172,7 @@ def clip_keys() -> jax.Array:
 @functools.cache
 def sample(config: Config, context: int, frames: int) -> np.ndarray:
     """New frames [B, frames - context, N, C] behind `context_tokens(context)`."""
-    sampler, weights = VideoSampler(config, clip_shape(config, tokenizer())), params(config)
+    sampler, weights = VideoSampler(config, clip_shape(config, tokenizer())), sampling_weights(config, params(config))
     jax.config.update('jax_disable_most_optimizations', True)  # `QUICK` for methods that are jitted where they are
     try:
         state = sampler.start(weights, context_tokens(context), frames, jnp.asarray(batch()['interval']), clip_keys())

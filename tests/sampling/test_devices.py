@@ -11,7 +11,7 @@ from magi_jax.models.magi import ClipShape
 from magi_jax.objectives.masked_diffusion import MaskedDiffusion
 from magi_jax.parallel.layout import sampling_layout
 from magi_jax.parallel.mesh import batch_sharding, make_mesh, replicated
-from magi_jax.sampling.video import VideoSampler
+from magi_jax.sampling.video import VideoSampler, sampling_weights
 from tests.random_params import random_params
 
 CLIPS = 8
@@ -34,13 +34,14 @@ def _sample(axes):
     mesh = make_mesh(axes, jax.devices()[: axes.data * axes.fsdp * axes.sequence * axes.tensor])
     sampler = VideoSampler(config, SHAPE, sampling_layout(model, SHAPE, mesh))
     params = jax.device_put(random_params(MaskedDiffusion(config, SHAPE).init, scale=0.2), replicated(mesh))
+    weights = sampling_weights(config, params)
     start = np.float32(np.random.default_rng(0).normal(size=(CLIPS, 1, SHAPE.tokens, SHAPE.token_width)))
     arrays = start, np.arange(CLIPS, dtype=np.int32) % 7 + 1, jax.random.split(jax.random.key(0), CLIPS)
     context, interval, keys = jax.device_put(arrays, batch_sharding(mesh))
-    state = sampler.start(params, context, 4, interval, keys)
-    state, first = sampler.next_frame(params, state)
+    state = sampler.start(weights, context, 4, interval, keys)
+    state, first = sampler.next_frame(weights, state)
     held = state.cache.k.sharding.shard_shape(state.cache.k.shape)
-    return np.asarray(first), np.asarray(sampler.next_frame(params, state)[1]), held
+    return np.asarray(first), np.asarray(sampler.next_frame(weights, state)[1]), held
 
 
 @pytest.mark.parametrize('axes', MESHES, ids=str)

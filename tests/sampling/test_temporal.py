@@ -16,7 +16,7 @@ from magi_jax.config import (
 )
 from magi_jax.objectives.api import clip_shape, make_objective
 from magi_jax.sampling.stream import clip_keys, sample_clips
-from magi_jax.sampling.video import VideoSampler
+from magi_jax.sampling.video import VideoSampler, sampling_weights
 from magi_jax.tokenizers.patches import patchify, unpatchify
 from magi_jax.tokenizers.pixels import to_float, to_uint8
 from tests.random_params import random_params
@@ -38,7 +38,8 @@ def parts():
             train=TrainConfig(compute_dtype='float32'),
         )
         sampler = VideoSampler(config, clip_shape(config, tokenizer))
-        yield sampler, random_params(make_objective(config, tokenizer).init, scale=0.2), tokenizer
+        params = random_params(make_objective(config, tokenizer).init, scale=0.2)
+        yield sampler, sampling_weights(config, params), tokenizer
 
 
 def _context(frames):

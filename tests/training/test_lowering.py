@@ -22,7 +22,7 @@ from magi_jax.config import (
 from magi_jax.objectives.api import clip_shape, make_objective
 from magi_jax.parallel.layout import sampling_layout
 from magi_jax.parallel.mesh import batch_sharding, make_mesh, put_batch, replicated
-from magi_jax.sampling.video import VideoSampler
+from magi_jax.sampling.video import VideoSampler, sampling_weights
 from magi_jax.tokenizers.api import create_tokenizer
 from magi_jax.training.lowering import (
     abstract_tokenizer,
@@ -113,8 +113,9 @@ def test_the_next_frame_is_the_one_that_runs(mesh, tokenizer, state):
     keys = jax.device_put(jax.random.split(jax.random.key(0), BATCH), batch_sharding(mesh))
     context = jnp.zeros((BATCH, 0, sampler.shape.tokens, sampler.shape.token_width))
     params = jax.device_put(jax.device_get(state.ema), replicated(mesh))
-    video = sampler.start(params, context, 5, jnp.ones(BATCH, jnp.int32), keys)
-    live = VideoSampler.next_frame.trace(sampler, params, video)
+    weights = sampling_weights(CONFIG, params)
+    video = sampler.start(weights, context, 5, jnp.ones(BATCH, jnp.int32), keys)
+    live = VideoSampler.next_frame.trace(sampler, weights, video)
     assert digest(trace_next_frame(CONFIG, mesh, abstract_tokenizer(CONFIG), BATCH, 5)) == digest(live)
 
 
