@@ -36,7 +36,7 @@ CONTEXT_NOISE = 2**32 - 1  # folded into a clip's key where frames fold in their
 def sampling_weights(config: Config, params: Params) -> Weights:
     """Parameters {'trunk', 'head'} of a run -> what its sampler reads: the trunk's kernels in the dtype of products.
 
-    Once for all frames: a sampler that were given parameters in float32 would hold both.
+    Once for all frames: with parameters in float32 at hand in every frame, a device would hold both.
     """
     return {**params, 'trunk': prepare(params['trunk'], 'blocks', jnp.dtype(config.train.compute_dtype))}
 
