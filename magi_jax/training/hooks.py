@@ -1,6 +1,7 @@
 """What happens on a schedule beside the optimizer steps: validation, preview videos, export of a finished tokenizer."""
 
 import dataclasses
+import functools
 import itertools
 from pathlib import Path
 from typing import Any
@@ -87,10 +88,10 @@ def preview(
     else:
         shape = clip_shape(config, tokenizer)
         sampler = VideoSampler(config, shape, sampling_layout(config.model, shape, mesh))
-        params = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(params)
+        weights = jax.jit(functools.partial(sampling_weights, config), out_shardings=replicated(mesh))(params)
         made = sample_clips(
             sampler,
-            sampling_weights(config, params),
+            weights,
             tokenizer,
             context=video[:, :1],
             frames=video.shape[1],

@@ -21,6 +21,7 @@ def run_forked(command, environment):
         process = CONTEXT.Process(target=_become, args=(command[2:], environment, out, err))
         process.start()
         process.join(timeout=600)
+        process.kill()  # what hangs; what has ended stays as it is
         return subprocess.CompletedProcess(command, process.exitcode, out.read_text(), err.read_text())
 
 

@@ -222,13 +222,21 @@ def test_library_uses_all_devices_and_they_change_nothing(generator):
 
 
 def test_parts_are_the_same_bits_on_any_number_of_devices(workdir, monkeypatch):
+    """A device makes two clips at once, whether it is one of eight or alone."""
     video = np.random.default_rng(4).integers(0, 256, (11, 3, 32, 32, 3), np.uint8)
-    made = {}
-    for devices in (8, 1):
-        mesh = make_mesh(MeshConfig(data=devices), jax.devices()[:devices])
+    make, made = magi_jax.generator.sample_clips, {}
+    for devices, sizes in ((8, [16]), (1, 6 * [2])):
+        mesh, seen = make_mesh(MeshConfig(data=devices), jax.devices()[:devices]), []
+
+        def counted(seen=seen, **inputs):
+            seen.append(len(inputs['context']))
+            return make(**inputs)
+
         monkeypatch.setattr(magi_jax.generator, '_mesh', lambda mesh=mesh: mesh)
+        monkeypatch.setattr(magi_jax.generator, 'sample_clips', counted)
         run = magi_jax.load(workdir)
         made[devices] = run.sample(video[:, :1], 3, at_once=2), run.reconstruct(video, at_once=2)
+        assert seen == sizes
     for shared, alone in zip(made[8], made[1], strict=True):
         assert len(shared) == 11 and len(np.unique(shared[:, 2], axis=0)) == 11
         np.testing.assert_array_equal(shared, alone)

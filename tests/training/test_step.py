@@ -46,10 +46,10 @@ def _state(optimizer, root=1.0):
     return TrainState(jnp.int32(0), params, optimizer.init(params), params)
 
 
-def _steps(count=1, optimizer=None, batch=None, root=1.0, **optim):
+def _steps(count=1, optimizer=None, batch=None, root=1.0, mesh=None, **optim):
     """States of `count` steps, with the optimizer that adds the gradient unless told otherwise."""
     optimizer = optimizer or optax.identity()
-    step = jax.jit(make_train_step(Line(), optimizer, Config(optim=OptimConfig(**optim)), MESH))
+    step = jax.jit(make_train_step(Line(), optimizer, Config(optim=OptimConfig(**optim)), mesh or MESH))
     states, metrics = [_state(optimizer, root)], []
     for _ in range(count):
         state, values = step(states[-1], None, batch or _batch())
@@ -67,6 +67,12 @@ def test_micro_batches_are_the_whole_batch(parts):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), divided.params, whole.params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), parted, metrics)
     assert int(divided.step) == 1 and float(metrics['grad_norm']) > 0.1
+
+
+def test_micro_batches_of_two_devices_are_the_whole_batch():
+    (_, whole), _ = _steps()
+    (_, divided), _ = _steps(accumulate=3, mesh=make_mesh(MeshConfig(data=2), jax.devices()[:2]))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), divided.params, whole.params)
 
 
 def test_average_starts_at_the_parameters_and_follows_them():
