@@ -17,8 +17,8 @@ from magi_jax.layers.cached_attention import cached_attention
 from magi_jax.layers.dropout import ClipDropout, Draws, TokenDropout, drop, dropped_gelu
 from magi_jax.layers.kv_cache import KVCache
 from magi_jax.layers.layout import GATHERED, WHOLE, Layout
-from magi_jax.layers.linear import MATRICES, Linear, gelu, layer_norm
-from magi_jax.layers.self_attention import DENOMINATOR, self_attention
+from magi_jax.layers.linear import MATRICES, PRODUCT, Linear, gelu, layer_norm
+from magi_jax.layers.self_attention import DENOMINATOR, OUTPUT, self_attention
 from magi_jax.layers.site_tiles import SiteTiles, site_tiles
 
 Array = jax.Array
@@ -33,9 +33,7 @@ SUBLAYER, BLOCK_INPUT = 'sublayer', 'block_input'  # names that remat policies s
 # gathered from other devices are gathered again; only 'none' keeps them, from before they bear their name.
 POLICIES = {
     'none': policies.save_anything_except_these_names(GATHERED),
-    'dots': policies.save_from_both_policies(  # products with weights
-        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(DENOMINATOR)
-    ),
+    'dots': policies.save_only_these_names(PRODUCT, OUTPUT, DENOMINATOR),  # products with weights and of attention
     'named': policies.save_only_these_names(SUBLAYER, DENOMINATOR),  # what the sublayers add to the residual stream
     'block': policies.save_only_these_names(DENOMINATOR),  # the input of each block
     'offload': policies.save_and_offload_only_these_names(  # the same, in the host's memory
@@ -92,7 +90,9 @@ class Attention(nn.Module):
                 k, v = self.layout.all_sites(k), self.layout.all_sites(v)
             q, k, v = (einops.rearrange(t, 'b r n (h d) -> b r n h d', h=heads) for t in (q, k, v))
             rate = 0.0 if dropout is None else dropout.rate
-            x = self_attention(q, k, v, mask, self._draws(tiles, k.shape[2], dropout), rate)
+            # In float32 the kernels' products would not be exact.
+            fused = self.layout.fused and self.dtype == jnp.bfloat16
+            x = self_attention(q, k, v, mask, self._draws(tiles, k.shape[2], dropout), rate, fused)
             x = einops.rearrange(x, 'b r n h d -> b r n (h d)')
         x = Linear(self.config.width, ('heads', 'embed'), self.dtype, total=self.layout.sum_splits, name='out')(x)
         if tiles is not None:
@@ -183,7 +183,9 @@ class Trunk(nn.Module):
         if self.layout is not WHOLE:
             body = nn.map_variables(body, 'params', trans_in_fn=self._gather, mutable=False)
         if self.remat != 'none' or self.layout is not WHOLE:
-            body = nn.remat(body, prevent_cse=False, policy=POLICIES[self.remat])
+            # Only a loop keeps a compiler from finding again, in the backward pass, what the forward pass computed.
+            unrolled = self.unroll >= self.config.blocks and self.remat != 'none'
+            body = nn.remat(body, prevent_cse=unrolled, policy=POLICIES[self.remat])
         stack = nn.scan(
             body,
             variable_axes={'params': 0, MATRICES: 0},

@@ -75,7 +75,8 @@ def factors(draws: Draws, rate: float) -> Array:
     """float32: 0 with probability `rate`, else 1 / (1 - rate)."""
     (first, second), features = draws
     hashes = _hash(first + features.astype(jnp.uint32) * _INCREMENTS[0], second)
-    return jnp.where(hashes < jnp.uint32(round(rate * 2**32)), 0.0, 1 / (1 - rate))
+    # Not jnp.where: of its constants a scan makes arrays as large as the draws, which a GPU then reads from memory.
+    return (hashes >= np.uint32(round(rate * 2**32))).astype(jnp.float32) * (1 / (1 - rate))
 
 
 def drop(x: Array, dropout: TokenDropout | None, purpose: int) -> Array:

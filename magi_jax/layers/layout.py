@@ -31,11 +31,13 @@ class Layout:
       parts: devices that share the frames or sites of a clip.
       splits: devices that share the heads of an attention and the hidden units of an MLP.
       lanes: tokens that a sequence should have to fill a device's matrix unit; 1 where it makes no difference.
+      fused: attention by one GPU kernel.
     """
 
     parts: int = 1
     splits: int = 1
     lanes: int = 1
+    fused: bool = False
 
     def part(self, x: Array, axis: int) -> Array:
         """This device's one of `parts` equal parts of an axis, which is padded at its end until it divides.

@@ -11,9 +11,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.ad_checkpoint import checkpoint_name
 
 LAYER_NORM_EPS = 1e-6
 MATRICES = 'matrices'  # collection of kernels that `prepare` made
+PRODUCT = 'product'  # checkpoint name of outputs
 
 
 def xavier_uniform(features: int) -> nn.initializers.Initializer:
@@ -68,7 +70,8 @@ class Linear(nn.Module):
         if self.total is not None:
             y = self.total(y)
         # The bias goes to the reshaped product: on the merged one it would keep a TPU from writing it as it is needed.
-        return y.reshape(*x.shape[:-1], -1) + jnp.expand_dims(bias, tuple(range(x.ndim - 1)))
+        y = y.reshape(*x.shape[:-1], -1) + jnp.expand_dims(bias, tuple(range(x.ndim - 1)))
+        return checkpoint_name(y, PRODUCT)
 
 
 def prepare(params: dict[str, Any], stacked: str, dtype: Any) -> dict[str, Any]:

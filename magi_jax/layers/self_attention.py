@@ -1,7 +1,8 @@
 """Attention with dropout on its weights, differentiated by hand: a softmax is looked at once, in the forward pass.
 
 Only the logarithm of its denominator is kept for the backward pass (Dao et al. 2022, arXiv 2205.14135); with it a
-weight is one exponential of its score, which a compiler joins to the product that makes the score.
+weight is one exponential of its score, which a compiler joins to the product that makes the score. Where it does not,
+on a GPU, one kernel does (`layers/fused_attention.py`).
 
 Dimension key: B clips, G sequences of a clip, S tokens of a sequence, H heads, d head width.
 """
@@ -12,15 +13,18 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from magi_jax.layers import fused_attention
 from magi_jax.layers.dropout import Draws, factors
 
 Array = jax.Array
 
-DENOMINATOR = 'denominator'  # checkpoint name of what is kept
+DENOMINATOR, OUTPUT = 'denominator', 'attention'  # checkpoint names of what is kept for the backward pass
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def self_attention(q: Array, k: Array, v: Array, mask: Array | None, draws: Draws | None, rate: float) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def self_attention(
+    q: Array, k: Array, v: Array, mask: Array | None, draws: Draws | None, rate: float, fused: bool = False
+) -> Array:
     """softmax(q k / sqrt(d)) v, the softmax in float32.
 
     Args:
@@ -30,11 +34,12 @@ def self_attention(q: Array, k: Array, v: Array, mask: Array | None, draws: Draw
       mask: bool [S, S] or [B, S, S] of allowed pairs, at least one for each query; None allows all.
       draws: of dropout on the weights, which are [B, G, H, S, S]; None = none.
       rate: of dropout.
+      fused: by GPU kernels.
 
     Returns:
       [B, G, S, H, d].
     """
-    return _forward(q, k, v, mask, draws, rate)[0]
+    return _forward(q, k, v, mask, draws, rate, fused)[0]
 
 
 def _scores(q: Array, k: Array, mask: Array | None) -> Array:
@@ -53,21 +58,31 @@ def _factors(draws: Draws | None, rate: float) -> Array | float:
 
 
 def _forward(
-    q: Array, k: Array, v: Array, mask: Array | None, draws: Draws | None, rate: float
+    q: Array, k: Array, v: Array, mask: Array | None, draws: Draws | None, rate: float, fused: bool
 ) -> tuple[Array, tuple[Array | Draws | None, ...]]:
-    scores = _scores(q, k, mask)
-    denominator = checkpoint_name(jax.nn.logsumexp(scores, axis=-1), DENOMINATOR)
-    weights = jnp.exp(scores - denominator[..., None]) * _factors(draws, rate)
-    out = jnp.einsum('bghqk,bgkhd->bgqhd', weights.astype(v.dtype), v)
+    if fused:
+        out, denominator = fused_attention.forward(fused_attention.Inputs(q, k, v, mask, draws, rate))
+        denominator = checkpoint_name(denominator, DENOMINATOR)
+    else:
+        scores = _scores(q, k, mask)
+        denominator = checkpoint_name(jax.nn.logsumexp(scores, axis=-1), DENOMINATOR)
+        weights = jnp.exp(scores - denominator[..., None]) * _factors(draws, rate)
+        out = jnp.einsum('bghqk,bgkhd->bgqhd', weights.astype(v.dtype), v)
+    out = checkpoint_name(out, OUTPUT)
     return out, (q, k, v, mask, draws, denominator, out)
 
 
-def _backward(rate: float, kept: tuple[Array | Draws | None, ...], gradient: Array) -> tuple[Array | None, ...]:
+def _backward(
+    rate: float, fused: bool, kept: tuple[Array | Draws | None, ...], gradient: Array
+) -> tuple[Array | None, ...]:
     q, k, v, mask, draws, denominator, out = kept
-    weights, factor = jnp.exp(_scores(q, k, mask) - denominator[..., None]), _factors(draws, rate)
-    dv = jnp.einsum('bghqk,bgqhd->bgkhd', (weights * factor).astype(v.dtype), gradient)
     # A softmax takes from the gradient of each weight their mean, which is also that of the output by the output.
     mean = jnp.einsum('bgqhd,bgqhd->bghq', gradient, out, preferred_element_type=jnp.float32)
+    if fused:
+        inputs = fused_attention.Inputs(q, k, v, mask, draws, rate)
+        return *fused_attention.backward(inputs, denominator, mean, gradient), None, None
+    weights, factor = jnp.exp(_scores(q, k, mask) - denominator[..., None]), _factors(draws, rate)
+    dv = jnp.einsum('bghqk,bgqhd->bgkhd', (weights * factor).astype(v.dtype), gradient)
     of_scores = (weights * (_pairs(gradient, v) * factor - mean[..., None]) * q.shape[-1] ** -0.5).astype(q.dtype)
     dq = jnp.einsum('bghqk,bgkhd->bgqhd', of_scores, k)
     dk = jnp.einsum('bghqk,bgqhd->bgkhd', of_scores, q)

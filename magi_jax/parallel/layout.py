@@ -208,6 +208,7 @@ def training_layout(objective: Objective, config: Config, mesh: Mesh) -> Trainin
         parts=mesh.shape[SEQUENCE],
         splits=mesh.shape[SPLIT],
         lanes=_lanes(mesh),
+        fused=_fused(mesh),
         mesh=mesh,
         specs=parameter_specs(mesh, boxed),
         stacked=jax.tree.map(_is_stacked, boxed, is_leaf=_is_boxed),
@@ -218,11 +219,17 @@ def training_layout(objective: Objective, config: Config, mesh: Mesh) -> Trainin
 def sampling_layout(config: ModelConfig, shape: ClipShape, mesh: Mesh) -> SamplingLayout:
     """How videos of a model are sampled on `mesh`."""
     sites = frame_sites(config, shape)
-    return SamplingLayout(parts=mesh.shape[SEQUENCE], lanes=_lanes(mesh), mesh=mesh, sites=sites)
+    parts = mesh.shape[SEQUENCE]
+    fused = _fused(mesh) and parts == 1  # the kernels want as many queries as keys
+    return SamplingLayout(parts, lanes=_lanes(mesh), fused=fused, mesh=mesh, sites=sites)
 
 
 def _lanes(mesh: Mesh) -> int:
     return TPU_LANES if mesh.devices.flat[0].platform == 'tpu' else 1
+
+
+def _fused(mesh: Mesh) -> bool:
+    return mesh.devices.flat[0].platform == 'gpu'
 
 
 def _is_boxed(leaf: Any) -> bool:

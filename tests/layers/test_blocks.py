@@ -72,6 +72,50 @@ def test_block_is_the_textbook_pre_norm_layer_twice(params):
     np.testing.assert_allclose(out, expected, atol=2e-5)
 
 
+def test_kernels_of_a_gpu_compute_the_same_trunk(params):
+    """In bfloat16, with dropout, value and gradients; in float32 they are not used."""
+
+    def loss(params, layout, dtype):
+        trunk = Trunk(CONFIG, dtype, 'dots', layout=layout)
+        return jnp.sum(trunk.apply({'params': params}, X, None, MASK, CONDITIONING, _dropout(0))[0] ** 2)
+
+    kernels = [
+        'pallas_call' in str(jax.make_jaxpr(jax.grad(loss), static_argnums=(1, 2))(params, Layout(fused=fused), dtype))
+        for fused, dtype in [(False, jnp.bfloat16), (True, jnp.float32), (True, jnp.bfloat16)]
+    ]
+    assert kernels == [False, False, True]
+    plain, fused = (
+        jax.jit(jax.value_and_grad(loss), static_argnums=(1, 2))(params, Layout(fused=fused), jnp.bfloat16)
+        for fused in (False, True)
+    )
+    for ours, expected in zip(*map(jax.tree.leaves, (fused, plain))):
+        assert np.linalg.norm(ours - expected) <= 0.02 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize('remat', ['none', 'dots'])
+def test_no_constant_as_large_as_the_draws_enters_the_loop(params, remat):
+    """A scan keeps what is the same in all blocks: for a number in `jnp.where`, an array of its condition's size."""
+    program = jax.make_jaxpr(jax.grad(lambda params: jnp.sum(_trunk(params, remat, _dropout(0))[0])))(params)
+    draws = X.shape[0] * 2 * FRAMES * SITES * CONFIG.mlp_width
+    filled = {
+        outvar
+        for eqn in program.eqns
+        if all(invar.aval.shape == () for invar in eqn.invars)
+        for outvar in eqn.outvars
+        if outvar.aval.size >= draws
+    }
+    loops = [eqn for eqn in program.eqns if eqn.primitive.name == 'scan']
+    assert len(loops) == 2
+    assert not [invar for eqn in loops for invar in eqn.invars if invar in filled]
+
+
+@pytest.mark.parametrize('unroll', [1, CONFIG.blocks])
+def test_without_a_loop_remat_is_kept_from_common_subexpressions(params, unroll):
+    """On an H200 the paper's model, unrolled, kept as much with `dots` as with `none`."""
+    program = jax.make_jaxpr(jax.grad(lambda params: jnp.sum(_trunk(params, 'block', unroll=unroll)[0])))(params)
+    assert ('prevent_cse=True' in str(program)) == (unroll == CONFIG.blocks)
+
+
 def _linear(x, p):
     return x @ p['kernel'] + p['bias']
 

@@ -1,4 +1,4 @@
-"""Attention differentiated by hand against JAX's own derivative, alone and with sites side by side."""
+"""Attention differentiated by hand against JAX's own derivative: plain, by GPU kernels, with sites side by side."""
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,10 @@ CAUSAL = complete_teacher_forcing(ROWS // 2)
 
 
 def _textbook(q, k, v, mask, draws, rate):
-    scores = jnp.einsum('bgqhd,bgkhd->bghqk', q, k) / np.sqrt(WIDTH)
-    weights = jax.nn.softmax(scores if mask is None else jnp.where(mask[None, None, None], scores, -jnp.inf))
+    scores = jnp.einsum('bgqhd,bgkhd->bghqk', q, k) / np.sqrt(q.shape[-1])
+    if mask is not None:
+        scores = jnp.where(mask.reshape(-1, 1, 1, *mask.shape[-2:]), scores, -jnp.inf)
+    weights = jax.nn.softmax(scores)
     return jnp.einsum('bghqk,bgkhd->bgqhd', weights if draws is None else weights * factors(draws, rate), v)
 
 
@@ -27,13 +29,26 @@ def _draws(*shape):
     return tuple(words), features
 
 
+@pytest.mark.parametrize('fused', [False, True])
 @pytest.mark.parametrize('masked', [False, True])
 @pytest.mark.parametrize('rate', [0.0, 0.3])
-def test_value_and_gradients_are_the_textbook_ones(masked, rate):
-    q, k, v, gradient = (jnp.swapaxes(x, 1, 2) if masked else x for x in (Q, K, V, GRADIENT))
-    mask = jnp.asarray(CAUSAL) if masked else None
+def test_value_and_gradients_are_the_textbook_ones(rate, masked, fused):
+    inputs = [jnp.swapaxes(x, 1, 2) if masked else x for x in (Q, K, V, GRADIENT)]
+    _compare(*inputs, jnp.asarray(CAUSAL) if masked else None, rate, fused)
+
+
+@pytest.mark.parametrize('length', [64, 150])  # a whole block; two and a part
+def test_kernels_take_several_blocks_and_heads_in_pieces(length):
+    """And a mask for each clip."""
+    rng = np.random.default_rng(1)
+    inputs = np.float32(rng.normal(size=(4, CLIPS, 2, length, HEADS, 24)))
+    for mask in (None, jnp.asarray(rng.random((CLIPS, length, length)) < 0.5) | jnp.eye(length, dtype=bool)[None]):
+        _compare(*inputs, mask, 0.1, fused=True)
+
+
+def _compare(q, k, v, gradient, mask, rate, fused):
     draws = _draws(*q.shape[:3]) if rate else None
-    out, backward = jax.vjp(lambda *qkv: self_attention(*qkv, mask, draws, rate), q, k, v)
+    out, backward = jax.vjp(lambda *qkv: self_attention(*qkv, mask, draws, rate, fused), q, k, v)
     expected, expected_backward = jax.vjp(lambda *qkv: _textbook(*qkv, mask, draws, rate), q, k, v)
     np.testing.assert_allclose(out, expected, atol=2e-6)
     for ours, theirs in zip(backward(gradient), expected_backward(gradient)):
