@@ -28,7 +28,7 @@ from magi_jax.config import ConfigError, default
 
 # Slice -> what its chips keep for the backward pass, and of how many clips at once: by `launch.compile`, what computes
 # least again of what fits, with `:own`.
-SLICES = {'v5e': ('named', 2), 'v6e': ('dots', 2), 'v5p': ('dots', 4), 'v5e256': ('dots', 1)}
+SLICES = {'v5e': ('dots', 1), 'v6e': ('dots', 2), 'v5p': ('dots', 4), 'v5e256': ('dots', 1)}
 VARIANTS = ('cosmos', 'own', 'autoencoder', 'heads128', *list(SLICES)[1:])  # the first slice is the default
 
 

@@ -5,11 +5,12 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from magi_jax.config import ConfigError
 
 STACKED = 'layers'  # parameters of the scanned blocks, [L, ...]
+DATA = 'data'  # mesh axis along which parameters are copied
 RULES = (
     # Width of the residual stream and of the diffusion head: parameters and optimizer state are cut along it.
     ('embed', ('fsdp', 'sequence')),
@@ -36,6 +37,25 @@ def parameter_shardings(mesh: Mesh, boxed: Any) -> Any:
     shardings = nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, RULES)
     jax.tree_util.tree_map_with_path(_check_divisible, nn.unbox(boxed), shardings)
     return shardings
+
+
+def moment_shardings(mesh: Mesh, boxed: Any) -> Any:
+    """As `parameter_shardings`, for what only the optimizer's step reads: cut over `data` as well.
+
+    Every copy of a parameter along `data` would else keep the same moments (ZeRO, Rajbhandari et al. 2020). Cut is the
+    first axis that divides, the blocks' if it does; where none does, a leaf lies as its parameter.
+    """
+
+    def cut(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> NamedSharding:
+        spec = [*sharding.spec] + [None] * (leaf.ndim - len(sharding.spec))
+        for axis, size in enumerate(sharding.shard_shape(leaf.shape)):
+            if mesh.shape[DATA] > 1 and size % mesh.shape[DATA] == 0:
+                over = spec[axis] if isinstance(spec[axis], tuple) else (spec[axis],)
+                spec[axis] = (*(name for name in over if name), DATA)
+                return NamedSharding(mesh, PartitionSpec(*spec))
+        return sharding
+
+    return jax.tree.map(cut, nn.unbox(boxed), parameter_shardings(mesh, boxed))
 
 
 def _check_divisible(path: Any, leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> None:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from magi_jax.objectives.api import Objective, abstract_params
 from magi_jax.parallel.mesh import replicated
-from magi_jax.parallel.rules import parameter_shardings
+from magi_jax.parallel.rules import moment_shardings, parameter_shardings
 
 
 @flax.struct.dataclass
@@ -63,17 +63,17 @@ class StateFactory:
         )
 
     def shardings(self) -> TrainState:
-        """A NamedSharding for every leaf; optimizer moments lie where their parameters lie."""
+        """A NamedSharding for every leaf; optimizer moments and the average lie as `moment_shardings` says."""
         boxed = abstract_params(self.objective)
-        params, moments = parameter_shardings(self.mesh, boxed), jax.eval_shape(self.optimizer.init, nn.unbox(boxed))
-        by_path, everywhere = jax.tree_util.tree_leaves_with_path(params), replicated(self.mesh)
+        average, moments = moment_shardings(self.mesh, boxed), jax.eval_shape(self.optimizer.init, nn.unbox(boxed))
+        by_path, everywhere = jax.tree_util.tree_leaves_with_path(average), replicated(self.mesh)
 
         def of_moment(path: tuple, _: jax.ShapeDtypeStruct) -> NamedSharding:
             """A moment's path ends in its parameter's; a counter's in no parameter's."""
             return next((sharding for end, sharding in by_path if path[-len(end) :] == end), everywhere)
 
         opt_state = jax.tree_util.tree_map_with_path(of_moment, moments)
-        return TrainState(everywhere, params, opt_state, params)
+        return TrainState(everywhere, parameter_shardings(self.mesh, boxed), opt_state, average)
 
     def _init(self, key: jax.Array) -> TrainState:
         return self._fresh(nn.unbox(self.objective.init(key)))

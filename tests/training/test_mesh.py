@@ -111,19 +111,39 @@ def factory():
     return _parts(_config(), _mesh(MeshConfig(data=4, fsdp=2), 8))[-1]
 
 
-def test_moments_lie_where_their_parameters_lie(factory):
-    shardings = factory.shardings()
+def test_moments_and_average_are_cut_where_their_parameters_are_and_over_data(factory):
+    shardings, state = factory.shardings(), factory.abstract()
     (_, (adam, *_)) = shardings.opt_state  # clipping holds no state, then AdamW
-    assert adam.mu == adam.nu == shardings.params == shardings.ema
+    assert adam.mu == adam.nu == shardings.ema
     assert adam.count.spec == shardings.step.spec == PartitionSpec()
+    kernel = ('trunk', 'trunk', 'blocks', 'temporal_mlp', 'up', 'kernel')  # [2 blocks, 16, 24] over data 4, fsdp 2
+    ours, parameter = (
+        functools.reduce(lambda tree, name: tree[name], kernel, tree) for tree in (adam.mu, state.params)
+    )
+    assert (ours.spec, parameter.sharding.spec) == (
+        PartitionSpec(None, ('fsdp', 'sequence', 'data'), 'tensor'),
+        PartitionSpec(None, ('fsdp', 'sequence'), 'tensor'),
+    )
+
+    def bytes_of(tree):
+        return sum(4 * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+    assert bytes_of(state.ema) < 0.3 * bytes_of(state.params)  # of data 4: a few leaves do not divide
 
 
-def test_momentum_of_muon_lies_where_its_matrices_lie(factory):
+def test_moments_are_cut_along_the_blocks_if_they_divide():
+    factory = _parts(_config(), _mesh(MeshConfig(data=2, fsdp=2), 4))[-1]
+    assert factory.shardings().ema['trunk']['trunk']['blocks']['temporal_mlp']['up']['kernel'].spec == PartitionSpec(
+        ('data',), ('fsdp', 'sequence'), 'tensor'
+    )
+
+
+def test_momentum_of_muon_is_cut_as_its_matrices_average(factory):
     optimizer = make_optimizer(OptimConfig(name='muon'), STEPS)
     shardings = StateFactory(factory.objective, optimizer, factory.mesh).shardings()
     (_, muon) = shardings.opt_state
     momentum = jax.tree_util.tree_leaves_with_path(muon.inner_states['muon'].inner_state[0].mu)
-    lie = {str(path): sharding for path, sharding in jax.tree_util.tree_leaves_with_path(shardings.params)}
+    lie = {str(path): sharding for path, sharding in jax.tree_util.tree_leaves_with_path(shardings.ema)}
     assert len(momentum) > 5 and any('fsdp' in str(sharding.spec) for _, sharding in momentum)
     assert all(lie[str(path)] == sharding for path, sharding in momentum)
 
