@@ -3,6 +3,10 @@
 python -m launch.evaluate --workdir runs/quickstart/magi --protocol bouncing_shapes --out runs/quickstart
 python -m launch.evaluate --workdir runs/quickstart/magi --protocol shapes_five_frame_quick --out runs/quickstart/score
 
+Of an autoencoder, how far its reconstructions are from real clips (a table and JSON):
+
+python -m launch.evaluate --workdir runs/quickstart/autoencoder --protocol shapes_five_frame --out runs/reconstruction
+
 The Fréchet video distance needs I3D's weights: --weights i3d_pretrained_400.pt --weights_sha256 <its SHA-256>.
 """
 
@@ -23,6 +27,7 @@ from tqdm import tqdm
 
 import magi_jax
 from launch import console, distributed
+from magi_jax.checkpoint import load_config
 from magi_jax.config import ConfigError, MeshConfig
 from magi_jax.data.pipeline import eval_batches
 from magi_jax.data.prepared import CACHE
@@ -34,11 +39,13 @@ from magi_jax.evaluation.protocols import PROTOCOLS, Continuations, Distances, f
 from magi_jax.evaluation.real_clips import RealClips
 from magi_jax.evaluation.report import Clips, ReportContent, write_page, write_report
 from magi_jax.evaluation.score_report import WHAT, ScoreContent, render_score
-from magi_jax.evaluation.scoring import BATCH, Measure, Score, score
+from magi_jax.evaluation.scoring import BATCH, Measure, Score, score, score_reconstruction
+from magi_jax.generator import reconstruct
 from magi_jax.parallel.mesh import make_mesh
+from magi_jax.tokenizers.folder import load_tokenizer
 from magi_jax.training.metrics import read_metrics
 
-WORKDIR = flags.DEFINE_string('workdir', None, 'folder of a generator run')
+WORKDIR = flags.DEFINE_string('workdir', None, 'folder of a run')
 PROTOCOL = flags.DEFINE_string('protocol', 'bouncing_shapes', f'what is measured, and how: {", ".join(PROTOCOLS)}')
 OUT = flags.DEFINE_string('out', None, 'folder to write to')
 SEED = flags.DEFINE_integer('seed', 0, 'of the samples')
@@ -89,26 +96,42 @@ def _measure_continuations(protocol: Continuations) -> None:
 def _measure_distances(protocol: Distances) -> None:
     weights = VerifiedFile(WEIGHTS.value, WEIGHTS_SHA256.value or '') if WEIGHTS.value else None
     extractor = make_extractor(protocol.extractor, protocol.dataset, weights)
-    generator = magi_jax.load(WORKDIR.value)
-    data = generator.config.data
+    config = load_config(WORKDIR.value)
+    data = config.data
     protocol.check(PROTOCOL.value, data.source, (data.height, data.width), data.max_interval)
+    features = extractor.on(make_mesh(MeshConfig()))
+    cache = Path(CACHE).expanduser() / 'features'
+    measure = Measure(PROTOCOL.value, extractor, features, RealClips(data, protocol), cache)
+    if config.objective == 'autoencoder':
+        _measure_reconstruction(measure)
+    else:
+        _measure_generator(measure)
 
-    at_once = _at_once()
+
+def _measure_reconstruction(measure: Measure) -> None:
+    tokenizer = load_tokenizer(Path(WORKDIR.value) / 'tokenizer')
+    distance = score_reconstruction(measure, functools.partial(reconstruct, tokenizer, at_once=_at_once()))
+    if not console.is_first():
+        return
+    clips = measure.real.protocol.clips
+    _write_metrics({'metric': f'{measure.extractor.metric}/n{clips}', 'reconstruction': distance.to_json()})
+    print(f'\n{measure.extractor.metric}/n{clips}, protocol {PROTOCOL.value}')
+    print(f'  real clips after the tokenizer {distance.mean:.4g}   real: {distance.floor:.4g}')
+
+
+def _measure_generator(measure: Measure) -> None:
+    generator, protocol, at_once = magi_jax.load(WORKDIR.value), measure.real.protocol, _at_once()
 
     def generate(context: np.ndarray, seed: int) -> np.ndarray:
         return generator.sample(context, protocol.frames, interval=protocol.interval, seed=seed, at_once=at_once)
 
-    features = extractor.on(make_mesh(MeshConfig()))
-    cache = Path(CACHE).expanduser() / 'features'
-    measure = Measure(PROTOCOL.value, extractor, features, RealClips(data, protocol), cache)
-    reconstruct = functools.partial(generator.reconstruct, at_once=at_once) if generator.tokenizer.frame_wise else None
-    measured, shown = score(measure, generate, reconstruct, SEED.value, _batch_progress)
+    through_tokenizer = (
+        functools.partial(generator.reconstruct, at_once=at_once) if generator.tokenizer.frame_wise else None
+    )
+    measured, shown = score(measure, generate, through_tokenizer, SEED.value, _batch_progress)
     if not console.is_first():
         return
-    folder = Path(OUT.value)
-    folder.mkdir(parents=True, exist_ok=True)
-    run = {'workdir': WORKDIR.value, 'seed': SEED.value, 'revision': _revision()}
-    (folder / 'metrics.json').write_text(json.dumps(measured.to_json() | {'run': run}, indent=1))
+    folder = _write_metrics(measured.to_json())
     content = ScoreContent(
         title=f'{protocol.dataset}: {PROTOCOL.value.replace("_", " ")}',
         summary=f'Generated clips of {protocol.frames} frames, {protocol.context} of them given, against real ones.',
@@ -121,6 +144,15 @@ def _measure_distances(protocol: Distances) -> None:
     write_page(folder / 'report.html', render_score(content))
     _print_score(measured)
     print(f'\nreport: {folder / "report.html"}')
+
+
+def _write_metrics(metrics: dict[str, Any]) -> Path:
+    """Into the folder that it gives."""
+    folder = Path(OUT.value)
+    folder.mkdir(parents=True, exist_ok=True)
+    run = {'workdir': WORKDIR.value, 'seed': SEED.value, 'revision': _revision()}
+    (folder / 'metrics.json').write_text(json.dumps(metrics | {'run': run}, indent=1))
+    return folder
 
 
 def _print_score(measured: Score) -> None:

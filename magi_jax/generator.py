@@ -160,10 +160,15 @@ class Generator:
         Returns:
           uint8 [B, T, H, W, 3].
         """
-        mesh = _mesh()
-        tokenizer, sharding = everywhere(mesh, self.tokenizer), batch_sharding(mesh)
-        parts = (on_devices(sharding, video[rows]) for rows in _parts(mesh, len(video), at_once))
-        return np.concatenate([whole(_reconstruct(tokenizer, part)) for part in parts])[: len(video)]
+        return reconstruct(self.tokenizer, video, at_once)
+
+
+def reconstruct(tokenizer: Tokenizer, video: np.ndarray, at_once: int | None = None) -> np.ndarray:
+    """`Generator.reconstruct` of a tokenizer alone."""
+    mesh = _mesh()
+    tokenizer, sharding = everywhere(mesh, tokenizer), batch_sharding(mesh)
+    parts = (on_devices(sharding, video[rows]) for rows in _parts(mesh, len(video), at_once))
+    return np.concatenate([whole(_reconstruct(tokenizer, part)) for part in parts])[: len(video)]
 
 
 @jax.jit

@@ -1,5 +1,6 @@
 """Every command of the README runs, shrunk by the configs' `runlocal` switch; and what it says of the files is true."""
 
+import json
 import os
 import re
 import shlex
@@ -87,6 +88,14 @@ def test_sample_commands_run(command, quickstart, cache, tmp_path):
     result = run(shrunk(command, tmp_path), cache)
     assert result.returncode == 0, result.stderr
     assert list((tmp_path / 'videos').glob('*.mp4'))
+
+
+def test_reconstructions_of_the_autoencoder_are_measured(quickstart, cache, tmp_path):
+    command = ['python', '-m', 'launch.evaluate', '--protocol', 'shapes_five_frame_runlocal', '--workdir']
+    result = run([*command, str(OUT / 'autoencoder'), '--out', str(tmp_path)], cache)
+    assert result.returncode == 0, result.stderr
+    found = json.loads((tmp_path / 'metrics.json').read_text())['reconstruction']
+    assert found['mean'] > 3 * found['floor'] > 0  # after four steps
 
 
 @pytest.mark.slow

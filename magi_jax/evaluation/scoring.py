@@ -24,6 +24,7 @@ BATCH = 64  # clips generated at once; fixed, since the random numbers of a clip
 SHOWN = 6
 
 Features = Callable[[np.ndarray], np.ndarray]  # of `Extractor.on`
+Reconstruct = Callable[[np.ndarray], np.ndarray]  # uint8 [B,T,H,W,3] -> the same after a tokenizer
 # (context uint8 [B,C,H,W,3], seed) -> uint8 [B,T,H,W,3] with the context
 Generate = Callable[[np.ndarray, int], np.ndarray]
 
@@ -196,7 +197,7 @@ class Measure:
 def score(
     measure: Measure,
     generate: Generate,
-    reconstruct: Callable[[np.ndarray], np.ndarray] | None,
+    reconstruct: Reconstruct | None,
     seed: int,
     progress: Callable[[Iterator[Any], int], Iterator[Any]] = lambda batches, total: batches,
 ) -> tuple[Score, Shown]:
@@ -205,7 +206,7 @@ def score(
     Args:
       measure: the protocol, its clips and the network.
       generate: makes N clips a draw, BATCH at a time; every call gets its own seed.
-      reconstruct: uint8 [B,T,H,W,3] -> the same after the generator's tokenizer; None: it takes no such clips.
+      reconstruct: by the generator's tokenizer; None: it takes no such clips.
       seed: of all draws.
       progress: wraps the iterator over batches of generated clips, told their number.
     """
@@ -224,7 +225,7 @@ def score(
     draws = [measure.split(np.concatenate(windows)) for windows in made]
     ceiling = None
     if reconstruct is not None:
-        ceiling = _frechet(sets['reference'].clip, measure.part(map(reconstruct, real.batches('others', BATCH))).clip)
+        ceiling = _frechet(sets['reference'].clip, _reconstructed(measure, reconstruct))
     _, neighbour = neighbours.nearest(draws[0].clip[:SHOWN], sets['training'].clip)
     measured = Score(
         measure.extractor,
@@ -236,6 +237,20 @@ def score(
         notes=_notes(protocol, real, sets['reference'].clip.shape[1]),
     )
     return measured, Shown(*shown, real.read('training', neighbour), protocol.context)
+
+
+def score_reconstruction(measure: Measure, reconstruct: Reconstruct) -> Spread:
+    """The Fréchet distance of real clips after a tokenizer, which a generator in its latents cannot beat but by luck.
+
+    Its floor is that of the same clips without the tokenizer.
+    """
+    reference, others = (measure.real_part(kind).clip for kind in ('reference', 'others'))
+    return Spread(_frechet(reference, others), (_frechet(reference, _reconstructed(measure, reconstruct)),))
+
+
+def _reconstructed(measure: Measure, reconstruct: Reconstruct) -> np.ndarray:
+    """Features [N,D] of the floor's clips after a tokenizer."""
+    return measure.part(map(reconstruct, measure.real.batches('others', BATCH))).clip
 
 
 def _frechet(a: np.ndarray, b: np.ndarray) -> float:

@@ -94,6 +94,8 @@ def test_distances_are_those_of_the_sets(real, scored):
     assert measured.frechet.floor == pytest.approx(frechet_distance(reference, others))
     after = Moments.of(features(real.read('others', range(CLIPS)) // 2).mean(axis=1))
     assert measured.reconstruction == pytest.approx(frechet_distance(reference, after))
+    alone = scoring.score_reconstruction(scoring.Measure('toy', _extractor(), features, real), _darken)
+    assert (alone.mean, alone.floor) == (measured.reconstruction, measured.frechet.floor)
     truth = real.read('others', range(CLIPS))
     for draw in range(2):
         made = features(_generator(real)(truth[:, :5], scoring._batch_seed(3, draw, 0)))
