@@ -91,7 +91,7 @@ def test_sample_commands_run(command, quickstart, cache, tmp_path):
 
 
 def test_reconstructions_of_the_autoencoder_are_measured(quickstart, cache, tmp_path):
-    command = ['python', '-m', 'launch.evaluate', '--protocol', 'shapes_five_frame_runlocal', '--workdir']
+    command = [sys.executable, '-m', 'launch.evaluate', '--protocol', 'shapes_five_frame_runlocal', '--workdir']
     result = run([*command, str(OUT / 'autoencoder'), '--out', str(tmp_path)], cache)
     assert result.returncode == 0, result.stderr
     found = json.loads((tmp_path / 'metrics.json').read_text())['reconstruction']
