@@ -113,9 +113,8 @@ def _measure_reconstruction(measure: Measure) -> None:
     distance = score_reconstruction(measure, functools.partial(reconstruct, tokenizer, at_once=_at_once()))
     if not console.is_first():
         return
-    clips = measure.real.protocol.clips
-    _write_metrics({'metric': f'{measure.extractor.metric}/n{clips}', 'reconstruction': distance.to_json()})
-    print(f'\n{measure.extractor.metric}/n{clips}, protocol {PROTOCOL.value}')
+    _write_metrics({'metric': measure.metric, 'protocol': measure.name, 'reconstruction': distance.to_json()})
+    print(f'\n{measure.metric}, protocol {measure.name}')
     print(f'  real clips after the tokenizer {distance.mean:.4g}   real: {distance.floor:.4g}')
 
 

@@ -87,7 +87,7 @@ class Score:
     @property
     def metric(self) -> str:
         """The distance's full name."""
-        return f'{self.extractor.metric}/n{self.protocol.clips}'
+        return _metric(self.extractor, self.protocol)
 
     def to_json(self) -> dict[str, Any]:
         """All of it as what JSON knows."""
@@ -144,6 +144,11 @@ class Measure:
     features: Features
     real: RealClips
     cache: pathlib.Path | None = None
+
+    @property
+    def metric(self) -> str:
+        """The distance's full name."""
+        return _metric(self.extractor, self.real.protocol)
 
     def part(self, videos: Iterable[np.ndarray]) -> _Part:
         """Of batches uint8 [B,T,H,W,3] that make up a set."""
@@ -251,6 +256,10 @@ def score_reconstruction(measure: Measure, reconstruct: Reconstruct) -> Spread:
 def _reconstructed(measure: Measure, reconstruct: Reconstruct) -> np.ndarray:
     """Features [N,D] of the floor's clips after a tokenizer."""
     return measure.part(map(reconstruct, measure.real.batches('others', BATCH))).clip
+
+
+def _metric(extractor: Extractor, protocol: Distances) -> str:
+    return f'{extractor.metric}/n{protocol.clips}'
 
 
 def _frechet(a: np.ndarray, b: np.ndarray) -> float:

@@ -40,10 +40,13 @@ def parameter_shardings(mesh: Mesh, boxed: Any) -> Any:
 
 
 def moment_shardings(mesh: Mesh, boxed: Any) -> Any:
-    """As `parameter_shardings`, for what only the optimizer's step reads: cut over `data` as well.
+    """As `parameter_shardings`, for the optimizer's moments and the average of parameters: cut over `data` as well.
 
-    Every copy of a parameter along `data` would else keep the same moments (ZeRO, Rajbhandari et al. 2020). Cut is the
-    first axis that divides, the blocks' if it does; where none does, a leaf lies as its parameter.
+    No micro-batch reads them, and every copy of a parameter along `data` would else keep the same (ZeRO, Rajbhandari
+    et al. 2020). Cut is the first axis that divides, the blocks' if it does; else a leaf lies as its parameter.
+
+    Raises:
+      ConfigError: as `parameter_shardings`.
     """
 
     def cut(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> NamedSharding:
