@@ -182,7 +182,7 @@ class Trunk(nn.Module):
         body = Block
         if self.layout is not WHOLE:
             body = nn.map_variables(body, 'params', trans_in_fn=self._gather, mutable=False)
-        if self.remat != 'none' or self.layout is not WHOLE:
+        if self.remat != 'none' or self.layout.makes_weights:  # weights that were made are not to be kept
             # Only a loop keeps a compiler from finding again, in the backward pass, what the forward pass computed.
             unrolled = self.unroll >= self.config.blocks and self.remat != 'none'
             body = nn.remat(body, prevent_cse=unrolled, policy=POLICIES[self.remat])

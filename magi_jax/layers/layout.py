@@ -91,6 +91,11 @@ class Layout:
         """Parameters of one block -> the same, whole, matrices in the dtype of the products."""
         return params
 
+    @property
+    def makes_weights(self) -> bool:
+        """Whether `gather_block` gives other arrays than the parameters that it takes."""
+        return False
+
     def part_size(self, count: int) -> int:
         """How many of `count` sites this device holds, padding included."""
         return count

@@ -71,6 +71,24 @@ def test_whole_weights_are_not_kept(remat):
     assert sizes and whole.size not in sizes and whole.size // 8 in sizes
 
 
+@pytest.mark.parametrize(
+    'axes, dtype, made',
+    [
+        (MeshConfig(data=1), 'float32', False),
+        (MeshConfig(data=8), 'float32', False),
+        (MeshConfig(data=1), 'bfloat16', True),
+        (MeshConfig(data=4, fsdp=2), 'float32', True),
+    ],
+)
+def test_blocks_are_rematerialised_only_to_forget_weights(axes, dtype, made):
+    """JAX rounds what a rematerialised block keeps to its own precision, which on a CPU is a copy of each array."""
+    config = _config()
+    config = dataclasses.replace(config, train=override(config.train, [f'compute_dtype={dtype}']))
+    mesh = make_mesh(axes, jax.devices()[: axes.data * axes.fsdp])
+    program = str(trace_train_step(config, mesh, abstract_tokenizer(config)).jaxpr)
+    assert ('reduce_precision' in program) == made
+
+
 def shapes(program, operation):
     """Sizes of the results of an operation, each place in the program once."""
     found = re.findall(rf'= \(?(?:f32|bf16|s32|u32|pred)\[([\d,]*)\][^=]* {operation}(?:-start)?\(', program)
