@@ -18,7 +18,7 @@ from magi_jax.layers.dropout import ClipDropout, Draws, TokenDropout, drop, drop
 from magi_jax.layers.kv_cache import KVCache
 from magi_jax.layers.layout import GATHERED, WHOLE, Layout
 from magi_jax.layers.linear import MATRICES, PRODUCT, Linear, gelu, layer_norm
-from magi_jax.layers.self_attention import DENOMINATOR, OUTPUT, self_attention
+from magi_jax.layers.self_attention import DENOMINATOR, OUTPUT, self_attention, with_gradient_for_weights
 from magi_jax.layers.site_tiles import SiteTiles, site_tiles
 
 Array = jax.Array
@@ -33,7 +33,7 @@ SUBLAYER, BLOCK_INPUT = 'sublayer', 'block_input'  # names that remat policies s
 # gathered from other devices are gathered again; only 'none' keeps them, from before they bear their name.
 POLICIES = {
     'none': policies.save_anything_except_these_names(GATHERED),
-    'dots': policies.save_only_these_names(PRODUCT, OUTPUT, DENOMINATOR),  # products with weights and of attention
+    'dots': policies.save_only_these_names(PRODUCT, OUTPUT, DENOMINATOR),  # products with weights, of attention in space
     'named': policies.save_only_these_names(SUBLAYER, DENOMINATOR),  # what the sublayers add to the residual stream
     'block': policies.save_only_these_names(DENOMINATOR),  # the input of each block
     'offload': policies.save_and_offload_only_these_names(  # the same, in the host's memory
@@ -61,7 +61,7 @@ class Mlp(nn.Module):
         else:
             features = self.layout.own_split(jnp.arange(self.config.mlp_width), 0)
             x = dropped_gelu(x, dropout.draws(HIDDEN, features), dropout.rate)
-        down = Linear(self.config.width, ('mlp', 'embed'), self.dtype, total=self.layout.sum_splits, name='down')
+        down = Linear(self.config.width, ('mlp', 'embed'), self.dtype, then=self.layout.sum_splits, name='down')
         return drop(down(x), dropout, MLP_OUT)
 
 
@@ -81,7 +81,8 @@ class Attention(nn.Module):
         if self.axis == 'time' and past is None:
             tiles = site_tiles(*x.shape[1:3], self.layout.lanes)
             x, mask = tiles.pack(x), tiles.mask(mask)
-        q, own_k, own_v = Linear((3, width), ('embed', None, 'heads'), self.dtype, name='qkv')(x)
+        then = with_gradient_for_weights if self.axis == 'space' and self.layout.lanes > 1 else None
+        q, own_k, own_v = Linear((3, width), ('embed', None, 'heads'), self.dtype, then=then, name='qkv')(x)
         if past is not None:
             x = cached_attention(q, own_k, own_v, *past, mask, heads, merged=self.layout.lanes > 1)
         else:
@@ -94,7 +95,7 @@ class Attention(nn.Module):
             fused = self.layout.fused and self.dtype == jnp.bfloat16
             x = self_attention(q, k, v, mask, self._draws(tiles, k.shape[2], dropout), rate, fused)
             x = einops.rearrange(x, 'b r n h d -> b r n (h d)')
-        x = Linear(self.config.width, ('heads', 'embed'), self.dtype, total=self.layout.sum_splits, name='out')(x)
+        x = Linear(self.config.width, ('heads', 'embed'), self.dtype, then=self.layout.sum_splits, name='out')(x)
         if tiles is not None:
             x, own_k, own_v = (tiles.unpack(t) for t in (x, own_k, own_v))
         return drop(x, dropout, ATTENDED), (own_k, own_v)

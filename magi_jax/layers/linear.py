@@ -34,14 +34,14 @@ class Linear(nn.Module):
       axes: logical names of the kernel's axes, input first.
       dtype: of the product.
       kernel_init: xavier-uniform unless told otherwise (MAR); the bias starts at zero.
-      total: applied to the product before the bias is added; where the input's axis is split over devices, their sum.
+      then: applied to the product [..., F] before the bias is added.
     """
 
     features: int | tuple[int, int]
     axes: tuple[str | None, ...]
     dtype: Any
     kernel_init: nn.initializers.Initializer | None = None
-    total: Callable[[jax.Array], jax.Array] | None = None
+    then: Callable[[jax.Array], jax.Array] | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> Any:
@@ -67,10 +67,11 @@ class Linear(nn.Module):
 
     def _product(self, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
         y = x.reshape(-1, x.shape[-1]).astype(self.dtype) @ kernel
-        if self.total is not None:
-            y = self.total(y)
-        # The bias goes to the reshaped product: on the merged one it would keep a TPU from writing it as it is needed.
-        y = y.reshape(*x.shape[:-1], -1) + jnp.expand_dims(bias, tuple(range(x.ndim - 1)))
+        # On the merged product the bias would keep a TPU from writing it as it is needed.
+        y = y.reshape(*x.shape[:-1], -1)
+        if self.then is not None:
+            y = self.then(y)
+        y = y + jnp.expand_dims(bias, tuple(range(x.ndim - 1)))
         return checkpoint_name(y, PRODUCT)
 
 

@@ -8,13 +8,16 @@ Dimension key: B clips, G sequences of a clip, S tokens of a sequence, H heads, 
 """
 
 import functools
+import math
 
+import einops
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from magi_jax.layers import fused_attention
 from magi_jax.layers.dropout import Draws, factors
+from magi_jax.layers.site_tiles import SUBLANES
 
 Array = jax.Array
 
@@ -68,7 +71,8 @@ def _forward(
         denominator = checkpoint_name(jax.nn.logsumexp(scores, axis=-1), DENOMINATOR)
         weights = jnp.exp(scores - denominator[..., None]) * _factors(draws, rate)
         out = jnp.einsum('bghqk,bgkhd->bgqhd', weights.astype(v.dtype), v)
-    out = checkpoint_name(out, OUTPUT)
+    if fused or mask is None:  # with a mask, in time, sequences are so short that a TPU computes sooner than it reads
+        out = checkpoint_name(out, OUTPUT)
     return out, (q, k, v, mask, draws, denominator, out)
 
 
@@ -90,3 +94,23 @@ def _backward(
 
 
 self_attention.defvjp(_forward, _backward)
+
+
+@jax.custom_vjp
+def with_gradient_for_weights(x: Array) -> Array:
+    """q, k or v [B, G, S, D], before its bias, whose gradient a TPU moves once to where the weights' gradient reads it.
+
+    Attention leaves it with S on the lanes, one sequence after the other; a product over all tokens reads registers of
+    8 features and 128 tokens, those of the same features together. For a reshape alone the compiler moves it twice.
+    """
+    return x
+
+
+def _gradient_for_weights(_: None, gradient: Array) -> tuple[Array]:
+    sublanes = math.gcd(gradient.shape[-1], SUBLANES)
+    registers = einops.rearrange(gradient, 'b g s (e l) -> e b g l s', l=sublanes)
+    registers = jax.lax.optimization_barrier(registers)  # or both moves would be seen as none
+    return (einops.rearrange(registers, 'e b g l s -> b g s (e l)'),)
+
+
+with_gradient_for_weights.defvjp(lambda x: (x, None), _gradient_for_weights)

@@ -177,3 +177,12 @@ def test_dropout_differs_by_its_key_alone(params):
     # Sites side by side in one sequence draw, and compute, what they do alone.
     tiled = run(0, Layout(lanes=SITES * 8))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), tiled, (out, keys_values))
+
+
+def test_gradients_of_a_tpus_layout_are_the_same(params):
+    def squares(params, layout):
+        return (_trunk(params, dropout=_dropout(0), layout=layout)[0] ** 2).sum()
+
+    gradient = jax.jit(jax.grad(squares), static_argnums=1)
+    plain, tiled = gradient(params, WHOLE), gradient(params, Layout(lanes=SITES * 8))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), tiled, plain)

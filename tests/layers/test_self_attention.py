@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from magi_jax.layers.dropout import factors
-from magi_jax.layers.self_attention import self_attention
+from magi_jax.layers.self_attention import self_attention, with_gradient_for_weights
 from magi_jax.layers.site_tiles import SiteTiles, site_tiles
 from magi_jax.masking.frames import complete_teacher_forcing
 
@@ -77,3 +77,11 @@ def test_tiles_fit_the_lanes_and_divide_the_sites():
     assert site_tiles(16, 6, 128) == SiteTiles(16, sites=6, padding=0)
     assert site_tiles(100, 256, 128) == SiteTiles(100)
     assert site_tiles(31, 256, 1) == SiteTiles(31)
+
+
+@pytest.mark.parametrize('width', [24, 20, 5])  # whole registers, parts of them, none
+def test_the_gradient_for_weights_is_the_gradient(width):
+    x, gradient = np.float32(np.random.default_rng(0).normal(size=(2, CLIPS, ROWS, SITES, width)))
+    out, backward = jax.vjp(with_gradient_for_weights, x)
+    np.testing.assert_array_equal(out, x)
+    np.testing.assert_array_equal(backward(gradient)[0], gradient)
