@@ -33,7 +33,7 @@ SUBLAYER, BLOCK_INPUT = 'sublayer', 'block_input'  # names that remat policies s
 # gathered from other devices are gathered again; only 'none' keeps them, from before they bear their name.
 POLICIES = {
     'none': policies.save_anything_except_these_names(GATHERED),
-    'dots': policies.save_only_these_names(PRODUCT, OUTPUT, DENOMINATOR),  # products with weights, of attention in space
+    'dots': policies.save_only_these_names(PRODUCT, OUTPUT, DENOMINATOR),  # products with weights; attention in space
     'named': policies.save_only_these_names(SUBLAYER, DENOMINATOR),  # what the sublayers add to the residual stream
     'block': policies.save_only_these_names(DENOMINATOR),  # the input of each block
     'offload': policies.save_and_offload_only_these_names(  # the same, in the host's memory

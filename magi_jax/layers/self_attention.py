@@ -98,7 +98,7 @@ self_attention.defvjp(_forward, _backward)
 
 @jax.custom_vjp
 def with_gradient_for_weights(x: Array) -> Array:
-    """q, k or v [B, G, S, H d], before its bias, whose gradient a TPU moves once to where the weights' gradient reads it.
+    """q, k or v [B, G, S, H d] before its bias; a TPU moves its gradient once, to where the weights' gradient reads it.
 
     Attention leaves it with S on the lanes, one sequence after the other; a product over all tokens reads registers of
     8 features and 128 tokens, those of the same features together. For a reshape alone the compiler moves it twice.
