@@ -16,7 +16,7 @@ from magi_jax.config import ModelConfig, Remat
 from magi_jax.layers.cached_attention import cached_attention
 from magi_jax.layers.dropout import ClipDropout, Draws, TokenDropout, drop, dropped_gelu
 from magi_jax.layers.kv_cache import KVCache
-from magi_jax.layers.layout import GATHERED, WHOLE, Layout
+from magi_jax.layers.layout import WHOLE, Layout
 from magi_jax.layers.linear import MATRICES, PRODUCT, Linear, gelu, layer_norm
 from magi_jax.layers.self_attention import DENOMINATOR, OUTPUT, self_attention, with_gradient_for_weights
 from magi_jax.layers.site_tiles import SiteTiles, site_tiles
@@ -30,9 +30,8 @@ SPATIAL, TEMPORAL = 0, 1  # layers of a block, and within a layer the purposes o
 WEIGHTS, ATTENDED, HIDDEN, MLP_OUT = range(4)
 SUBLAYER, BLOCK_INPUT = 'sublayer', 'block_input'  # names that remat policies speak of
 # Config train.remat -> what the forward pass keeps for the backward pass, from most memory to least. Weights that were
-# gathered from other devices are gathered again; only 'none' keeps them, from before they bear their name.
+# gathered from other devices are gathered again; only 'none', which is no rematerialisation, keeps them.
 POLICIES = {
-    'none': policies.save_anything_except_these_names(GATHERED),
     'dots': policies.save_only_these_names(PRODUCT, OUTPUT, DENOMINATOR),  # products with weights; attention in space
     'named': policies.save_only_these_names(SUBLAYER, DENOMINATOR),  # what the sublayers add to the residual stream
     'block': policies.save_only_these_names(DENOMINATOR),  # the input of each block
@@ -183,9 +182,9 @@ class Trunk(nn.Module):
         body = Block
         if self.layout is not WHOLE:
             body = nn.map_variables(body, 'params', trans_in_fn=self._gather, mutable=False)
-        if self.remat != 'none' or self.layout.makes_weights:  # weights that were made are not to be kept
+        if self.remat != 'none':
             # Only a loop keeps a compiler from finding again, in the backward pass, what the forward pass computed.
-            unrolled = self.unroll >= self.config.blocks and self.remat != 'none'
+            unrolled = self.unroll >= self.config.blocks
             body = nn.remat(body, prevent_cse=unrolled, policy=POLICIES[self.remat])
         stack = nn.scan(
             body,

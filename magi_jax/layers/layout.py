@@ -18,7 +18,6 @@ import jax.numpy as jnp
 
 Array = jax.Array
 
-GATHERED = 'gathered'  # checkpoint name of parameters made whole
 # How an array lies on the devices: whole everywhere; [B, ...] by clips; [L, B, F, n, D] by clips and sites.
 COPIED, CLIPS, SITES = 'copied', 'clips', 'sites'
 
@@ -90,11 +89,6 @@ class Layout:
     def gather_block(self, params: Any) -> Any:
         """Parameters of one block -> the same, whole, matrices in the dtype of the products."""
         return params
-
-    @property
-    def makes_weights(self) -> bool:
-        """Whether `gather_block` gives other arrays than the parameters that it takes."""
-        return False
 
     def part_size(self, count: int) -> int:
         """How many of `count` sites this device holds, padding included."""

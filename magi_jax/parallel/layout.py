@@ -17,11 +17,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, PartitionSpec
 
 from magi_jax.config import Config, ModelConfig
-from magi_jax.layers.layout import CLIPS, COPIED, GATHERED, SITES, Layout
+from magi_jax.layers.layout import CLIPS, COPIED, SITES, Layout
 from magi_jax.models.magi import ClipShape, frame_sites
 from magi_jax.objectives.api import Objective, abstract_params
 from magi_jax.parallel.mesh import BATCH_AXES
@@ -101,14 +100,15 @@ class TrainingLayout(MeshLayout):
         whole = [self._whole(path, leaf, PartitionSpec(*spec[1:])) for (path, leaf), spec in zip(leaves, specs)]
         return jax.tree.unflatten(tree, whole)
 
-    @property
-    def makes_weights(self) -> bool:
-        cut = {axis for spec in jax.tree.leaves(self.specs) for _, axis in _pieces(spec)}
-        return self.dtype != jnp.float32 or any(self.mesh.shape[axis] > 1 for axis in cut)
-
     def _whole(self, path: Any, leaf: Array, spec: PartitionSpec) -> Array:
         dtype = self.dtype if path[-1].key == 'kernel' else leaf.dtype
-        return checkpoint_name(_gather(leaf, _pieces(spec), dtype), GATHERED)
+        pieces = tuple(
+            (dimension, axis)
+            for dimension, axes in enumerate(spec)
+            for axis in reversed(axes if isinstance(axes, tuple) else (axes,))  # the innermost axis first
+            if axis not in (None, SPLIT)
+        )
+        return _gather(leaf, pieces, dtype)
 
     def mean(self, total: Array, weight: Array) -> Array:
         for axis in COPIES:  # one by one: what differs along some axes and not along others cannot be summed over all
@@ -192,16 +192,6 @@ def _gather_backward(pieces: tuple[tuple[int, str], ...], dtype: Any, _: None, g
 
 
 _gather.defvjp(_gather_forward, _gather_backward)
-
-
-def _pieces(spec: PartitionSpec) -> tuple[tuple[int, str], ...]:
-    """The (dimension, mesh axis) along which a parameter is gathered, in turn."""
-    return tuple(
-        (dimension, axis)
-        for dimension, axes in enumerate(spec)
-        for axis in reversed(axes if isinstance(axes, tuple) else (axes,))  # the innermost axis first
-        if axis not in (None, SPLIT)
-    )
 
 
 def _copied(spec: PartitionSpec) -> tuple[str, ...]:
