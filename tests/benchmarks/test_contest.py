@@ -1,6 +1,7 @@
 """What stands around the two frameworks: who takes part, when outputs agree, what the table says."""
 
 import importlib.util
+import time
 
 import numpy as np
 import pytest
@@ -53,6 +54,19 @@ def test_seconds_of_both_clocks():
     seconds = meter.measure(lambda: sum(range(200_000)))
     assert seconds['wall'] > 0 and seconds['cpu'] > 0
     assert meter.peak_resident_bytes() > 2**20
+
+
+def test_a_turn_does_not_count_its_first_call():
+    """Which may wait for memory that the pause before it took away."""
+
+    class Slept:
+        slow = 0.2
+
+        def run(self, calls):
+            time.sleep(self.slow)
+            self.slow = 0.0
+
+    assert contest.Worker(Slept(), 0).turn(2)['wall'] < 0.1
 
 
 def _contestant(kind, wall, cpu, **fields):
