@@ -34,7 +34,7 @@ TORCH_MODE = flags.DEFINE_enum('torch_mode', 'default', MODES, 'of torch.compile
 CLIPS = flags.DEFINE_integer('clips', None, 'clips of a batch; default: data.batch_size', lower_bound=1)
 FRAMES = flags.DEFINE_integer('frames', None, 'of sample: length of the videos; default: data.frames', lower_bound=1)
 ROUNDS = flags.DEFINE_integer('rounds', 7, 'turns of each process', lower_bound=1)
-SECONDS = flags.DEFINE_float('seconds', 2.0, 'that a turn lasts, about', lower_bound=0.0)
+SECONDS = flags.DEFINE_float('seconds', 2.0, 'that the counted calls of a turn last, about', lower_bound=0.0)
 TENSOR_FLOAT = flags.DEFINE_bool('tensor_float', False, 'TensorFloat-32 for float32 products on a GPU, on both sides')
 JSON = flags.DEFINE_string('json', None, 'file of the result; default: one in magi_jax/benchmarks/results')
 

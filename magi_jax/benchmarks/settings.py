@@ -20,7 +20,7 @@ class Settings:
       config: the experiment; `config.data.batch_size` clips in both tasks.
       frames: length of the videos.
       rounds: how often every contestant has its turn.
-      seconds: that a turn lasts, about.
+      seconds: that the counted calls of a turn last, about.
       tensor_float: TensorFloat-32 in float32 matrix products, on GPUs that have it; the same on both sides.
       torch_mode: of `torch.compile`.
     """
