@@ -39,7 +39,6 @@ def get_config(arg: str = '') -> ConfigDict:
     config.train.compute_dtype = 'float32'
     if 'wide' in names:
         config.data.frames, config.data.batch_size = 8, 16
-        config.data.threads = 4
         config.tokenizer.channels, config.tokenizer.width = 16, 256
         config.tokenizer.encoder_blocks, config.tokenizer.decoder_blocks = 2, 6
         config.autoencoder_loss.l1, config.autoencoder_loss.kl = 0.1, 1e-5

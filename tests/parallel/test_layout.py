@@ -70,12 +70,14 @@ def test_whole_weights_are_not_kept(remat):
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-def test_without_remat_no_block_is_rematerialised(dtype):
+@pytest.mark.parametrize('remat', ['none', *POLICIES])
+def test_only_with_remat_is_anything_computed_again(remat, dtype):
     """JAX rounds what a rematerialised block keeps to its own precision, which on a CPU is a copy of each array."""
     config = _config()
-    config = dataclasses.replace(config, train=override(config.train, [f'compute_dtype={dtype}']))
+    config = dataclasses.replace(config, train=override(config.train, [f'compute_dtype={dtype}', f'remat={remat}']))
     mesh = make_mesh(MeshConfig(data=4, fsdp=2))
-    assert 'reduce_precision' not in str(trace_train_step(config, mesh, abstract_tokenizer(config)).jaxpr)
+    program = str(trace_train_step(config, mesh, abstract_tokenizer(config)).jaxpr)
+    assert program.count('remat') == (0 if remat == 'none' else 2)  # the blocks, and the head's loss
 
 
 def shapes(program, operation):
