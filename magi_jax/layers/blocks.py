@@ -1,7 +1,7 @@
 """The trunk: blocks of one spatial and one temporal pre-LN transformer layer, scanned over depth (MAGI §A.1, ViT/MAR).
 
 Dimension key: L blocks, B clips, R rows (frames in the sequence), S key rows (cached + own), N sites, D width, H heads;
-r, n: the part of R, N that this device holds (all of it, unless a layout says otherwise).
+r, n: the local part of R, N on one device (all of it, unless the layout shards the axis).
 """
 
 from typing import Any, Literal
@@ -24,18 +24,18 @@ from magi_jax.layers.site_tiles import SiteTiles, site_tiles
 Array = jax.Array
 policies = jax.checkpoint_policies
 KeysValues = tuple[Array, Array]
-Past = tuple[KVCache, Array]  # earlier frames, and the number of the block that reads its part of them
+Past = tuple[KVCache, Array]  # cached frames, and the index of the block that reads its own part
 
-SPATIAL, TEMPORAL = 0, 1  # layers of a block, and within a layer the purposes of dropout:
+SPATIAL, TEMPORAL = 0, 1  # layers of a block; the next line numbers the uses of dropout in a layer
 WEIGHTS, ATTENDED, HIDDEN, MLP_OUT = range(4)
-SUBLAYER, BLOCK_INPUT = 'sublayer', 'block_input'  # names that remat policies speak of
-# Config train.remat -> what the forward pass keeps for the backward pass, from most memory to least. Weights that were
-# gathered from other devices are gathered again; only 'none', which is no rematerialisation, keeps them.
+SUBLAYER, BLOCK_INPUT = 'sublayer', 'block_input'  # checkpoint names that the remat policies use
+# Config train.remat -> what the forward pass keeps for the backward pass, from most memory to least. The backward pass
+# gathers sharded weights again. Only 'none' (no rematerialisation) keeps the gathered weights.
 POLICIES = {
-    'dots': policies.save_only_these_names(PRODUCT, OUTPUT, DENOMINATOR),  # products with weights; attention in space
+    'dots': policies.save_only_these_names(PRODUCT, OUTPUT, DENOMINATOR),  # products with weights; spatial attention
     'named': policies.save_only_these_names(SUBLAYER, DENOMINATOR),  # what the sublayers add to the residual stream
     'block': policies.save_only_these_names(DENOMINATOR),  # the input of each block
-    'offload': policies.save_and_offload_only_these_names(  # the same, in the host's memory
+    'offload': policies.save_and_offload_only_these_names(  # the input of each block, in host memory
         names_which_can_be_saved=[DENOMINATOR],
         names_which_can_be_offloaded=[BLOCK_INPUT],
         offload_src='device',
@@ -45,7 +45,7 @@ POLICIES = {
 
 
 class Mlp(nn.Module):
-    """Linear, exact GELU, Linear, with dropout after each."""
+    """Apply Linear, exact GELU, Linear, with dropout after the GELU and after the last Linear."""
 
     config: ModelConfig
     dtype: Any
@@ -65,7 +65,7 @@ class Mlp(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over one axis, with optional cached frames in front of the own rows."""
+    """Multi-head self-attention over space or time; in time, the keys may include cached frames."""
 
     config: ModelConfig
     axis: Literal['space', 'time']
@@ -74,7 +74,17 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, mask: Array | None, past: Past | None, dropout: TokenDropout | None) -> Any:
-        """x [B,r,n,D], mask [R,S] | None -> (output [B,r,n,D], own (k, v) [B,r,n,D]). No dropout behind a past."""
+        """Attend from every row and return the new keys and values as well.
+
+        Args:
+          x: [B, r, n, D].
+          mask: bool [R, S] of allowed (query row, key row) pairs, or None.
+          past: cached frames whose keys and values come first, or None. Dropout is not supported with a cache.
+          dropout: None = no dropout.
+
+        Returns:
+          Output [B, r, n, D], and this layer's own (k, v), [B, r, n, D] each.
+        """
         width, heads = self.config.width // self.layout.splits, self.config.heads // self.layout.splits
         tiles = None
         if self.axis == 'time' and past is None:
@@ -90,7 +100,7 @@ class Attention(nn.Module):
                 k, v = self.layout.all_sites(k), self.layout.all_sites(v)
             q, k, v = (einops.rearrange(t, 'b r n (h d) -> b r n h d', h=heads) for t in (q, k, v))
             rate = 0.0 if dropout is None else dropout.rate
-            # In float32 the kernels' products would not be exact.
+            # The GPU kernels multiply in reduced precision, so float32 uses the plain form.
             fused = self.layout.fused and self.dtype == jnp.bfloat16
             x = self_attention(q, k, v, mask, self._draws(tiles, k.shape[2], dropout), rate, fused)
             x = einops.rearrange(x, 'b r n h d -> b r n (h d)')
@@ -100,7 +110,10 @@ class Attention(nn.Module):
         return drop(x, dropout, ATTENDED), (own_k, own_v)
 
     def _draws(self, tiles: SiteTiles | None, sites: int, dropout: TokenDropout | None) -> Draws | None:
-        """Of dropout on the weights; in time a draw belongs to the number of the key's row, not to its place."""
+        """Return the random bits for dropout on attention weights.
+
+        In time they depend on row numbers, not on array positions.
+        """
         if dropout is None:
             return None
         words, keys, count = dropout.words(WEIGHTS), jnp.arange(sites), sites
@@ -112,7 +125,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """One spatial and one temporal layer: x += Attn(LN(x)); x += MLP(LN(x)) each."""
+    """One spatial and one temporal layer, each x += Attn(LN(x)); x += MLP(LN(x))."""
 
     config: ModelConfig
     dtype: Any
@@ -128,18 +141,18 @@ class Block(nn.Module):
         conditioning: Array | None,
         dropout: ClipDropout | None,
     ) -> tuple[Array, KeysValues]:
-        """One step of the scan over depth.
+        """Apply one block: one step of the scan over depth.
 
         Args:
-          x: [B, r, N, D] float32 residual stream (N of whole frames in training, n when sampling).
-          cache: earlier frames, all blocks' parts of them, or None.
-          number: int32, of this block.
-          mask: bool [R, F + R], which key rows a row may see in the temporal layer.
+          x: float32 residual stream [B, r, N, D] in training, [B, r, n, D] in sampling.
+          cache: keys and values of earlier frames for all blocks, or None.
+          number: int32 index of this block.
+          mask: bool [R, F + R] of allowed (query row, key row) pairs in the temporal layer.
           conditioning: [B, r, N or 1, D] added before the layers (A11), or None.
-          dropout: None = none.
+          dropout: None = no dropout.
 
         Returns:
-          The new x and this block's own temporal keys and values [B, R, n, D].
+          The new x, and the temporal keys and values of this block's new rows, [B, R, n, D] each.
         """
         config, layout, sites = self.config, self.layout, x.shape[2]
         spatial_dropout = temporal_dropout = None
@@ -166,7 +179,10 @@ class Block(nn.Module):
 
 
 class Trunk(nn.Module):
-    """`config.blocks` blocks under one `nn.scan`: parameters are stacked [L, ...], `unroll` bodies are compiled."""
+    """A stack of `config.blocks` blocks under one `nn.scan`.
+
+    Parameters are stacked [L, ...]. The compiled loop body holds `unroll` blocks.
+    """
 
     config: ModelConfig
     dtype: Any
@@ -178,12 +194,15 @@ class Trunk(nn.Module):
     def __call__(
         self, x: Array, cache: KVCache | None, mask: Array, conditioning: Array | None, dropout: ClipDropout | None
     ) -> tuple[Array, KeysValues]:
-        """As `Block`, the returned keys and values stacked over depth: [L, B, R, n, D]."""
+        """Apply all blocks; arguments as in `Block`.
+
+        Returned keys and values are stacked over depth: [L, B, R, n, D].
+        """
         body = Block
         if self.layout is not WHOLE:
             body = nn.map_variables(body, 'params', trans_in_fn=self._gather, mutable=False)
         if self.remat != 'none':
-            # Only a loop keeps a compiler from finding again, in the backward pass, what the forward pass computed.
+            # Without a loop, common-subexpression elimination would undo rematerialisation.
             unrolled = self.unroll >= self.config.blocks
             body = nn.remat(body, prevent_cse=unrolled, policy=POLICIES[self.remat])
         stack = nn.scan(

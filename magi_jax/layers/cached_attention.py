@@ -1,7 +1,7 @@
-"""Attention of new frames to cached ones, along the frames of each site.
+"""Temporal attention of new frames to cached frames and to each other, separately at each site.
 
 Dimension key: B clips, R new rows (frames), S key rows, F cache slots, N sites (tokens of a frame), H heads, D width of
-all heads.
+all heads together.
 """
 
 import einops
@@ -21,19 +21,19 @@ def cached_attention(
     heads: int,
     merged: bool,
 ) -> jax.Array:
-    """Attention along the frames of a site over cached frames and new ones, without joining the two in memory.
+    """Attend over cached and new frames without concatenating their keys and values in memory.
 
     Args:
-      q: [B, R, N, D] of the new frames.
-      k: the same.
-      v: the same.
-      cache: of the earlier ones.
-      block: int32, whose keys and values are meant.
-      mask: bool [R, F + R] of allowed pairs.
-      heads: H.
-      merged: heads stay merged: what a query shares with a key is multiplied value by value and summed over each head
-        by a product with a 0/1 matrix. Splitting D into heads of 80 would move the whole cache to other lanes of a TPU;
-        elsewhere it costs nothing, and on a CPU a frame is sampled 2.7 times as fast.
+      q: queries [B, R, N, D] of the new frames.
+      k: keys of the new frames, same shape.
+      v: values of the new frames, same shape.
+      cache: keys and values of earlier frames.
+      block: int32 index of the transformer block whose cache entries are read.
+      mask: bool [R, F + R] of allowed (query row, key row) pairs.
+      heads: number of heads H; it divides D.
+      merged: keep heads merged in D. Query and key are then multiplied elementwise, and a product with a 0/1 matrix
+        sums over each head. This avoids moving the whole cache between TPU lanes when the head width is 80. On other
+        devices splitting is free and faster (2.7 times as many frames a second on a CPU).
 
     Returns:
       [B, R, N, D].

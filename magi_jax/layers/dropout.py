@@ -1,9 +1,9 @@
-"""Dropout whose draws belong to a clip's tokens, not to places in an array: the same on any mesh and in any batch.
+"""Dropout whose random bits depend on clip and token, not on array positions: the same on any mesh and in any batch.
 
-A draw is a hash of (clip and step, layer, purpose, row, site, feature). XLA computes it inside the operation that uses
-it: draws are never in memory, ask for no layout of their own, and the backward pass makes them again.
+The bits are a hash of (clip and step, layer, purpose, row, site, feature). XLA fuses the hash into the operation that
+uses it. So the bits are never stored, need no sharding, and the backward pass computes them again.
 
-Dimension key: B clips, R rows (frames) of the whole sequence, F features; r, n: rows and sites that this device holds.
+Dimension key: B clips, R rows (frames) of the whole sequence, F features; r, n: local rows and sites of one device.
 """
 
 import functools
@@ -15,7 +15,7 @@ import numpy as np
 
 Array = jax.Array
 Words = tuple[Array, Array]
-Draws = tuple[Words, Array]  # of tokens, and numbers of their features: each broadcast over what is dropped
+Draws = tuple[Words, Array]  # token bits and feature numbers; both broadcast to the shape that dropout applies to
 
 # Multiplications and shifts of `lowbias32`, an integer hash found by search (C. Wellons, hash-prospector, 2018); the
 # odd increments are 2^32 / golden ratio and MurmurHash3's first multiplier.
@@ -25,12 +25,12 @@ _INCREMENTS = np.uint32([0x9E3779B9, 0xCC9E2D51])
 
 @flax.struct.dataclass
 class ClipDropout:
-    """What a training pass draws from.
+    """Keys and numbering of one training pass.
 
     Attributes:
-      keys: [B] typed keys of this step, one a clip.
-      rows: int32 [R] number of each row of the sequence, in 0..numbers-1; it stands for the row wherever the row lies.
-      numbers: how many row numbers there are.
+      keys: [B] typed keys of this step, one for each clip.
+      rows: int32 [R], the number of each row in 0..numbers-1. It identifies a row whatever the order of rows.
+      numbers: count of row numbers.
       rate: probability of a zero, in [0, 1).
     """
 
@@ -40,7 +40,7 @@ class ClipDropout:
     rate: float = flax.struct.field(pytree_node=False)
 
     def tokens(self, layer: Array, rows: Array, sites: Array) -> 'TokenDropout':
-        """The draws of a layer for the tokens at row numbers `rows` [r] and `sites` [n]."""
+        """Return the dropout of one layer for the tokens at row numbers `rows` [r] and `sites` [n]."""
         keys = jax.vmap(jax.random.fold_in, (0, None))(self.keys, layer)
         tokens = sites.astype(jnp.uint32)[None] * self.numbers + rows.astype(jnp.uint32)[:, None]
         return TokenDropout(keys, tokens, self.rows, self.numbers, self.rate)
@@ -48,7 +48,7 @@ class ClipDropout:
 
 @flax.struct.dataclass
 class TokenDropout:
-    """`ClipDropout` for one layer's tokens: `keys` [B] are the layer's, `tokens` uint32 [r, n] number the tokens."""
+    """`ClipDropout` of one layer: `keys` [B] of the layer, and token numbers `tokens` uint32 [r, n]."""
 
     keys: Array
     tokens: Array
@@ -57,7 +57,10 @@ class TokenDropout:
     rate: float = flax.struct.field(pytree_node=False)
 
     def words(self, purpose: int) -> Words:
-        """64 random bits a token, as two uint32 [B, r, n]; `purpose` tells apart the draws of one layer."""
+        """Return 64 random bits for each token as two uint32 [B, r, n].
+
+        Each use of dropout in a layer has its own `purpose`.
+        """
 
         def seeds(key: Array) -> Array:
             return jax.random.bits(jax.random.fold_in(key, purpose), (2,), jnp.uint32)
@@ -67,20 +70,20 @@ class TokenDropout:
         return _hash(first + tokens * _INCREMENTS[0]), _hash(second + tokens * _INCREMENTS[1])
 
     def draws(self, purpose: int, features: Array) -> Draws:
-        """Draws for [B, r, n, F], from the numbers of its features [F]."""
+        """Return the bits for an array [B, r, n, F] whose features have the numbers `features` [F]."""
         return tuple(word[..., None] for word in self.words(purpose)), jnp.expand_dims(features, (0, 1, 2))
 
 
 def factors(draws: Draws, rate: float) -> Array:
-    """float32: 0 with probability `rate`, else 1 / (1 - rate)."""
+    """Return float32 factors: 0 with probability `rate`, else 1 / (1 - rate)."""
     (first, second), features = draws
     hashes = _hash(first + features.astype(jnp.uint32) * _INCREMENTS[0], second)
-    # Not jnp.where: of its constants a scan makes arrays as large as the draws, which a GPU then reads from memory.
+    # Not jnp.where: a scan would turn its two constants into full arrays, which a GPU then reads from memory.
     return (hashes >= np.uint32(round(rate * 2**32))).astype(jnp.float32) * (1 / (1 - rate))
 
 
 def drop(x: Array, dropout: TokenDropout | None, purpose: int) -> Array:
-    """x [B, r, n, F] with some values zero and the others scaled up; unchanged without `dropout`."""
+    """Apply dropout to x [B, r, n, F]. Return x unchanged if `dropout` is None."""
     if dropout is None:
         return x
     return _drop(x, dropout.draws(purpose, jnp.arange(x.shape[-1])), dropout.rate)
@@ -103,9 +106,9 @@ _drop.defvjp(_drop_forward, _drop_backward)
 
 
 def dropped_gelu(x: Array, draws: Draws, rate: float) -> Array:
-    """Exact GELU, then dropout, in one: a TPU makes it, and the slope, while it writes the product that is x.
+    """Apply exact GELU and dropout as one operation, which a TPU fuses with the matrix product that computes x.
 
-    For the backward pass only the slope is kept, in x's dtype, with the draws in it.
+    The backward pass keeps only the slope, dropout included, in the dtype of x.
     """
     return _dropped_gelu(x, factors(draws, rate))
 
@@ -116,7 +119,7 @@ def _dropped_gelu(x: Array, factor: Array) -> Array:
 
 
 def _gelu_forward(x: Array, factor: Array) -> tuple[Array, Array]:
-    """x Phi(x) with the normal distribution Phi, and its slope Phi(x) + x phi(x), both times `factor`."""
+    """Return x Phi(x) and its slope Phi(x) + x phi(x), both times `factor`. Phi is the normal distribution function."""
     wide = x.astype(jnp.float32)
     below = 0.5 * (1 + jax.lax.erf(wide * 0.5**0.5))
     slope = below + wide * jnp.exp(-0.5 * wide * wide) * (2 * jnp.pi) ** -0.5
@@ -131,7 +134,10 @@ _dropped_gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
 def _hash(x: Array, key: Array | None = None) -> Array:
-    """uint32 -> uint32, a bijection of every key in which each bit of the input flips about half of the output's."""
+    """Hash uint32 to uint32.
+
+    It is a bijection for every key, and each input bit flips about half of the output bits.
+    """
     x = (x ^ (x >> 16)) * _MULTIPLIERS[0]
     x = x if key is None else x ^ key
     x = (x ^ (x >> 15)) * _MULTIPLIERS[1]

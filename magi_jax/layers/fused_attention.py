@@ -1,9 +1,10 @@
-"""Attention with dropout on its weights, one GPU kernel for each direction: no score ever lies in memory.
+"""Attention with dropout on its weights as two GPU kernels, forward and backward. Scores are never stored in memory.
 
-What FlashAttention-2 does (Dao 2023, arXiv 2307.08691), with the hash of `layers/dropout.py` inside, which no library's
-kernel takes. A program has one block of one head's queries (backward: of its keys, too) and walks over the other
-blocks. Pallas' Triton compiler wants sides of powers of two: a head is cut into pieces (80 = 64 + 16), and where a head
-or a sequence ends within a block, loads give zeros and nothing is stored.
+The algorithm is FlashAttention-2 (Dao 2023, arXiv 2307.08691). Library kernels cannot be used, because they do not
+accept the dropout hash of `layers/dropout.py`. One program instance owns one block of queries of one head (backward:
+and the block of keys) and loops over the other blocks. Pallas' Triton compiler needs sides that are powers of two. So a
+head is cut into pieces (80 = 64 + 16). Where a head or a sequence ends inside a block, loads return zeros and stores
+are masked.
 
 Dimension key: B clips, G sequences of a clip, S tokens of a sequence, H heads, d head width, e width of a piece;
 q, k: tokens of a block of queries or keys (equally many).
@@ -24,14 +25,14 @@ from magi_jax.layers.dropout import Draws, factors
 Array = jax.Array
 Pieces = list[Array]  # [q or k, e] each
 
-SMALLEST_SIDE, LARGEST_BLOCK = 16, 64  # of a matrix unit's product; of what the registers hold
-STAGES = 3  # blocks on their way; this and the warps by timing the paper's model on an H200
+SMALLEST_SIDE, LARGEST_BLOCK = 16, 64  # limits of the matrix unit and of the registers
+STAGES = 3  # pipeline stages; chosen, like the warps, by timing the paper's model on an H200
 MASKED = float(np.finfo(np.float32).min)
 
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """Arguments of `self_attention`, there explained."""
+    """Arguments of `self_attention`, documented there."""
 
     q: Array
     k: Array
@@ -41,7 +42,10 @@ class Inputs:
     rate: float
 
     def named(self) -> dict[str, Array]:
-        """q, k, v; 'mask' int8 [B or 1, S, S]; of the draws 'first', 'second' [B, G, S] and 'features' [H, S]."""
+        """Return the arrays by name.
+
+        They are q, k, v; mask int8 [B or 1, S, S]; random bits first, second [B, G, S] and features [H, S].
+        """
         named = {'q': self.q, 'k': self.k, 'v': self.v}
         if self.mask is not None:
             named['mask'] = self.mask.astype(jnp.int8).reshape(-1, *self.mask.shape[-2:])
@@ -54,7 +58,7 @@ class Inputs:
 
 @dataclasses.dataclass(frozen=True)
 class _Sizes:
-    """What a kernel is compiled for: S, d, and the rate of dropout (of no meaning without draws)."""
+    """Static sizes of a kernel: sequence length S, head width d, and the dropout rate (unused without random bits)."""
 
     length: int
     width: int
@@ -70,7 +74,7 @@ class _Sizes:
 
     @property
     def pieces(self) -> list[tuple[int, int]]:
-        """First value and width of each."""
+        """Return (offset, width) of each piece of a head."""
         pieces, first = [], 0
         while first < self.width:
             side = max(SMALLEST_SIDE, 1 << (self.width - first).bit_length() - 1)
@@ -83,25 +87,25 @@ class _Sizes:
         return self.width**-0.5
 
     def zeros(self) -> Pieces:
-        """float32."""
+        """Return float32 zeros shaped as the pieces of one block."""
         return [jnp.zeros((self.block, side)) for _, side in self.pieces]
 
 
 def forward(inputs: Inputs) -> tuple[Array, Array]:
-    """`self_attention` -> [B, G, S, H, d], and the logarithms of the softmaxes' denominators, float32 [B, G, H, S]."""
+    """Compute attention [B, G, S, H, d] and the logarithms of the softmax denominators, float32 [B, G, H, S]."""
     clips, sequences, length, heads, _ = inputs.q.shape
     rows = jax.ShapeDtypeStruct((clips, sequences, heads, length), jnp.float32)
     return _call(_forward_kernel, inputs.rate, inputs.named(), {'out': inputs.q, 'denominator': rows})
 
 
 def backward(inputs: Inputs, denominator: Array, mean: Array, gradient: Array) -> tuple[Array, Array, Array]:
-    """The gradients of q, k and v.
+    """Compute the gradients of q, k and v.
 
     Args:
-      inputs: of `forward`.
-      denominator: of `forward`.
-      mean: float32 [B, G, H, S], of the output's gradient times the output the sum over d.
-      gradient: of the output, [B, G, S, H, d].
+      inputs: arguments of `forward`.
+      denominator: log denominators that `forward` returned.
+      mean: float32 [B, G, H, S], sum over d of the output times its gradient.
+      gradient: gradient of the output, [B, G, S, H, d].
     """
     given = inputs.named() | {'gradient': gradient, 'denominator': denominator, 'mean': mean}
     return _call(_backward_kernel, inputs.rate, given, {'dq': inputs.q, 'dk': inputs.k, 'dv': inputs.v})
@@ -110,16 +114,16 @@ def backward(inputs: Inputs, denominator: Array, mean: Array, gradient: Array) -
 def _call(
     kernel: Callable[..., None], rate: float, inputs: dict[str, Array], outputs: dict[str, Any]
 ) -> tuple[Array, ...]:
-    """Runs `kernel(sizes, refs by name)` for every sequence, head and block -> arrays like `outputs`.
+    """Run `kernel(sizes, refs by name)` for every sequence, head and block; return arrays shaped like `outputs`.
 
-    Without a GPU it is interpreted: slow, for tests.
+    Without a GPU, Pallas interprets the kernel. That is slow and meant for tests.
     """
     _, sequences, length, heads, width = inputs['q'].shape
     sizes = _Sizes(length, width, rate)
     tokens = sizes.block * sizes.blocks
 
     def spec(name: str, array: Any) -> pl.BlockSpec:
-        """The part of an array that belongs to one sequence and head, whole: kernels cut it themselves."""
+        """Return the spec that gives a kernel all blocks of one sequence and head; kernels slice them."""
         if name == 'features':
             return pl.BlockSpec((None, tokens), lambda i, h, j: (h, 0))
         if name == 'mask':
@@ -172,7 +176,7 @@ def _backward_kernel(sizes: _Sizes, refs: dict[str, Any]) -> None:
     own = pl.program_id(2) * sizes.block
 
     def pairs(queries: Array, keys: Array) -> tuple[Pieces, Pieces, Pieces, Array, Array]:
-        """Blocks of q, the output's gradient and k; of pairs, [q, k], the dropped weights and the scores' gradients."""
+        """Return blocks of q, output gradient, k, and [q, k] arrays: weights after dropout, score gradients."""
         q, gradient = _load(sizes, refs['q'], queries), _load(sizes, refs['gradient'], queries)
         k, v = _load(sizes, refs['k'], keys), _load(sizes, refs['v'], keys)
         weights = jnp.exp(_scores(sizes, refs, q, k, queries, keys) - _row(sizes, refs['denominator'], queries))
@@ -200,7 +204,7 @@ def _backward_kernel(sizes: _Sizes, refs: dict[str, Any]) -> None:
 
 
 def _scores(sizes: _Sizes, refs: dict[str, Any], q: Pieces, k: Pieces, queries: Array, keys: Array) -> Array:
-    """float32 [q, k], lowest where a pair is not allowed."""
+    """Return float32 scores [q, k], with the lowest float where a pair is masked."""
     scores, allowed = _products(q, k) * sizes.scale, _inside(sizes, keys)[None]
     if 'mask' in refs:
         block = refs['mask'].at[pl.ds(queries, sizes.block), pl.ds(keys, sizes.block)]
@@ -211,17 +215,17 @@ def _scores(sizes: _Sizes, refs: dict[str, Any], q: Pieces, k: Pieces, queries: 
 
 
 def _products(a: Pieces, b: Pieces) -> Array:
-    """[q, d] and [k, d] -> float32 [q, k]."""
+    """Multiply [q, d] by the transpose of [k, d]: float32 [q, k]."""
     return sum(triton.dot(piece, other, trans_b=True) for piece, other in zip(a, b))
 
 
 def _add_products(total: Pieces, pairs: Array, of: Pieces, transpose: bool = False) -> Pieces:
-    """[q, d] + [q, k] [k, d]; with `transpose` [k, d] + [q, k] [q, d]."""
+    """Add a product to `total`: [q, k] x [k, d] to [q, d], or with `transpose` [k, q] x [q, d] to [k, d]."""
     return [piece + triton.dot(pairs, other, trans_a=transpose) for piece, other in zip(total, of)]
 
 
 def _factors(sizes: _Sizes, refs: dict[str, Any], queries: Array, keys: Array) -> Array | float:
-    """Of dropout on the weights, [q, k]."""
+    """Return the dropout factors of the weights, [q, k]."""
     if 'first' not in refs:
         return 1.0
     words = tuple(_row(sizes, refs[name], queries) for name in ('first', 'second'))
@@ -230,7 +234,7 @@ def _factors(sizes: _Sizes, refs: dict[str, Any], queries: Array, keys: Array) -
 
 
 def _inside(sizes: _Sizes, start: Array) -> Array:
-    """bool [q or k]: which tokens of a block there are."""
+    """Return bool [q or k]: which positions of a block lie inside the sequence."""
     return start + jnp.arange(sizes.block) < sizes.length
 
 
@@ -239,12 +243,12 @@ def _at(sizes: _Sizes, ref: Any, start: Array) -> Any:
 
 
 def _row(sizes: _Sizes, ref: Any, start: Array) -> Array:
-    """[q, 1] of a block's tokens."""
+    """Load one value for each token of a block: [q, 1]."""
     return triton.load(_at(sizes, ref, start), mask=_inside(sizes, start), other=0)[:, None]
 
 
 def _parts(sizes: _Sizes, ref: Any, start: Array) -> list[tuple[Any, Array]]:
-    """Where the pieces of a block lie, and which of their values there are."""
+    """Return, for each piece of a block, its reference and the mask of values that exist."""
     parts = []
     for first, side in sizes.pieces:
         inside = _inside(sizes, start)[:, None] & (first + jnp.arange(side) < sizes.width)[None]

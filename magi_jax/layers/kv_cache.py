@@ -1,6 +1,6 @@
-"""The frame-level key/value cache of the temporal layers: a value, passed in and out, never module state.
+"""The frame-level key/value cache of the temporal layers. It is a value: functions take it and return it.
 
-Dimension key: L blocks, B clips, F frame slots, R new frames, N sites, D width (heads merged, so D lies on TPU lanes).
+Dimension key: L blocks, B clips, F frame slots, R new frames, N sites, D width (merged heads, on TPU lanes).
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ class KVCache:
     Attributes:
       k: [L, B, F, N, D].
       v: [L, B, F, N, D].
-      length: int32 scalar, slots 0..length-1 hold frames.
+      length: int32 scalar; slots 0..length-1 hold frames.
     """
 
     k: jax.Array
@@ -31,22 +31,22 @@ class KVCache:
         return self.k.shape[2]
 
     def keys(self, block: jax.Array, first: jax.Array, slots: int) -> jax.Array:
-        """[B, slots, N, D] of a block, from slot `first` on.
+        """Return the keys [B, slots, N, D] of a block from slot `first` on.
 
-        Cut from the whole cache where it is used, so that the compiler reads it in place: as the input of a scan over
-        blocks each block's part is copied first (half of a sampler's time at 16 clips).
+        The slice is taken where it is used, so the compiler reads the cache in place. As the input of a scan over
+        blocks the cache would be copied block by block, which took half of the sampling time at 16 clips.
         """
         return _cut(self.k, block, first, slots)
 
     def values(self, block: jax.Array, first: jax.Array, slots: int) -> jax.Array:
-        """As `keys`."""
+        """Return the values of a block; arguments as in `keys`."""
         return _cut(self.v, block, first, slots)
 
     def over_filled(self, step: Callable[[jax.Array | int, int, jax.Array], jax.Array], start: jax.Array) -> jax.Array:
-        """Folds `step(first slot, number of slots, carry) -> carry` over the slots up to the last filled one.
+        """Fold `step(first slot, number of slots, carry) -> carry` over the filled slots, and return the last carry.
 
-        A long window costs what its frames cost: it is read in parts of `SLOTS_AT_ONCE` slots, as many as hold frames.
-        One that is shorter, or no multiple of them, is read as one part.
+        A long cache is read in chunks of `SLOTS_AT_ONCE` slots, and only chunks with frames are read. A cache that is
+        shorter than a chunk, or no multiple of one, is read whole.
         """
         if self.capacity <= SLOTS_AT_ONCE or self.capacity % SLOTS_AT_ONCE:
             return step(0, self.capacity, start)
@@ -60,16 +60,16 @@ def _cut(cached: jax.Array, block: jax.Array, first: jax.Array | int, slots: int
 
 
 def empty_cache(blocks: int, clips: int, capacity: int, sites: int, width: int, dtype: jnp.dtype) -> KVCache:
-    """A cache with room for `capacity` frames and none in it."""
+    """Return an empty cache with room for `capacity` frames."""
     shape = (blocks, clips, capacity, sites, width)
     return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((), jnp.int32))
 
 
 def append(cache: KVCache, k: jax.Array, v: jax.Array, frames: jax.Array | int) -> KVCache:
-    """Writes the first `frames` of the new rows [L, B, R, N, D] behind the cached ones.
+    """Append the first `frames` of the new rows [L, B, R, N, D] to the cache.
 
-    All R rows are written; those past `frames` lie beyond the new length, where no one reads and the next append
-    overwrites. The caller keeps length + R within the capacity (a dynamic slice would be clamped silently).
+    All R rows are written. Rows past `frames` lie beyond the new length: nothing reads them, and the next append
+    overwrites them. The caller must keep length + R within the capacity, because a dynamic slice is clamped silently.
     """
     start = (0, 0, cache.length, 0, 0)
     return KVCache(

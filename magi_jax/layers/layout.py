@@ -1,12 +1,12 @@
-"""Where the axes of a clip lie among devices, as the networks see it. Here: all of them on one device.
+"""How the axes of a clip are sharded, as the networks see it. The base class keeps everything on one device.
 
-The trunk is written once, for the part of the data that one device holds. Wherever a layer needs what other devices
-hold, it asks its layout; `parallel/layout.py` answers with collectives, this class with what it was given.
+The trunk is written once, for the data of one device. Where a layer needs data of other devices, it calls its layout.
+`parallel/layout.py` implements the calls with collectives; this base class returns its input unchanged.
 
 In training a spatial layer holds whole frames and a temporal layer whole sites (tokens at one place through all
 frames); in sampling every device holds the same sites throughout.
 
-Dimension key: B clips, R rows (frames), N sites, D width; r, n: the part of R, N that this device holds.
+Dimension key: B clips, R rows (frames), N sites, D width; r, n: the local part of R, N on one device.
 """
 
 import dataclasses
@@ -18,19 +18,19 @@ import jax.numpy as jnp
 
 Array = jax.Array
 
-# How an array lies on the devices: whole everywhere; [B, ...] by clips; [L, B, F, n, D] by clips and sites.
+# Sharding of an array: replicated; [B, ...] over clips; [L, B, F, n, D] over clips and sites.
 COPIED, CLIPS, SITES = 'copied', 'clips', 'sites'
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Everything on one device.
+    """The layout of a single device.
 
     Attributes:
-      parts: devices that share the frames or sites of a clip.
-      splits: devices that share the heads of an attention and the hidden units of an MLP.
-      lanes: tokens that a sequence should have to fill a device's matrix unit; 1 where it makes no difference.
-      fused: attention by one GPU kernel.
+      parts: number of devices that share the frames or sites of a clip (mesh axis `sequence`).
+      splits: number of devices that share attention heads and hidden units of the MLP (mesh axis `tensor`).
+      lanes: sequence length that fills the matrix unit of the device; 1 where it makes no difference.
+      fused: use the fused GPU kernels for attention.
     """
 
     parts: int = 1
@@ -39,74 +39,74 @@ class Layout:
     fused: bool = False
 
     def part(self, x: Array, axis: int) -> Array:
-        """This device's one of `parts` equal parts of an axis, which is padded at its end until it divides.
+        """Return the local part of an axis, which is first padded at its end to a multiple of `parts`.
 
-        Padding repeats the last entry: every computation on it stays finite, and its results are dropped.
+        Padding repeats the last entry, so computations on it stay finite; its results are dropped.
         """
         del axis
         return x
 
     def own_frames(self, x: Array, axis: int) -> Array:
-        """The frames that this device embeds and predicts."""
+        """Return the frames that this device embeds and predicts."""
         del axis
         return x
 
     def real_frames(self, frames: int) -> Array:
-        """bool [t]: which of this device's frames are among the first `frames`, and not padding."""
+        """Return bool [t]: which local frames are real, i.e. among the first `frames`, and not padding."""
         return jnp.ones((frames,), bool)
 
     def own_sites(self, x: Array, axis: int) -> Array:
-        """The sites that this device embeds."""
+        """Return the sites that this device embeds."""
         del axis
         return x
 
     def to_sites(self, x: Array) -> Array:
-        """[B, r, N, D] of spatial layers -> [B, R, n, D] of temporal layers."""
+        """Reshard [B, r, N, D] of spatial layers to [B, R, n, D] of temporal layers."""
         return x
 
     def to_frames(self, x: Array, sites: int) -> Array:
-        """[B, R, n, D] of temporal layers -> [B, r, N, D] of spatial layers, N = `sites`."""
+        """Reshard [B, R, n, D] of temporal layers to [B, r, N, D] of spatial layers, N = `sites`."""
         del sites
         return x
 
     def all_sites(self, x: Array) -> Array:
-        """[B, R, n, D] -> [B, R, N, D]: what the queries of a spatial layer look at."""
+        """Gather [B, R, n, D] to [B, R, N, D], the keys and values of a spatial layer."""
         return x
 
     def sum_splits(self, x: Array) -> Array:
-        """Sums the products of all splits."""
+        """Sum partial products over the devices that share heads or hidden units."""
         return x
 
     def own_split(self, x: Array, axis: int) -> Array:
-        """Of an axis of all heads or hidden units, those that this device holds."""
+        """Return the heads or hidden units of this device from an axis of all of them."""
         del axis
         return x
 
     def gather(self, params: Any) -> Any:
-        """Parameters outside the scanned blocks -> the same, whole (those of the blocks are left as they are)."""
+        """Gather the sharded parameters outside the scanned blocks; leave those of the blocks as they are."""
         return params
 
     def gather_block(self, params: Any) -> Any:
-        """Parameters of one block -> the same, whole, matrices in the dtype of the products."""
+        """Gather the parameters of one block, matrices in the dtype of the products."""
         return params
 
     def part_size(self, count: int) -> int:
-        """How many of `count` sites this device holds, padding included."""
+        """Return how many of `count` sites this device holds, padding included."""
         return count
 
     def over_devices(self, function: Callable, inputs: Any, outputs: Any) -> Callable:
-        """`function`, which computes one device's part, as a function of global arrays.
+        """Turn a function of local arrays into a function of global arrays.
 
         Args:
-          function: of positional arguments.
-          inputs: a tuple with COPIED, CLIPS or SITES for each argument, or a tree of them.
-          outputs: the same of its results.
+          function: function of positional arguments that computes the part of one device.
+          inputs: for each argument its sharding, COPIED, CLIPS or SITES, or a tree of them.
+          outputs: the sharding of its results, in the same form.
         """
         del inputs, outputs
         return function
 
     def mean(self, total: Array, weight: Array) -> Array:
-        """Sum of `total` over all devices / sum of `weight`."""
+        """Return the sum of `total` over all devices, divided by the sum of `weight`."""
         return total / weight
 
 

@@ -1,4 +1,4 @@
-"""Linear layer, GELU and LayerNorm as every network here uses them: float32 parameters with logical axis names.
+"""Linear layer, GELU and LayerNorm of all networks here: float32 parameters with logical axis names.
 
 Dimension key: ... any leading axes, D width.
 """
@@ -14,27 +14,27 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.ad_checkpoint import checkpoint_name
 
 LAYER_NORM_EPS = 1e-6
-MATRICES = 'matrices'  # collection of kernels that `prepare` made
-PRODUCT = 'product'  # checkpoint name of outputs
+MATRICES = 'matrices'  # collection of kernels that `prepare` cast and split
+PRODUCT = 'product'  # checkpoint name of the outputs
 
 
 def xavier_uniform(features: int) -> nn.initializers.Initializer:
-    """Xavier-uniform for a kernel [D, *features] with so many feature axes; a fused kernel is initialised as one."""
+    """Return the Xavier-uniform initializer of a kernel with `features` output axes, fused ones included."""
     return nn.initializers.variance_scaling(1.0, 'fan_avg', 'uniform', in_axis=0, out_axis=range(1, features + 1))
 
 
 class Linear(nn.Module):
     """x @ kernel + bias over the last axis.
 
-    The leading axes are merged first: with several of them, XLA's CPU backend transposes both factors of the weight
-    gradient in memory, which made the backward pass of an MLP three times slower. On accelerators it changes nothing.
+    Leading axes are merged first. Otherwise XLA's CPU backend transposes both factors of the weight gradient in memory,
+    which made the backward pass of an MLP three times slower. Accelerators are not affected.
 
     Attributes:
-      features: F of the output, or (number of outputs, F).
-      axes: logical names of the kernel's axes, input first.
-      dtype: of the product.
-      kernel_init: xavier-uniform unless told otherwise (MAR); the bias starts at zero.
-      then: applied to the product [..., F] before the bias is added.
+      features: output width F, or (number of outputs, F) for a fused kernel.
+      axes: logical names of the kernel axes, input first.
+      dtype: dtype of the product.
+      kernel_init: default Xavier-uniform (MAR); the bias starts at zero.
+      then: function applied to the product [..., F] before the bias is added, or None.
     """
 
     features: int | tuple[int, int]
@@ -45,9 +45,9 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> Any:
-        """[..., D] -> [..., F]; with `features` (3, F) three of them, from one fused kernel.
+        """Map [..., D] to [..., F], or to a tuple of such outputs for a fused kernel.
 
-        The products of a fused kernel stay apart: cut from one product, each would be copied on a TPU.
+        A fused kernel is multiplied output by output: slices of one large product would be copied on a TPU.
         """
         features = (self.features,) if isinstance(self.features, int) else self.features
         bias_init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
@@ -58,7 +58,7 @@ class Linear(nn.Module):
         return tuple(self._product(x, matrix, bias[index]) for index, matrix in enumerate(matrices))
 
     def _matrices(self, shape: tuple[int, ...]) -> list[jax.Array]:
-        """The kernel in the dtype of the product, [D, F] for each output."""
+        """Return the kernel of each output, [D, F], in the dtype of the product."""
         if self.has_variable(MATRICES, 'kernel'):
             return list(self.get_variable(MATRICES, 'kernel'))
         kernel_init = self.kernel_init or xavier_uniform(len(shape) - 1)
@@ -67,7 +67,7 @@ class Linear(nn.Module):
 
     def _product(self, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
         y = x.reshape(-1, x.shape[-1]).astype(self.dtype) @ kernel
-        # On the merged product the bias would keep a TPU from writing it as it is needed.
+        # The bias is added after the reshape: before it, a TPU could not write the product in its final layout.
         y = y.reshape(*x.shape[:-1], -1)
         if self.then is not None:
             y = self.then(y)
@@ -76,14 +76,18 @@ class Linear(nn.Module):
 
 
 def prepare(params: dict[str, Any], stacked: str, dtype: Any) -> dict[str, Any]:
-    """Parameters -> variables for many passes, with the kernels as products take them: cast, a matrix for each output.
+    """Cast and split the kernels of a network once, for many forward passes.
 
-    Cutting [D, 3, D] kernels in every pass was a sixth of a sampled frame: the cuts lie otherwise on a TPU.
+    Slicing [D, 3, D] kernels in every pass took a sixth of the time of a sampled frame, because slices have another
+    layout on a TPU.
 
     Args:
-      params: of a network.
-      stacked: parameters below this name have an axis of layers in front.
-      dtype: of the products.
+      params: parameters of a network.
+      stacked: parameters below this name have a leading axis of layers.
+      dtype: dtype of the products.
+
+    Returns:
+      Variables {'params': everything else, 'matrices': kernels} for `apply`.
     """
     kept, matrices = {}, {}
     for path, leaf in flatten_dict(params).items():
@@ -98,16 +102,16 @@ def prepare(params: dict[str, Any], stacked: str, dtype: Any) -> dict[str, Any]:
 
 @functools.partial(jax.checkpoint, prevent_cse=False)
 def gelu(x: jax.Array) -> jax.Array:
-    """x times the normal distribution's function of x: the exact GELU, any shape.
+    """Apply the exact GELU, x Phi(x), to an array of any shape.
 
-    By erf, where jax.nn.gelu takes erfc: exact to float32's rounding next to 1, not to 0, but one polynomial instead of
-    two with an exponential. Its slope is computed again in the backward pass: the parts would fill more memory than x.
+    It uses erf where jax.nn.gelu uses erfc: one polynomial in place of two and an exponential, at the cost of relative
+    accuracy near 0. The backward pass computes the slope again, because storing its parts takes more memory than x.
     """
     return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
 
 
 def layer_norm(name: str, affine: bool = True) -> nn.LayerNorm:
-    """LayerNorm over the last axis, always in float32."""
+    """Return a LayerNorm over the last axis that computes in float32."""
     return nn.LayerNorm(
         epsilon=LAYER_NORM_EPS,
         dtype=jnp.float32,

@@ -9,23 +9,23 @@ import numpy as np
 
 
 def sincos_1d(length: int, width: int) -> np.ndarray:
-    """[length, width] float32: sines then cosines of position / 10000^(2k/width), k < width/2 (MAGI §4, MAR)."""
+    """Return float32 [length, width]: sines then cosines of position / 10000^(2k/width), k < width/2 (MAGI §4, MAR)."""
     frequency = 10000.0 ** (-np.arange(width // 2) / (width / 2))
     angle = np.arange(length)[:, None] * frequency[None, :]
     return np.concatenate([np.sin(angle), np.cos(angle)], axis=1).astype(np.float32)
 
 
 def sincos_2d(height: int, width: int, channels: int) -> np.ndarray:
-    """[height * width, channels] float32: half of the channels tell the row, half the column. channels % 4 == 0."""
+    """Return float32 [height * width, channels]: half of the channels for rows, half for columns."""
     rows = einops.repeat(sincos_1d(height, channels // 2), 'h d -> (h w) d', w=width)
     columns = einops.repeat(sincos_1d(width, channels // 2), 'w d -> (h w) d', h=height)
     return np.concatenate([rows, columns], axis=1)
 
 
 def read_table(table: jnp.ndarray, positions: jnp.ndarray) -> jnp.ndarray:
-    """Rows of `table` [T, ...] at real `positions` [R] in [0, T-1], linearly interpolated -> [R, ...].
+    """Read rows [R, ...] of `table` [T, ...] at real-valued `positions` [R] in [0, T-1] by linear interpolation.
 
-    Integer positions return the rows exactly.
+    Integer positions return table rows exactly.
     """
     low = jnp.clip(jnp.floor(positions).astype(jnp.int32), 0, table.shape[0] - 1)
     high = jnp.minimum(low + 1, table.shape[0] - 1)
@@ -34,9 +34,10 @@ def read_table(table: jnp.ndarray, positions: jnp.ndarray) -> jnp.ndarray:
 
 
 def stretched_positions(frames: int, trained_frames: int) -> np.ndarray:
-    """[frames] float32 positions of a video of `frames` frames in a table of `trained_frames` rows.
+    """Return float32 positions [frames] of a video in a table of `trained_frames` rows.
 
-    0, 1, 2, ... while the video is not longer than the table; else the table stretched, corners aligned (MAGI §A.4).
+    They are 0, 1, 2, ... if the video is not longer than the table. Otherwise they stretch over the table with aligned
+    corners (MAGI §A.4).
     """
     if frames <= trained_frames:
         return np.arange(frames, dtype=np.float32)

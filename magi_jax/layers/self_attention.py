@@ -1,8 +1,8 @@
-"""Attention with dropout on its weights, differentiated by hand: a softmax is looked at once, in the forward pass.
+"""Attention with dropout on its weights and a hand-written gradient.
 
-Only the logarithm of its denominator is kept for the backward pass (Dao et al. 2022, arXiv 2205.14135); with it a
-weight is one exponential of its score, which a compiler joins to the product that makes the score. Where it does not,
-on a GPU, one kernel does (`layers/fused_attention.py`).
+The backward pass keeps only the logarithm of the softmax denominator (Dao et al. 2022, arXiv 2205.14135). With it a
+weight is one exponential of its score, which the compiler fuses with the product that computes the score. XLA does not
+fuse them on a GPU; there `layers/fused_attention.py` provides kernels.
 
 Dimension key: B clips, G sequences of a clip, S tokens of a sequence, H heads, d head width.
 """
@@ -21,23 +21,23 @@ from magi_jax.layers.site_tiles import SUBLANES
 
 Array = jax.Array
 
-DENOMINATOR, OUTPUT = 'denominator', 'attention'  # checkpoint names of what is kept for the backward pass
+DENOMINATOR, OUTPUT = 'denominator', 'attention'  # checkpoint names of values kept for the backward pass
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def self_attention(
     q: Array, k: Array, v: Array, mask: Array | None, draws: Draws | None, rate: float, fused: bool = False
 ) -> Array:
-    """softmax(q k / sqrt(d)) v, the softmax in float32.
+    """Compute softmax(q k / sqrt(d)) v, with the softmax in float32.
 
     Args:
-      q: [B, G, S, H, d].
-      k: the same.
-      v: the same.
-      mask: bool [S, S] or [B, S, S] of allowed pairs, at least one for each query; None allows all.
-      draws: of dropout on the weights, which are [B, G, H, S, S]; None = none.
-      rate: of dropout.
-      fused: by GPU kernels.
+      q: queries [B, G, S, H, d].
+      k: keys, same shape.
+      v: values, same shape.
+      mask: bool [S, S] or [B, S, S] of allowed (query, key) pairs, at least one for each query; None allows all.
+      draws: random bits for dropout on the weights [B, G, H, S, S]; None = no dropout.
+      rate: dropout rate in [0, 1).
+      fused: use the fused GPU kernels.
 
     Returns:
       [B, G, S, H, d].
@@ -71,7 +71,7 @@ def _forward(
         denominator = checkpoint_name(jax.nn.logsumexp(scores, axis=-1), DENOMINATOR)
         weights = jnp.exp(scores - denominator[..., None]) * _factors(draws, rate)
         out = jnp.einsum('bghqk,bgkhd->bgqhd', weights.astype(v.dtype), v)
-    if fused or mask is None:  # with a mask, in time, sequences are so short that a TPU computes sooner than it reads
+    if fused or mask is None:  # masked (temporal) sequences are so short that recomputing is faster than reading
         out = checkpoint_name(out, OUTPUT)
     return out, (q, k, v, mask, draws, denominator, out)
 
@@ -80,7 +80,7 @@ def _backward(
     rate: float, fused: bool, kept: tuple[Array | Draws | None, ...], gradient: Array
 ) -> tuple[Array | None, ...]:
     q, k, v, mask, draws, denominator, out = kept
-    # A softmax takes from the gradient of each weight their mean, which is also that of the output by the output.
+    # The softmax gradient subtracts the weighted mean over keys, which equals sum_d(output * its gradient).
     mean = jnp.einsum('bgqhd,bgqhd->bghq', gradient, out, preferred_element_type=jnp.float32)
     if fused:
         inputs = fused_attention.Inputs(q, k, v, mask, draws, rate)
@@ -98,10 +98,11 @@ self_attention.defvjp(_forward, _backward)
 
 @jax.custom_vjp
 def with_gradient_for_weights(x: Array) -> Array:
-    """q, k or v [B, G, S, H d] before its bias; a TPU moves its gradient once, to where the weights' gradient reads it.
+    """Return x unchanged; in the backward pass, copy its gradient once into the layout that the weight gradient reads.
 
-    Attention leaves it with S on the lanes, one sequence after the other; a product over all tokens reads registers of
-    8 features and 128 tokens, those of the same features together. For a reshape alone the compiler moves it twice.
+    x is q, k or v [B, G, S, H d] before its bias. Attention returns the gradient with S on the lanes of a TPU, sequence
+    after sequence. The product over all tokens reads tiles of 8 features and 128 tokens. With a plain reshape the
+    compiler would copy the gradient twice.
     """
     return x
 
@@ -109,7 +110,7 @@ def with_gradient_for_weights(x: Array) -> Array:
 def _gradient_for_weights(_: None, gradient: Array) -> tuple[Array]:
     sublanes = math.gcd(gradient.shape[-1], SUBLANES)
     registers = einops.rearrange(gradient, 'b g s (e l) -> e b g l s', l=sublanes)
-    registers = jax.lax.optimization_barrier(registers)  # or both moves would be seen as none
+    registers = jax.lax.optimization_barrier(registers)  # without it the compiler cancels the copies
     return (einops.rearrange(registers, 'e b g l s -> b g s (e l)'),)
 
 

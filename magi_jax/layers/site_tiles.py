@@ -1,7 +1,7 @@
-"""Sequences of several sites side by side, so that attention in time fills the lanes of a TPU.
+"""Packs several sites into one sequence, so that temporal attention fills the lanes of a TPU.
 
-The frames of one site are a short sequence, whose matrices of 31 x 31 weights and 31 x 80 queries a TPU pads to
-32 x 128. Four sites in one sequence of 128 tokens, blind to each other, take the same room and no moves to other lanes.
+The frames of one site form a short sequence. A TPU pads its 31 x 31 weights and 31 x 80 queries to 32 x 128. Four sites
+in one masked sequence of 128 tokens need the same space and no copies between lanes.
 
 Dimension key: B clips, R rows (frames), N sites, G tiles, s sites of a tile, r rows of a tile, padding included.
 """
@@ -14,12 +14,12 @@ import jax.numpy as jnp
 
 Array = jax.Array
 
-SUBLANES = 8  # rows of a TPU's registers
+SUBLANES = 8  # rows of a TPU register
 
 
 @dataclasses.dataclass(frozen=True)
 class SiteTiles:
-    """How [B, R, N, ...] becomes [B, G, s r, ...] and back.
+    """The packing of [B, R, N, ...] into [B, G, s r, ...].
 
     Attributes:
       rows: R.
@@ -32,16 +32,19 @@ class SiteTiles:
     padding: int = 0
 
     def pack(self, x: Array) -> Array:
-        """[B, R, N, ...] -> [B, G, s r, ...]; padding is zero."""
+        """Pack [B, R, N, ...] into [B, G, s r, ...]; padding is zero."""
         x = jnp.pad(x, [(0, 0), (0, self.padding)] + [(0, 0)] * (x.ndim - 2))
         return einops.rearrange(x, 'b r (g s) ... -> b g (s r) ...', s=self.sites)
 
     def unpack(self, x: Array) -> Array:
-        """[B, G, s r, ...] -> [B, R, N, ...]."""
+        """Unpack [B, G, s r, ...] into [B, R, N, ...]."""
         return einops.rearrange(x, 'b g (s r) ... -> b r (g s) ...', s=self.sites)[:, : self.rows]
 
     def mask(self, mask: Array) -> Array:
-        """bool [..., R, R] -> [..., s r, s r]: a site sees its own rows; padding itself, lest its softmax be empty."""
+        """Expand a mask bool [..., R, R] to [..., s r, s r].
+
+        A site sees its own rows; a padding row sees itself only.
+        """
         mask = jnp.pad(mask, [(0, 0)] * (mask.ndim - 2) + 2 * [(0, self.padding)])
         padding = jnp.diag(jnp.arange(self.rows + self.padding) >= self.rows)
         mask |= jnp.expand_dims(padding, tuple(range(mask.ndim - 2)))
@@ -50,12 +53,12 @@ class SiteTiles:
         return jnp.tile(mask, (self.sites, self.sites)) & own
 
     def keys(self, numbers: Array) -> Array:
-        """Row numbers [R] -> those of a tile's tokens [s r]."""
+        """Expand row numbers [R] to those of the tokens of a tile [s r]."""
         return jnp.tile(jnp.pad(numbers, (0, self.padding)), self.sites)
 
 
 def site_tiles(rows: int, sites: int, lanes: int) -> SiteTiles:
-    """Tiles of as many sites as fill `lanes` and divide `sites`; with one lane, one site without padding."""
+    """Return tiles of as many sites as fit into `lanes` and divide `sites`; one site if `lanes` is 1."""
     padding = -rows % SUBLANES
     together = lanes // (rows + padding)
     if together < 2:

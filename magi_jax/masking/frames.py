@@ -1,4 +1,4 @@
-"""Which frames a frame may see in the temporal layers, as boolean [query row, key row] arrays (MAGI §4, Fig. 3).
+"""Frame visibility in temporal attention, as boolean [query row, key row] arrays (MAGI §4, Fig. 3).
 
 Dimension key: T frames, R new rows, F cache slots.
 """
@@ -9,15 +9,15 @@ import numpy as np
 
 
 def causal(frames: int) -> np.ndarray:
-    """[T, T]: a frame sees itself and the frames before it (Masked Teacher Forcing; context frames)."""
+    """Return bool [T, T]: a frame sees itself and the frames before it (masked teacher forcing; context frames)."""
     return np.tril(np.ones((frames, frames), bool))
 
 
 def complete_teacher_forcing(frames: int) -> np.ndarray:
-    """[2T, 2T]: rows 0..T-1 are the observed frames, rows T..2T-1 their masked copies.
+    """Return bool [2T, 2T]: rows 0..T-1 are the observed frames, rows T..2T-1 their masked copies.
 
-    Observed frame i sees observed frames <= i and no masked one. Masked frame j sees the observed frames < j, strictly:
-    observed frame j is its own target, and of the masked frames only itself.
+    Observed frame i sees observed frames <= i and no masked frame. Masked frame j sees observed frames < j and itself.
+    It must not see observed frame j, which is its target.
     """
     observed = np.concatenate([causal(frames), np.zeros((frames, frames), bool)], axis=1)
     masked = np.concatenate([np.tril(np.ones((frames, frames), bool), k=-1), np.eye(frames, dtype=bool)], axis=1)
@@ -25,16 +25,16 @@ def complete_teacher_forcing(frames: int) -> np.ndarray:
 
 
 def training_rows(frames: int, parts: int, observed: bool) -> np.ndarray:
-    """int [R]: which rows of the [observed frames, masked frames] sequence a training pass holds, and in what order.
+    """Return int [R]: the rows of the sequence [observed frames, masked frames] in a training pass, in their order.
 
-    Numbers 0..T'-1 are observed frames, T'..2T'-1 their masked copies, T' = T rounded up to a multiple of `parts`: the
-    frames past T come after all others, so that none of these can see them.
+    Numbers 0..T'-1 are observed frames and T'..2T'-1 their masked copies, with T' = T rounded up to a multiple of
+    `parts`. Padding frames come last, so no real frame sees them.
 
     Args:
       frames: T.
-      parts: of a sequence that is cut into equal parts: each holds the observed rows of its frames, then the masked
-        ones, so that all parts have the same work. In one part the last observed row is left out: no row sees it.
-      observed: False leaves only the masked rows (Masked Teacher Forcing).
+      parts: number of equal parts that devices share. Each part holds the observed rows of its frames, then their
+        masked rows, so all parts have the same work. With one part the last observed row is left out: no row sees it.
+      observed: False keeps only the masked rows (masked teacher forcing).
     """
     frames = -(-frames // parts) * parts
     chunks = np.arange(frames).reshape(parts, -1)
@@ -46,12 +46,12 @@ def training_rows(frames: int, parts: int, observed: bool) -> np.ndarray:
 
 
 def without_history(visible: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """`visible` [R, R] of `training_rows` [R], but masked frames see only themselves."""
+    """Restrict `visible` [R, R] of `training_rows` [R] so that masked frames see only themselves."""
     masked = rows >= rows.max() // 2 + 1
     return np.where(masked[:, None], rows[:, None] == rows[None], visible)
 
 
 def cached_causal(rows: int, capacity: int, length: jax.Array) -> jax.Array:
-    """[R, F + R]: new rows see the `length` filled cache slots, themselves and the new rows before them."""
+    """Return bool [R, F + R]: new rows see the `length` filled cache slots, themselves and earlier new rows."""
     filled = jnp.broadcast_to(jnp.arange(capacity) < length, (rows, capacity))
     return jnp.concatenate([filled, jnp.asarray(causal(rows))], axis=1)

@@ -1,4 +1,4 @@
-"""Which tokens of a frame are hidden in training, and in which order they are revealed in sampling (MAR's rules).
+"""Random token masks for training and reveal counts for sampling (the rules of MAR).
 
 Dimension key: B clips, T frames, N tokens of a frame, K mask steps.
 """
@@ -11,7 +11,7 @@ from magi_jax.config import MaskingConfig
 
 
 def mask_ratio(uniform: jax.Array, config: MaskingConfig) -> jax.Array:
-    """uniform in [0, 1) -> ratio ~ Normal(mean, std) truncated to [min, max], by the inverse CDF; any shape."""
+    """Map `uniform` in [0, 1), any shape, to ratios ~ Normal(mean, std) truncated to [min, max], by inverse CDF."""
     cdf = jax.scipy.stats.norm.cdf
     low = cdf((config.ratio_min - config.ratio_mean) / config.ratio_std)
     high = cdf((config.ratio_max - config.ratio_mean) / config.ratio_std)
@@ -20,20 +20,20 @@ def mask_ratio(uniform: jax.Array, config: MaskingConfig) -> jax.Array:
 
 
 def random_ranks(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """int32 `shape`: along the last axis, each token's place in a uniform random order."""
+    """Return int32 `shape`: the rank of each token in a uniform random order along the last axis."""
     order = jnp.argsort(jax.random.uniform(key, shape), axis=-1)
     return jnp.argsort(order, axis=-1)
 
 
 def draw_masks(key: jax.Array, clip_keys: jax.Array, frames: int, tokens: int, config: MaskingConfig) -> jax.Array:
-    """bool [B, T, N], True = hidden: ceil(N * ratio) tokens of each frame, in a uniform random order.
+    """Draw masks bool [B, T, N], True = hidden, with ceil(N * ratio) random tokens hidden in each frame.
 
     Args:
-      key: one key of this step, for what the whole batch shares (`draw_per = 'batch'`).
-      clip_keys: [B] keys, one a clip.
+      key: key of this step, for a ratio that the whole batch shares (`draw_per = 'batch'`).
+      clip_keys: [B] keys, one for each clip.
       frames: T.
       tokens: N.
-      config: `draw_per` says whether ratio and order are drawn per frame, per clip, or (MAR) one ratio per batch with
+      config: `draw_per` selects ratio and order per frame, ratio and order per clip, or (MAR) one ratio per batch with
         an order per clip and frame (A7).
     """
     batch_uniform = jax.random.uniform(key)
@@ -51,9 +51,9 @@ def draw_masks(key: jax.Array, clip_keys: jax.Array, frames: int, tokens: int, c
 
 
 def masked_counts(tokens: int, steps: int) -> np.ndarray:
-    """int [K]: tokens still hidden after each mask step, floor(N cos(pi/2 (s+1)/K)) (MAR).
+    """Return int [K]: tokens still hidden after each mask step, floor(N cos(pi/2 (s+1)/K)) (MAR).
 
-    Every step reveals at least one and leaves at least one while it can; the last step leaves none.
+    Every step reveals at least one token and leaves at least one, as long as there are any. The last step leaves none.
     """
     counts, remaining = [], tokens
     for step in range(steps):
@@ -64,6 +64,6 @@ def masked_counts(tokens: int, steps: int) -> np.ndarray:
 
 
 def reveal_counts(tokens: int, steps: int) -> np.ndarray:
-    """int [K]: tokens revealed by each mask step; sums to N; 0 in steps that have none left to give (K > N)."""
+    """Return int [K]: tokens revealed by each mask step. They sum to N; late steps reveal none if K > N."""
     masked = masked_counts(tokens, steps)
     return -np.diff(np.concatenate([[tokens], masked]))

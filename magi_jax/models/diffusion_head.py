@@ -1,4 +1,4 @@
-"""MAR's diffusion head: a small adaptive-LayerNorm MLP that denoises one token given the trunk's output for it.
+"""MAR's diffusion head: a small adaptive-LayerNorm MLP that denoises one token, conditioned on the trunk output.
 
 Dimension key: ... token rows, C token width, D trunk width, W head width.
 """
@@ -18,7 +18,7 @@ TIMESTEP_CHANNELS = 256
 
 
 def timestep_embedding(t: Array) -> Array:
-    """int [...] -> float32 [..., 256]: cosines then sines of t / 10000^(k/128)."""
+    """Embed timesteps int [...] as float32 [..., 256]: cosines then sines of t / 10000^(k/128)."""
     half = TIMESTEP_CHANNELS // 2
     frequency = 10000.0 ** (-jnp.arange(half) / half)
     angle = jnp.einsum('...,k->...k', t.astype(jnp.float32), frequency)
@@ -26,7 +26,10 @@ def timestep_embedding(t: Array) -> Array:
 
 
 class ResidualBlock(nn.Module):
-    """x += gate * MLP(LN(x) * (1 + scale) + shift), modulated by the condition; starts as the identity."""
+    """x += gate * MLP(LN(x) * (1 + scale) + shift).
+
+    The condition gives gate, scale, shift; an untrained block is the identity.
+    """
 
     width: int
     dtype: Any
@@ -39,16 +42,19 @@ class ResidualBlock(nn.Module):
         self.down = Linear(self.width, (None, 'embed'), self.dtype)
 
     def __call__(self, x: Array, shift: Array, scale: Array, gate: Array) -> Array:
-        """All [..., W]; the last three from `modulation` of the activated condition."""
+        """Apply the block.
+
+        All arguments are [..., W]; the last three come from `modulation` of the activated condition.
+        """
         h = self.norm(x) * (1 + scale) + shift
         return x + gate * self.down(nn.silu(self.up(h)))
 
 
 class DiffusionHead(nn.Module):
-    """(noisy token, timestep, trunk output) -> (prediction | variance logits). Outputs zeros at initialisation.
+    """Maps noisy token, timestep and trunk output to (prediction | variance logits). It is initialised to output zeros.
 
-    Most of the work does not depend on the noisy token. A sampler does it ahead: `embed_time` once for all tokens,
-    `condition` once a token, `modulate` for many timesteps at once; training calls the module.
+    Most of the work does not depend on the noisy token, so the sampler does it once: `embed_time` for all tokens,
+    `condition` for each token, `modulate` for many timesteps together. Training calls the module.
     """
 
     config: HeadConfig
@@ -70,26 +76,26 @@ class DiffusionHead(nn.Module):
             self.readout = Linear(self.token_width, (None, 'token'), dtype, zeros)
 
     def __call__(self, x: Array, t: Array, z: Array) -> Array:
-        """x [..., C], t int [...], z [..., D] (sizes of 1 stand for all) -> float32 [..., 2C]."""
+        """Map x [..., C], t int [...], z [..., D] to float32 [..., 2C]. Leading axes broadcast."""
         condition, readout = self.condition(z)
         return self.denoise(x, self.modulate(self.embed_time(t), condition), readout)
 
     def embed_time(self, t: Array) -> Array:
-        """int [...] -> [..., W]."""
+        """Map timesteps int [...] to their part of the condition [..., W]."""
         return self.time_out(nn.silu(self.time_in(timestep_embedding(t))))
 
     def condition(self, z: Array) -> tuple[Array, Array | None]:
-        """z [..., D] -> [..., W] that joins the time, and what is added to the prediction [..., C] (with `readout`)."""
+        """Map z [..., D] to its part of the condition [..., W] and, with `readout`, of the prediction [..., C]."""
         return self.condition_in(z), self.readout(z) if self.config.readout else None
 
     def modulate(self, time: Array, condition: Array) -> list[list[Array]]:
-        """[..., W] each, broadcast -> [..., W]: shift, scale, gate of every block, shift, scale of the final layer."""
+        """Return the modulations, [..., W] each: shift, scale, gate of every block; shift, scale of the final layer."""
         activated = nn.silu(time + condition)
         layers = [*(block.modulation for block in self.blocks), self.final_modulation]
         return [jnp.split(layer(activated), layer.features // self.config.width, axis=-1) for layer in layers]
 
     def denoise(self, x: Array, modulations: list[list[Array]], readout: Array | None) -> Array:
-        """x [..., C] -> float32 [..., 2C]."""
+        """Map noisy tokens x [..., C] to float32 [..., 2C] with the modulations and readout of the other methods."""
         h = self.token_in(x)
         for block, modulation in zip(self.blocks, modulations):
             h = block(h, *modulation)

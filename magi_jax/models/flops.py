@@ -1,6 +1,6 @@
-"""FLOPs of the model by arithmetic: what a compiled program is held against. A multiply-add is two.
+"""FLOPs of the model by arithmetic, to compare compiled programs with. A multiply-add counts as two.
 
-Only matrix products count, temporal attention as dense, no recomputation; the tokenizer is not part of it.
+Only matrix products count. Temporal attention counts as dense. Rematerialisation and the tokenizer are left out.
 Dimension key: B clips, T frames, N tokens of a frame, S key rows, C token width, D width, W head width.
 """
 
@@ -8,14 +8,14 @@ from magi_jax.config import HeadConfig, ModelConfig, SamplerConfig
 from magi_jax.models.diffusion_head import TIMESTEP_CHANNELS
 from magi_jax.models.magi import ClipShape
 
-BACKWARD = 2  # times the forward pass: gradients of inputs and of weights
+BACKWARD = 2  # FLOPs of the backward pass / forward pass: gradients of inputs and of weights
 
 
 def train_flops(model: ModelConfig, shape: ClipShape) -> dict[str, float]:
-    """One clip's forward and backward pass, by component: 'spatial', 'temporal', 'embedding', 'head'.
+    """Return FLOPs of one clip, forward and backward, by component: 'spatial', 'temporal', 'embedding', 'head'.
 
-    All 2T frames of complete teacher forcing pass the trunk, and the head sees every token of the T masked ones,
-    `head.repeats` times each.
+    With complete teacher forcing, 2T frames pass the trunk. The head sees every token of the T masked frames
+    `head.repeats` times.
     """
     rows = shape.frames * (2 if model.teacher_forcing == 'complete' else 1)
     forward = _trunk_flops(model, shape, rows, rows)
@@ -24,10 +24,10 @@ def train_flops(model: ModelConfig, shape: ClipShape) -> dict[str, float]:
 
 
 def frame_flops(model: ModelConfig, sampler: SamplerConfig, shape: ClipShape, slots: int) -> dict[str, float]:
-    """One sampled frame of one clip: K mask passes and the commit pass against `slots` cached frames, by component.
+    """Return FLOPs of one sampled frame of one clip, by component.
 
-    The head runs `denoise_steps` times on each of the N tokens, when it is revealed. Guidance takes each mask pass a
-    second time, against no cached frames, and the head twice.
+    A frame takes K mask passes and one commit pass against `slots` cached frames. The head runs `denoise_steps` times
+    on each of the N tokens. Guidance adds a mask pass without cached frames to each mask pass and doubles the head.
     """
     passes, guided = min(sampler.mask_steps, shape.tokens), sampler.guidance != 1
     seeing, blind = (_trunk_flops(model, shape, 1, rows) for rows in (slots + 1, 1))
@@ -37,7 +37,7 @@ def frame_flops(model: ModelConfig, sampler: SamplerConfig, shape: ClipShape, sl
 
 
 def head_flops(model: ModelConfig, token_width: int) -> float:
-    """One evaluation of the diffusion head on one token."""
+    """Return FLOPs of one evaluation of the diffusion head on one token."""
     head: HeadConfig = model.head
     width = head.width
     inputs = token_width * width + model.width * width + TIMESTEP_CHANNELS * width + width * width
@@ -47,7 +47,7 @@ def head_flops(model: ModelConfig, token_width: int) -> float:
 
 
 def _trunk_flops(model: ModelConfig, shape: ClipShape, rows: int, key_rows: int) -> dict[str, float]:
-    """Forward pass of `rows` frames of one clip, each seeing `key_rows` frames in the temporal layers."""
+    """Return FLOPs of a forward pass of `rows` frames, each with `key_rows` frames as temporal keys."""
     width, sites = model.width, shape.tokens + (model.noise_embedding == 'concat_token')
     projections, mlp = 8 * width * width, 4 * width * model.mlp_width
     spatial = projections + 4 * sites * width + (mlp if model.mlp_layers == 'both' else 0)

@@ -1,7 +1,7 @@
 """MAGI: the spatial-temporal transformer over observed and masked frames (arXiv 2501.12389 §4, §A).
 
 Dimension key: B clips, T trained frames, R rows (frames handed in), N tokens of a frame, C token width, D width,
-L blocks, F cache slots; t, n: the part of T, N that this device holds (all of it, unless a layout says otherwise).
+L blocks, F cache slots; t, n: the local part of T, N on one device (all of it, unless the layout shards the axis).
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class ClipShape:
-    """Sizes that the data and the tokenizer fix: T frames of rows x columns tokens of C channels, and table sizes."""
+    """Sizes that data and tokenizer determine: T frames of rows x columns tokens of width C, and sizes of tables."""
 
     frames: int
     rows: int
@@ -47,20 +47,20 @@ class ClipShape:
 
 
 def frame_sites(config: ModelConfig, shape: ClipShape) -> int:
-    """Sites of a frame in the trunk: its tokens, and the noise level where that is a token of its own (A3)."""
+    """Return the sites of a frame in the trunk: its tokens, plus one if the noise level is a token (A3)."""
     return shape.tokens + (config.noise_embedding == 'concat_token')
 
 
 class Magi(nn.Module):
-    """Tokens and masks in, one condition vector a masked token out, for the diffusion head.
+    """The trunk of MAGI: maps tokens and masks to one condition vector for each token, the input of the diffusion head.
 
     Attributes:
-      config: widths, depth and the settled ambiguities.
-      shape: sizes of the trained clips.
-      dtype: of the matrix products; parameters, norms, softmax and positions stay float32.
-      remat: what the backward pass recomputes.
-      unroll: blocks in one turn of the loop over depth.
-      layout: which part of the frames and sites this device holds.
+      config: widths, depth and the chosen readings of the paper (A3 to A14).
+      shape: sizes of the training clips.
+      dtype: dtype of matrix products; parameters, norms, softmax and positions stay float32.
+      remat: what the backward pass recomputes (layers/blocks.py POLICIES).
+      unroll: blocks in one iteration of the loop over depth.
+      layout: sharding of frames and sites.
     """
 
     config: ModelConfig
@@ -106,26 +106,26 @@ class Magi(nn.Module):
         dropout_keys: Array | None = None,
         history: Array | None = None,
     ) -> Array:
-        """The training pass over whole clips: under CTF every masked frame sees the complete frames before it.
+        """Run the training pass over whole clips. Under CTF every masked frame sees the complete frames before it.
 
         Args:
           observed: [B, t, N, C] noised tokens of the complete frames; unused under MTF.
           masked: [B, t, N, C] tokens of the frames to predict.
           mask: bool [B, t, N], True = hidden.
-          interval: int32 [B] in 1..shape.intervals, frames between two rows.
-          level: int32 [B, t] noise level of the observed rows (of the masked rows under MTF).
+          interval: frame interval int32 [B] in 1..shape.intervals, in raw frames.
+          level: noise level int32 [B, t] of the observed frames (under MTF: of the masked frames).
           dropout_keys: [B] keys; None = no dropout.
-          history: bool [B], False = masked frames see only themselves; None = all True.
+          history: bool [B]; False = masked frames see only themselves; None = all True.
 
         Returns:
-          z [B, t, N, D] float32, meaningful where mask is True.
+          z float32 [B, t, N, D], meaningful where mask is True.
         """
         positions = self.layout.own_frames(jnp.arange(self.shape.frames, dtype=jnp.float32), 0)
         rows = training_rows(self.shape.frames, self.layout.parts, self.config.teacher_forcing == 'complete')
         if self.config.teacher_forcing == 'masked':
             x, conditioning = self._embed(masked, mask, interval, level, positions)
         else:
-            seen = observed.shape[1] - (self.layout.parts == 1)  # the last observed row is left out: training_rows
+            seen = observed.shape[1] - (self.layout.parts == 1)  # no frame sees the last one: see training_rows
             parts = [
                 self._embed(observed[:, :seen], None, interval, level[:, :seen], positions[:seen]),
                 self._embed(masked, mask, interval, jnp.zeros_like(level), positions),
@@ -136,7 +136,7 @@ class Magi(nn.Module):
         return self._condition(x[:, -masked.shape[1] :], positions)
 
     def _visible(self, rows: np.ndarray, history: Array | None) -> Array:
-        """Row numbers of `training_rows` [R] -> bool [R, R] or, with `history`, [B, R, R]: which rows a row sees."""
+        """Return which rows each row sees, bool [R, R] or with `history` [B, R, R]; `rows` is `training_rows` [R]."""
         frames = rows.max() // 2 + 1
         if self.config.teacher_forcing == 'masked':
             visible = causal(frames)
@@ -147,7 +147,7 @@ class Magi(nn.Module):
         return jnp.where(history[:, None, None], visible[None], without_history(visible, rows)[None])
 
     def _dropout(self, rows: np.ndarray, keys: Array | None) -> ClipDropout | None:
-        """A row's draws are known by frame and kind: padding and order of the rows do not change them."""
+        """Return dropout whose bits depend on frame and role of a row, not on padding or the order of rows."""
         if keys is None or not self.config.dropout:
             return None
         frames, padded = self.shape.frames, rows.max() // 2 + 1
@@ -155,14 +155,14 @@ class Magi(nn.Module):
         return ClipDropout(keys, jnp.asarray(numbers), 2 * frames, self.config.dropout)
 
     def observe(self, tokens: Array, level: Array, interval: Array, positions: Array, cache: KVCache) -> KeysValues:
-        """Reads R complete frames behind those in the cache; the caller appends what comes back.
+        """Encode R complete frames that follow the cached ones; the caller appends the result to the cache.
 
         Args:
           tokens: [B, R, N, C].
-          level: int32 [B, R].
-          interval: int32 [B].
+          level: noise level int32 [B, R].
+          interval: frame interval int32 [B].
           positions: float32 [R], each in [0, T-1].
-          cache: with `cache.length` frames before these.
+          cache: keys and values of the `cache.length` frames before these.
 
         Returns:
           Keys and values [L, B, R, n, D] of the temporal layers.
@@ -175,17 +175,17 @@ class Magi(nn.Module):
         return self.trunk(self.layout.own_sites(x, 2), _past(cache), mask, conditioning, None)[1]
 
     def predict(self, tokens: Array, mask: Array, interval: Array, position: Array, cache: KVCache) -> Array:
-        """The condition for the hidden tokens of one new frame behind the cached ones.
+        """Compute the condition vectors for the hidden tokens of one new frame that follows the cached ones.
 
         Args:
-          tokens: [B, N, C], revealed where mask is False.
-          mask: bool [B, N].
-          interval: int32 [B].
+          tokens: [B, N, C], read where mask is False.
+          mask: bool [B, N], True = hidden.
+          interval: frame interval int32 [B].
           position: float32 scalar in [0, T-1].
-          cache: the complete frames before it.
+          cache: keys and values of the complete frames before this one.
 
         Returns:
-          z [B, N, D] float32; equal to the training pass's row for the same frames, mask and level.
+          z float32 [B, N, D]. It equals the row of the training pass for the same frames, mask and level.
         """
         level, positions = jnp.zeros((tokens.shape[0], 1), jnp.int32), position[None]
         x, conditioning = self._embed(tokens[:, None], mask[:, None], interval, level, positions)
@@ -196,9 +196,11 @@ class Magi(nn.Module):
     def _embed(
         self, tokens: Array, mask: Array | None, interval: Array, level: Array, positions: Array
     ) -> tuple[Array, Array | None]:
-        """Tokens [B,R,N,C] of observed (mask None) or masked frames -> x [B,R,N',D], conditioning for A11 or None.
+        """Embed tokens [B,R,N,C] of observed (mask None) or masked frames.
 
-        N' = N + 1 when the noise level is a token of its own (A3, 'concat_token'), else N.
+        Returns:
+          x [B,R,N',D] and the conditioning of every block (A11) or None. N' = N + 1 if the noise level is a token (A3),
+          else N.
         """
         config, shape = self.config, self.shape
         if mask is None:
@@ -217,7 +219,7 @@ class Magi(nn.Module):
         return x, (time_and_interval if config.embed_at == 'every_block' else None)
 
     def _add_noise_level(self, x: Array, noise: Array) -> Array:
-        """x [B,R,N,D], noise [B,R,1,D] -> [B,R,N',D] (A3)."""
+        """Add the noise embedding [B,R,1,D] to x [B,R,N,D] in one of three ways (A3); return [B,R,N',D]."""
         if self.config.noise_embedding == 'add':
             return x + noise
         if self.config.noise_embedding == 'concat_token':
@@ -226,7 +228,7 @@ class Magi(nn.Module):
         return self.noise_projection(both).astype(jnp.float32)
 
     def _condition(self, x: Array, positions: Array) -> Array:
-        """Trunk output [B,R,N',D] -> z [B,R,N,D] with the head's position table (MAR) added after the last norm."""
+        """Normalise the trunk output [B,R,N',D] and add the position table of the head (MAR): z [B,R,N,D]."""
         table = self.head_table[None]
         if self.config.head.position_table == 'per_frame':
             table = read_table(self.head_table, positions)

@@ -1,4 +1,4 @@
-"""What the trainer knows of an objective, and the table of objectives."""
+"""The interface of an objective, and the table of objectives."""
 
 import functools
 from typing import Any, Protocol
@@ -14,34 +14,34 @@ from magi_jax.tokenizers.api import Tokenizer
 
 
 class Objective(Protocol):
-    """A pure loss and the parameters it trains; a dataclass, so that its layout can be replaced.
+    """A pure loss and the parameters it trains. Objectives are dataclasses, so that the trainer can replace the layout.
 
     Attributes:
-      layout: where the clips lie among devices; `loss` is what one device computes, with equal results on all.
+      layout: sharding of the clips. `loss` is computed by each device and has equal results on all of them.
     """
 
     layout: Layout
 
     def init(self, key: jax.Array) -> Any:
-        """Fresh float32 parameters, boxed with logical axis names where they can be sharded."""
+        """Return fresh float32 parameters, boxed with logical axis names where they can be sharded."""
 
     def loss(
         self, params: Any, tokenizer: Tokenizer | None, batch: dict[str, jax.Array], key: jax.Array, train: bool
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """(scalar loss, scalar metrics with 'loss' among them) of the global batch; see the implementations."""
+        """Return (scalar loss, scalar metrics including 'loss') of the global batch."""
 
 
 @functools.lru_cache(maxsize=16)
 def abstract_params(objective: Objective) -> Any:
-    """Shapes and logical axes of `objective.init`. Kept, for a command asks eight times and tracing takes its time."""
+    """Return shapes and logical axes of `objective.init`. Cached, because a command calls it eight times."""
     return jax.eval_shape(objective.init, jax.random.key(0))
 
 
 def clip_shape(config: Config, tokenizer: Tokenizer) -> ClipShape:
-    """The sizes a generator is built for.
+    """Return the sizes that a generator is built for.
 
     Raises:
-      ConfigError: frames do not fit the tokenizer's downsample factor, latents the patch size, or heads the width.
+      ConfigError: the tokenizer cannot encode the frames, latents do not divide into patches, or width into heads.
     """
     frames, height, width, channels = tokenizer.latent_shape(config.data.frames, config.data.height, config.data.width)
     model, patch = config.model, config.model.patch
@@ -62,7 +62,10 @@ def clip_shape(config: Config, tokenizer: Tokenizer) -> ClipShape:
 
 
 def make_objective(config: Config, tokenizer: Tokenizer | None) -> Objective:
-    """The objective named by `config.objective`; generators need the frozen tokenizer, the autoencoder none."""
+    """Make the objective that `config.objective` names.
+
+    Generators need the frozen tokenizer; the autoencoder does not.
+    """
     if config.objective == 'autoencoder':
         return make_autoencoder_objective(config)
     return MaskedDiffusion(config, clip_shape(config, tokenizer))

@@ -18,36 +18,35 @@ from magi_jax.tokenizers.pixels import to_float
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderObjective:
-    """`init` and `loss` of the autoencoder; `module` encodes and decodes frames."""
+    """The objective of the autoencoder; `module` encodes and decodes frames."""
 
     config: Config
     module: nn.Module
     layout: Layout = WHOLE
 
     def init(self, key: jax.Array) -> dict:
-        """Fresh float32 parameters."""
+        """Return fresh float32 parameters."""
         side = self.config.tokenizer.downsample
         return self.module.init(key, jnp.zeros((1, side, side, 3), jnp.float32))['params']
 
     def loss(
         self, params: dict, tokenizer: None, batch: dict, key: jax.Array, train: bool
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """One batch's loss.
+        """Return the loss and the metrics of one batch.
 
         Args:
-          params: of `init`.
-          tokenizer: unused; generators take theirs here.
-          batch: 'video' uint8 [B, T, H, W, 3] and 'example' int [B], the clips' indices, which seed their draws:
-            neither the order of clips nor their place on hosts changes a result.
+          params: parameters from `init`.
+          tokenizer: unused; generators get their frozen tokenizer here.
+          batch: 'video' uint8 [B, T, H, W, 3] and 'example' int [B], the index of each clip. The index seeds the random
+            draws of a clip, so neither the order of clips nor their host changes a result.
           key: typed key of this step.
-          train: True crops every frame at its own place and decodes posterior samples; False takes whole frames
-            and posterior means.
+          train: True crops every frame at a random position and decodes posterior samples; False uses whole frames and
+            posterior means.
 
         Returns:
-          l1 * mean |error| + l2 * mean error**2 + kl * KL, pixels in [-1, 1], both means over all values of all frames.
-          KL is in nats per latent value: the sum over c channels and h w cells divided by c h w, mean over frames.
-          Metrics are scalars: loss, l1, l2, kl (unweighted) and psnr in dB of the clipped reconstruction (peak range 2,
-          mean over frames of each frame's).
+          The loss l1 * mean |error| + l2 * mean error**2 + kl * KL. Pixels are in [-1, 1] and means run over all
+          values. KL is in nats per latent value. The metrics are scalars: loss, l1, l2, kl (unweighted), and psnr in dB
+          of the clipped reconstruction (peak range 2, mean over frames).
         """
         params, weights = self.layout.gather(params), self.config.autoencoder_loss
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch['example'])
@@ -73,7 +72,7 @@ class AutoencoderObjective:
 
 
 def make_autoencoder_objective(config: Config) -> AutoencoderObjective:
-    """The objective of `config`.
+    """Make the objective of `config`.
 
     Raises:
       ConfigError: the tokenizer has nothing to train, or frames or crops do not fit its downsample factor.
@@ -92,7 +91,7 @@ def make_autoencoder_objective(config: Config) -> AutoencoderObjective:
 
 
 def random_crops(video: jax.Array, keys: jax.Array, side: int) -> jax.Array:
-    """[B, T, H, W, 3] and a key per clip [B] -> [B, T, side, side, 3], each frame cut at its own uniform place."""
+    """Crop video [B, T, H, W, 3] to [B, T, side, side, 3], each frame at a random position; one key per clip [B]."""
     height, width = video.shape[2:4]
     limits = jnp.array([height - side + 1, width - side + 1])
 
@@ -106,13 +105,13 @@ def random_crops(video: jax.Array, keys: jax.Array, side: int) -> jax.Array:
 
 
 def psnr(reconstruction: jax.Array, frames: jax.Array) -> jax.Array:
-    """Frames [F, H, W, 3] in [-1, 1] -> dB [F]; an error below 1e-10 counts as 1e-10 (106 dB)."""
+    """Return the PSNR of frames [F, H, W, 3] in [-1, 1], in dB [F], at most 106 dB (squared error 1e-10)."""
     error = jnp.mean(jnp.square(reconstruction - frames), axis=(1, 2, 3))
     return 10.0 * jnp.log10(4.0 / jnp.maximum(error, 1e-10))
 
 
 def _noise(keys: jax.Array, latents: jax.Array) -> jax.Array:
-    """One key per clip [B] -> standard normal noise like latents [F, h, w, c], independent of the crops' draws."""
+    """Draw normal noise shaped like latents [F, h, w, c] from one key per clip [B], independent of the crops."""
     shape = (latents.shape[0] // keys.shape[0], *latents.shape[1:])
     noise = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 1), shape, jnp.float32))(keys)
     return rearrange(noise, 'B T h w c -> (B T) h w c')

@@ -1,7 +1,7 @@
 """MAGI's training objective: diffusion loss on the masked tokens of every frame (arXiv 2501.12389 §4, MAR).
 
 Dimension key: B clips, T latent frames, N tokens of a frame, C token width, D width, M diffusion draws a token;
-t: the part of T that this device holds (all of it, unless a layout says otherwise).
+t: the local part of T on one device (all of it, unless the layout shards frames).
 """
 
 import dataclasses
@@ -27,7 +27,10 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class MaskedDiffusion:
-    """MAGI under complete or masked teacher forcing. Trained: trunk and head; frozen: the tokenizer."""
+    """The objective of MAGI under complete or masked teacher forcing.
+
+    It trains trunk and head; the tokenizer is frozen.
+    """
 
     config: Config
     shape: ClipShape
@@ -44,7 +47,7 @@ class MaskedDiffusion:
         return DiffusionHead(self.config.model.head, self.shape.token_width, dtype)
 
     def init(self, key: Array) -> dict[str, Any]:
-        """Boxed parameters {'trunk': ..., 'head': ...} (float32, with logical axis names)."""
+        """Return boxed float32 parameters {'trunk': ..., 'head': ...} with logical axis names."""
         trunk_key, head_key = jax.random.split(key)
         shape = self.shape
         tokens = jnp.zeros((1, shape.frames, shape.tokens, shape.token_width))
@@ -59,24 +62,23 @@ class MaskedDiffusion:
     def loss(
         self, params: dict[str, Any], tokenizer: Tokenizer, batch: dict[str, Array], key: Array, train: bool
     ) -> tuple[Array, dict[str, Array]]:
-        """Mean over the masked tokens of the batch (all devices) of squared error + `bound_weight` x variational bound.
+        """Return the mean loss over the masked tokens of the global batch: squared error + `bound_weight` * bound.
 
-        Randomness is drawn for whole clips, and each device keeps its frames: nothing depends on the mesh.
+        Random numbers are drawn for whole clips and each device keeps its frames, so results do not depend on the mesh.
 
         Args:
-          params: from `init`, unboxed; this device's part.
-          tokenizer: frozen.
-          batch: 'video' uint8 [B, T_raw, H, W, 3], or its moments 'mean' and, where latents have a variance,
-            'log_variance' [B, T, h, w, c]; 'interval' int32 [B], 'example' int [B] (unique in the run).
-          key: of this step; everything random about a clip follows from (key, example), whatever row of the batch it
-            sits in.
-          train: dropout on.
+          params: unboxed parameters from `init`; on a mesh the local shards.
+          tokenizer: the frozen tokenizer.
+          batch: 'video' uint8 [B, T_raw, H, W, 3], or the posterior moments 'mean' and, if latents have a variance,
+            'log_variance' [B, T, h, w, c]; 'interval' int32 [B]; 'example' int [B], unique in the run.
+          key: key of this step. All randomness of a clip follows from (key, example), not from its row in the batch.
+          train: True = with dropout.
 
         Returns:
           (loss, {'loss', 'mse', 'vb'}), float32 scalars.
         """
         params = self.layout.gather(params)
-        # Not folded into `key` itself: fold_in(key, 0) is split(key)[0], and two purposes would share their draws.
+        # `split` first: fold_in(key, 0) equals split(key)[0], so two purposes would share random numbers.
         key, example_key = jax.random.split(key)
         clip_keys = jax.vmap(jax.random.fold_in, (None, 0))(example_key, batch['example'])
         purposes = jax.vmap(lambda k: jax.random.split(k, 4), out_axes=1)(clip_keys)
@@ -92,7 +94,7 @@ class MaskedDiffusion:
         return loss, {'loss': loss, 'mse': mse, 'vb': vb}
 
     def _latents(self, tokenizer: Tokenizer, batch: dict[str, Array], clip_keys: Array) -> Array:
-        """Normalised latents [B, t, h, w, c] of a video, or of its moments if those are given: with the same draws."""
+        """Return normalised latents [B, t, h, w, c] of a video or its moments; both draw the same posterior noise."""
         own, video = self.layout.own_frames, batch.get('video')
         shape = batch['mean'].shape[1:] if video is None else tokenizer.latent_shape(*video.shape[1:4])
         noise = _normal(clip_keys, shape) if self.config.masking.posterior_noise else None
@@ -103,13 +105,13 @@ class MaskedDiffusion:
             return tokenizer.normalised(mean, log_variance, noise)
         if tokenizer.frame_wise:
             return tokenizer.encode(to_float(own(video, 1)), noise)
-        # A latent frame is of many frames: each device that shares a clip encodes all of it, and keeps its part.
+        # A latent frame depends on many frames: every device encodes the whole clip and keeps its part.
         return own(tokenizer.encode(to_float(video), noise, self.config.data.context_frames), 1)
 
     def _trunk_output(
         self, params: Any, clean: Array, interval: Array, key: Array, clip_keys: Array, dropout_keys: Array | None
     ) -> tuple[Array, Array]:
-        """Corrupts the clips [B,t,N,C] and runs the trunk -> z [B,t,N,D], mask bool [B,t,N]."""
+        """Corrupt the clips [B,t,N,C] and run the trunk; return z [B,t,N,D] and the mask bool [B,t,N]."""
         masking, shape, own = self.config.masking, self.shape, self.layout.own_frames
         keys = jax.vmap(lambda k: jax.random.split(k, 4), out_axes=1)(clip_keys)
         mask = own(draw_masks(key, keys[0], shape.frames, shape.tokens, masking), 1)
@@ -131,7 +133,7 @@ class MaskedDiffusion:
         return self.trunk.apply({'params': params}, *inputs, history=history), mask
 
     def _head_loss(self, params: Any, clean: Array, z: Array, clip_keys: Array) -> tuple[Array, Array]:
-        """(mse, vb), each [B, t, N], the mean of M independent diffusion draws a token."""
+        """Return (mse, vb), [B, t, N] each: means over M independent diffusion draws for each token."""
         head, own = self.config.model.head, self.layout.own_frames
         process, shape = full_process(head.timesteps), (self.shape.frames, *clean.shape[2:])
 
@@ -150,11 +152,11 @@ class MaskedDiffusion:
         remat = self.config.train.remat
         if remat == 'none':
             return losses(numbers)
-        # One after the other, and again in the backward pass: all activations of a wide head would fill the HBM.
+        # Draws run one by one and are rematerialised: the activations of a wide head for all draws do not fit into HBM.
         one_by_one = jax.lax.map(jax.checkpoint(losses, policy=POLICIES[remat], prevent_cse=False), numbers[:, None])
         return jax.tree.map(lambda x: jnp.mean(x, axis=0), one_by_one)
 
 
 def _normal(keys: Array, shape: tuple[int, ...]) -> Array:
-    """One key a clip [B] -> float32 [B, *shape], standard normal."""
+    """Draw standard normal float32 [B, *shape] from one key per clip [B]."""
     return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
