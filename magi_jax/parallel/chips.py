@@ -1,6 +1,6 @@
-"""What TPU chips can do at best, and the slices they come in. Public figures of the Cloud TPU documentation.
+"""Peak rates, memory and slices of TPU chips, from the Cloud TPU documentation.
 
-Peaks, not measurements: a time made from them is a lower bound.
+These are peaks, not measurements: a time computed from them is a lower bound.
 """
 
 import dataclasses
@@ -11,17 +11,17 @@ from magi_jax.config import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One chip.
+    """Peak rates of one chip.
 
     Attributes:
-      name: as in topology names.
-      peak_flops: bf16 multiply-adds a second, counted as two.
-      hbm_bytes: what the compiler lets a program use; it keeps the rest of the advertised memory for itself.
+      name: chip name in topologies.
+      peak_flops: bf16 FLOP/s; a multiply-add counts as two.
+      hbm_bytes: HBM that a program may use. The compiler reserves the rest of the advertised memory.
       hbm_bandwidth: bytes/s.
-      ici_bandwidth: bytes/s that all links of the chip together send.
-      flops_per_cycle: of the clock in which the compiler counts `estimated_cycles`. Both v4 and v5p: two cores of four
-        128x128 matrix units, v5e one. v6e: four of 256x256, since the compiler's estimate of a large matrix product
-        rules out two (70 % of the peak of four; 88 to 93 % of the peaks assumed here for the other chips).
+      ici_bandwidth: bytes/s that all links of the chip send together.
+      flops_per_cycle: FLOPs in one cycle of the clock that `estimated_cycles` counts. v4 and v5p have two cores of four
+        128x128 matrix units, v5e has one core. For v6e we assume four units of 256x256: the compiler's estimate of a
+        large matrix product (70 % of the peak of four) rules out two.
       slices: topologies, smallest first.
     """
 
@@ -35,7 +35,7 @@ class Chip:
 
     @property
     def clock(self) -> float:
-        """Hz, derived: peak_flops / flops_per_cycle."""
+        """Clock in Hz, derived as peak_flops / flops_per_cycle."""
         return self.peak_flops / self.flops_per_cycle
 
 
@@ -51,10 +51,10 @@ CHIPS = {
 
 
 def parse_topology(topology: str) -> tuple[Chip, int]:
-    """'v5e:4x4' -> (the chip, 16 chips).
+    """Parse a topology: 'v5e:4x4' -> (chip, 16 chips).
 
     Raises:
-      ConfigError: not CHIP:AxB or CHIP:AxBxC of a known chip.
+      ConfigError: the text is not CHIP:AxB or CHIP:AxBxC of a known chip.
     """
     name, _, extent = topology.partition(':')
     sides = extent.split('x')

@@ -1,4 +1,4 @@
-"""A tokenizer on all devices of this host, as a function of NumPy batches.
+"""Runs a tokenizer on all devices of this host.
 
 R rows (clips), F frames, H W pixels, t latent frames, h w latent rows and columns, c channels.
 """
@@ -16,16 +16,16 @@ from magi_jax.tokenizers.pixels import to_float
 
 
 def make_encoder(tokenizer: Tokenizer, context: int) -> Callable[[np.ndarray], tuple[jax.Array, jax.Array]]:
-    """A function from clips uint8 [R, F, H, W, 3] to their posterior mean and log variance [R, t, h, w, c].
+    """Return a function from clips uint8 [R, F, H, W, 3] to posterior mean and log variance [R, t, h, w, c].
 
-    Hosts work for themselves. It returns before the moments are computed; reading them waits.
+    Hosts work independently. The function returns before the moments are computed; reading them blocks.
 
     Args:
-      tokenizer: its parameters are copied to every device.
-      context: so many first frames of a clip are encoded alone.
+      tokenizer: its parameters are replicated on every device.
+      context: number of first frames of a clip that are encoded on their own.
 
     Raises:
-      ValueError: R is not a multiple of the devices of this host; of the function.
+      ValueError: raised by the returned function if R is not a multiple of the local devices.
     """
     mesh = make_mesh(MeshConfig(), jax.local_devices())
     whole, rows = PartitionSpec(), PartitionSpec(BATCH_AXES)
@@ -33,7 +33,7 @@ def make_encoder(tokenizer: Tokenizer, context: int) -> Callable[[np.ndarray], t
     def moments(tokenizer: Tokenizer, video: jax.Array) -> tuple[jax.Array, jax.Array]:
         return tokenizer.moments(to_float(video), context)
 
-    # Not left to the compiler: where a device takes its rows in parts, each part must be its own rows.
+    # shard_map, not jit alone: a device that encodes its rows in parts must take each part from its own rows.
     encode = jax.jit(jax.shard_map(moments, mesh=mesh, in_specs=(whole, rows), out_specs=rows, check_vma=False))
     tokenizer, sharding = jax.device_put(tokenizer, replicated(mesh)), batch_sharding(mesh)
     return lambda video: encode(tokenizer, jax.device_put(video, sharding))

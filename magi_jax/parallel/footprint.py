@@ -1,4 +1,4 @@
-"""Whether a compiled program fits its chip, and how fast it could be at best."""
+"""Memory and lower bounds on the time of a compiled program on one chip."""
 
 import dataclasses
 import math
@@ -15,7 +15,7 @@ UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """All collectives of one kind in a run of the program: how many, and bytes that a chip sends in them."""
+    """All collectives of one kind in a program: their count, and the bytes that a chip sends in them."""
 
     count: int
     bytes: float
@@ -23,17 +23,17 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Footprint:
-    """What one chip needs for one run of a program.
+    """Resources that one chip needs to run a program once.
 
     Attributes:
-      memory: bytes of HBM by kind: 'arguments', 'temporaries', 'output', 'aliased' (output that takes the place of
-        donated arguments), 'code'.
-      flops: of matrix products and convolutions.
-      hbm_bytes: read and written, as far as the text tells.
-      cycles: sum of the compiler's own estimates, collectives excluded.
-      move_cycles: the part of it that copies and slices.
-      collectives: by kind.
-      unknown_loops: loops that were counted once, their trip count being unknown.
+      memory: bytes of HBM by kind: 'arguments', 'temporaries', 'output', 'aliased' (output that reuses donated
+        arguments), 'code'.
+      flops: FLOPs of matrix products and convolutions.
+      hbm_bytes: bytes read and written, as far as the program text shows.
+      cycles: sum of the compiler's cycle estimates, without collectives.
+      move_cycles: cycles of copies and slices, included in `cycles`.
+      collectives: collectives by kind.
+      unknown_loops: loops of unknown trip count, which are counted once.
     """
 
     memory: dict[str, int]
@@ -46,11 +46,11 @@ class Footprint:
 
     @property
     def needed(self) -> int:
-        """Bytes of HBM."""
+        """Bytes of HBM that the program needs."""
         return sum(size * (-1 if kind == 'aliased' else 1) for kind, size in self.memory.items())
 
     def seconds(self, chip: Chip) -> dict[str, float]:
-        """Lower bounds from peak rates, 'compute', 'hbm' and 'ici', and the compiler's own estimate, 'cycles'."""
+        """Return seconds: lower bounds from peak rates ('compute', 'hbm', 'ici') and the estimate 'cycles'."""
         return {
             'compute': self.flops / chip.peak_flops,
             'hbm': self.hbm_bytes / chip.hbm_bandwidth,
@@ -60,7 +60,7 @@ class Footprint:
 
 
 def read_program(compiled: jax.stages.Compiled) -> Footprint:
-    """The footprint of a program compiled for TPUs; elsewhere cycles are 0."""
+    """Read the footprint of a program compiled for TPUs. For other devices cycles are 0."""
     memory, costs = compiled.memory_analysis(), Costs(compiled.as_text())
     kinds = {
         'arguments': memory.argument_size_in_bytes,
@@ -77,15 +77,15 @@ def read_program(compiled: jax.stages.Compiled) -> Footprint:
 
 
 def hbm_asked_for(message: str) -> float | None:
-    """Bytes that a compilation out of HBM says it would have needed; None if the message is about something else."""
+    """Parse the bytes that an out-of-HBM message of the compiler requests; None for another message."""
     found = re.search(r'([\d.]+)([KMGT]?)\)? (?:exceeds available HBM|of [\d.]+[KMGT]? hbm)', message)
     return float(found.group(1)) * UNITS[found.group(2)] if found else None
 
 
 def smallest_slice(chip: Chip, chips: int, needed: float) -> str | None:
-    """The smallest slice of the same chip on which `needed` bytes on each of `chips` would fit.
+    """Return the smallest slice of the same chip into which `needed` bytes on each of `chips` fit, or None.
 
-    By arithmetic: state and activations divided over all chips, nothing else changed. None: not even the largest.
+    The estimate divides state and activations evenly over all chips of the larger slice.
     """
     for extent in chip.slices:
         count = math.prod(int(side) for side in extent.split('x'))
@@ -95,6 +95,6 @@ def smallest_slice(chip: Chip, chips: int, needed: float) -> str | None:
 
 
 def bytes_per_device(tree: Any) -> int:
-    """What the arrays of a tree of shapes with shardings take on each device."""
+    """Return the bytes that a tree of shapes with shardings takes on each device."""
     leaves = jax.tree.leaves(tree)
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)

@@ -1,6 +1,6 @@
-"""Reads the text of a compiled program (scheduled HLO): instructions, shapes, loop trip counts.
+"""Parses the text of a compiled program (scheduled HLO): instructions, shapes, loop counts.
 
-XLA's own cost analysis counts the body of a scan once; with the text one can count it as often as it runs.
+XLA's cost analysis counts the body of a scan once. The text allows to count it as often as it runs.
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Iterator
 
-BYTES = {'pred': 1, 's4': 0.5, 'u4': 0.5, 'bf16': 2, 'c64': 8, 'c128': 16}  # others say their bits: f32, s8, f8e4m3fn
+BYTES = {'pred': 1, 's4': 0.5, 'u4': 0.5, 'bf16': 2, 'c64': 8, 'c128': 16}  # others end in their bits: f32, s8
 
 _HEADER = re.compile(r'^(ENTRY )?%?([\w.\-]+) .*\{$')
 _INSTRUCTION = re.compile(r'^\s+(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\(([^()]*(?:\([^()]*\)[^()]*)*)\)(.*)$')
@@ -20,12 +20,12 @@ _BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """One array of a shape.
+    """One array in the shape of an instruction.
 
     Attributes:
-      dtype: as in the text.
-      dims: sizes.
-      space: memory space; 0 is a TPU's HBM, 1 its on-chip vector memory.
+      dtype: name of the dtype in the text.
+      dims: sizes of the axes.
+      space: memory space; on a TPU 0 is HBM and 1 the on-chip vector memory.
     """
 
     dtype: str
@@ -34,7 +34,7 @@ class Array:
 
     @property
     def bytes(self) -> float:
-        """Without the padding of its layout; 0 of a token."""
+        """Bytes without layout padding; 0 for a token."""
         bits = re.match(r'[a-z]+(\d+)', self.dtype)
         width = BYTES.get(self.dtype, int(bits.group(1)) / 8 if bits else 0)
         return width * math.prod(self.dims)
@@ -42,7 +42,7 @@ class Array:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line: `%name = shape opcode(inside), attributes`."""
+    """One line of a program: `%name = shape opcode(inside), attributes`."""
 
     name: str
     shape: str
@@ -52,7 +52,7 @@ class Instruction:
 
     @functools.cached_property
     def arrays(self) -> tuple[Array, ...]:
-        """The arrays of the result, those of a tuple one after the other."""
+        """Arrays of the result; a tuple is flattened."""
         found = []
         for dtype, dims, layout in _ARRAY.findall(self.shape):
             space = re.search(r'S\((\d+)\)', layout)
@@ -67,20 +67,20 @@ class Instruction:
 
     @property
     def called(self) -> list[str]:
-        """Names of the computations it calls, one after the other or one of them."""
+        """Names of the computations that the instruction may call."""
         branches = _BRANCHES.search(self.attributes)
         names = re.findall(r'[\w.\-]+', branches.group(1)) if branches else []
         return names + _CALLED.findall(self.attributes)
 
     def number(self, name: str) -> int | None:
-        """The attribute `name=7`, or None."""
+        """Return the value of an integer attribute such as `name=7`, or None."""
         found = re.search(rf'\b{name}=(\d+)', self.attributes)
         return int(found.group(1)) if found else None
 
 
 @dataclasses.dataclass(frozen=True)
 class Computation:
-    """A function of the program, its instructions by name in the order they are scheduled."""
+    """A function of the program: its instructions by name, in scheduled order."""
 
     instructions: dict[str, Instruction]
     root: str
@@ -89,23 +89,23 @@ class Computation:
         return iter(self.instructions.values())
 
     def of(self, instruction: Instruction) -> list[Instruction]:
-        """The operands of one of its instructions."""
+        """Return the operands of an instruction of this computation."""
         return [self.instructions[name] for name in instruction.operands if name in self.instructions]
 
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-    """A program for one chip of `partitions`."""
+    """A program for each of `partitions` chips."""
 
     computations: dict[str, Computation]
     entry: str
     partitions: int
 
     def trips(self, loop: Instruction) -> int | None:
-        """How often the body of a `while` runs; None if the text does not tell.
+        """Return how often the body of a `while` runs, or None if the text does not tell.
 
-        XLA writes it down for some loops. Of the others (scans) the counter starts at 0 and is compared with a constant
-        in the condition, or in what the condition calls: the largest integer constant there.
+        XLA states the count of some loops. In other loops (scans) the counter starts at 0 and the condition compares it
+        with a constant. The count is then the largest integer constant in the condition and the functions it calls.
         """
         known = re.search(r'known_trip_count\D*(\d+)', loop.attributes)
         if known:
@@ -123,7 +123,7 @@ class Module:
 
 
 def parse(text: str) -> Module:
-    """`compiled.as_text()` -> its computations."""
+    """Parse the text of `compiled.as_text()`."""
     computations, entry, instructions, name, root = {}, '', {}, '', ''
     for line in text.splitlines():
         if header := _HEADER.match(line):
@@ -140,7 +140,7 @@ def parse(text: str) -> Module:
 
 
 def group_size(instruction: Instruction, partitions: int) -> int:
-    """Chips that take part in one group of a collective, from any of XLA's ways to write replica groups."""
+    """Return the number of chips in one group of a collective, for all notations of replica groups in XLA."""
     text = instruction.attributes
     if groups := re.search(r'replica_groups=\[\d+,(\d+)\]<=', text):
         return int(groups.group(1))

@@ -1,7 +1,7 @@
-"""What differs between one host and many: which rows a host feeds, how arrays come to all hosts and back.
+"""Exchange between hosts: which rows of a batch a host feeds, replication, gathering, broadcasts and barriers.
 
-Every function but `host_rows`, `padded_rows` and `equal_parts` must be called by all hosts, in the same order.
-B rows of a batch.
+All hosts must call every function in the same order, except `host_rows`, `padded_rows` and `equal_parts`.
+Dimension key: B rows of a batch.
 """
 
 from collections.abc import Sequence
@@ -19,58 +19,63 @@ MEETING_MS = 24 * 3600 * 1000
 
 
 def host_rows(mesh: Mesh, count: int) -> np.ndarray:
-    """The rows of a global batch of `count` rows that this host's devices hold, ascending: int [B_local].
+    """Return the rows of a global batch of `count` rows that the devices of this host hold: int [B_local], ascending.
 
-    Of several hosts along `sequence` or `tensor`, each holds the same rows; on a torus a host's rows may have gaps.
+    Hosts that share a batch along `sequence` or `tensor` hold the same rows. On a torus the rows of a host may have
+    gaps.
     """
     shards = batch_sharding(mesh).addressable_devices_indices_map((count,)).values()
     return np.unique(np.concatenate([np.arange(count)[rows] for (rows,) in shards]))
 
 
 def padded_rows(mesh: Mesh, count: int) -> np.ndarray:
-    """0..count-1, then some of them again, until every shard of the batch axes gets the same number: int [B]."""
+    """Return int [B]: 0..count-1, then repeated rows until every shard of the batch axes has the same number."""
     shards = count_shards(mesh)
     return np.resize(np.arange(count), -(-count // shards) * shards)
 
 
 def equal_parts(mesh: Mesh, count: int, each: int) -> list[np.ndarray]:
-    """0..count-1 in parts that give each shard of the batch axes `each` of them; rows of the last are repeated.
+    """Split 0..count-1 into batches with `each` rows for each shard of the batch axes; the last repeats rows.
 
-    What is computed part by part is the same to the last bit on any number of devices: each has the same rows at once.
+    Every device then computes on batches of the same size, so results are bit-identical on any number of devices.
     """
     size = each * count_shards(mesh)
     return [np.resize(np.arange(start, min(start + size, count)), size) for start in range(0, count, size)]
 
 
 def count_shards(mesh: Mesh) -> int:
-    """Into how many parts a batch is cut."""
+    """Return the number of shards of a batch."""
     return int(np.prod([mesh.shape[axis] for axis in batch_sharding(mesh).spec[0]]))
 
 
 def everywhere(mesh: Mesh, tree: Any) -> Any:
-    """Arrays that every host has alike -> the same, replicated over the devices of all hosts."""
+    """Replicate arrays that are equal on every host over the devices of all hosts."""
     return on_devices(replicated(mesh), tree)
 
 
 def on_devices(sharding: Sharding, tree: Any) -> Any:
-    """Whole arrays that every host has alike -> global arrays laid out by `sharding`."""
+    """Shard arrays that are equal on every host: make global arrays with `sharding`."""
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x, x.shape), tree)
 
 
 def whole(tree: Any) -> Any:
-    """Global arrays -> NumPy arrays, complete on every host."""
+    """Gather global arrays into NumPy arrays that are complete on every host."""
     return jax.tree.map(lambda x: multihost_utils.process_allgather(x, tiled=True), tree)
 
 
 def word_of_first(facts: bool | Sequence[bool]) -> np.ndarray:
-    """What the first process thinks, where hosts may differ for a moment: what a shared folder holds."""
+    """Broadcast booleans from the first host.
+
+    Use it for decisions that depend on a shared folder, which hosts may see at different times.
+    """
     facts = np.asarray(facts)
     return facts if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(facts)
 
 
 def meet(name: str) -> None:
-    """Returns once every process has come here, however late; a lost one is an error. `name` is of this place only.
+    """Block until all hosts reach this barrier; raise if a host is lost. Each barrier needs a unique `name`.
 
-    Over the coordinator, not the devices: a collective gives up after 30 s on CPUs, less than a compilation may take.
+    The barrier uses the coordinator, not the devices: a collective on CPUs times out after 30 s, and compilation can
+    take longer.
     """
     multihost.get_barrier_sync_fn()(key=name, timeout_ms=MEETING_MS)

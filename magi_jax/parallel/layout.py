@@ -1,11 +1,12 @@
-"""Layouts over a mesh: what a device holds of clips and parameters, and the collectives that fetch the rest.
+"""Layouts over a mesh: how clips and parameters are sharded, and the collectives that exchange them.
 
-Everything runs inside one `jax.shard_map` over all mesh axes, so the program holds exactly the collectives written
-here: weights of a layer are gathered just before their use and their gradients scattered just after, one mesh axis
-after the other (over several axes at once, a TPU compiler makes all-reduces of whole gradients); what is scattered is
-summed over the copies once a step, after the last micro-batch; frames and sites change places in one all-to-all.
+Everything runs inside one `jax.shard_map` over all mesh axes, so the program contains exactly the collectives written
+here. The weights of a layer are all-gathered just before their use, and their gradients are reduce-scattered just
+after. Both go one mesh axis at a time: over several axes at once, the TPU compiler makes all-reduces of whole
+gradients. Scattered gradients are summed over replicas once a step, after the last micro-batch. One all-to-all
+exchanges frames for sites between spatial and temporal layers.
 
-Dimension key: B clips, R rows (frames), N sites, D width; r, n: the part of R, N that this device holds.
+Dimension key: B clips, R rows (frames), N sites, D width; r, n: the local part of R, N on one device.
 """
 
 import dataclasses
@@ -35,12 +36,12 @@ SAMPLING_SPECS = {
     CLIPS: PartitionSpec(BATCH_AXES),
     SITES: PartitionSpec(None, BATCH_AXES, None, SEQUENCE),
 }
-COPIES = (*BATCH_AXES, SEQUENCE)  # axes along which parameters are copies of each other, or parts of one copy
+COPIES = (*BATCH_AXES, SEQUENCE)  # mesh axes along which parameters are replicated or sharded (FSDP)
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshLayout(Layout):
-    """A device's part: clips over `data` and `fsdp`, frames or sites over `sequence`, heads over `tensor`."""
+    """A layout that shards clips over `data` and `fsdp`, frames or sites over `sequence`, heads over `tensor`."""
 
     mesh: Mesh = None
 
@@ -55,12 +56,12 @@ class MeshLayout(Layout):
 
 @dataclasses.dataclass(frozen=True)
 class TrainingLayout(MeshLayout):
-    """Spatial layers hold a part of the frames, temporal layers a part of the sites.
+    """The layout of training: spatial layers hold part of the frames, temporal layers part of the sites.
 
     Attributes:
-      specs: PartitionSpec of every parameter, same tree.
-      stacked: bool for every parameter: it belongs to the scanned blocks and is gathered there.
-      dtype: in which matrices are gathered and used.
+      specs: PartitionSpec of every parameter, in the same tree.
+      stacked: bool for every parameter: True if it belongs to the scanned blocks and is gathered inside the scan.
+      dtype: dtype in which matrices are gathered and used.
     """
 
     specs: Any = None
@@ -111,14 +112,14 @@ class TrainingLayout(MeshLayout):
         return _gather(leaf, pieces, dtype)
 
     def mean(self, total: Array, weight: Array) -> Array:
-        for axis in COPIES:  # one by one: what differs along some axes and not along others cannot be summed over all
+        for axis in COPIES:  # one at a time: a value that varies along some axes only cannot be summed over all
             total, weight = lax.psum((total, weight), axis)
         return total / weight
 
     def differentiate(self, gradient: Callable[..., Any]) -> Callable[..., Any]:
-        """`gradient(params, tokenizer, batch, key)` of one device -> (gradients, metrics) of all, over global arrays.
+        """Turn `gradient(params, tokenizer, batch, key)` of one device into the same function of global arrays.
 
-        A device's gradients are those of its own clips: they are summed here, over all copies of a parameter.
+        Each device computes gradients of its own clips. They are summed here over all replicas of a parameter.
         """
 
         def of_all(*inputs: Any) -> tuple[Any, Any]:
@@ -128,7 +129,7 @@ class TrainingLayout(MeshLayout):
         return self._over_devices(of_all, (self.specs, PartitionSpec()))
 
     def evaluate(self, loss: Callable[..., Any]) -> Callable[..., Any]:
-        """`loss(params, tokenizer, batch, key)` of one device -> (loss, metrics) of all, over global arrays."""
+        """Turn `loss(params, tokenizer, batch, key)` of one device into the same function of global arrays."""
         return self._over_devices(loss, PartitionSpec())
 
     def _over_devices(self, function: Callable[..., Any], out_specs: Any) -> Callable[..., Any]:
@@ -143,12 +144,12 @@ class TrainingLayout(MeshLayout):
 
 @dataclasses.dataclass(frozen=True)
 class SamplingLayout(MeshLayout):
-    """Every layer holds a part of the sites: a new frame is one row, and its cached past lies where it is read.
+    """The layout of sampling: every layer holds part of the sites, where the cache of these sites lies as well.
 
-    Weights are copied to all devices, clips divided as in training.
+    Weights are replicated on all devices; clips are sharded as in training.
 
     Attributes:
-      sites: N, of a whole frame.
+      sites: number of sites N of a frame.
     """
 
     sites: int = 0
@@ -169,9 +170,9 @@ class SamplingLayout(MeshLayout):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _gather(shard: Array, pieces: tuple[tuple[int, str], ...], dtype: Any) -> Array:
-    """A parameter's shard -> the whole in `dtype`, gathered over (dimension, mesh axis) in turn.
+    """All-gather the shard of a parameter in `dtype` over each (dimension, mesh axis) in turn.
 
-    The gradient is summed in float32, whatever `dtype` is.
+    The gradient is reduce-scattered in float32, whatever `dtype` is.
     """
     whole = shard.astype(dtype)
     for dimension, axis in pieces:
@@ -195,13 +196,13 @@ _gather.defvjp(_gather_forward, _gather_backward)
 
 
 def _copied(spec: PartitionSpec) -> tuple[str, ...]:
-    """Mesh axes along which a parameter is copied."""
+    """Return the mesh axes along which a parameter is replicated."""
     cut = [axis for axes in spec for axis in (axes if isinstance(axes, tuple) else (axes,))]
     return tuple(axis for axis in COPIES if axis not in cut)
 
 
 def training_layout(objective: Objective, config: Config, mesh: Mesh) -> TrainingLayout:
-    """How `objective` is trained on `mesh`."""
+    """Return the layout for training `objective` on `mesh`."""
     boxed = abstract_params(objective)
     return TrainingLayout(
         parts=mesh.shape[SEQUENCE],
@@ -216,10 +217,10 @@ def training_layout(objective: Objective, config: Config, mesh: Mesh) -> Trainin
 
 
 def sampling_layout(config: ModelConfig, shape: ClipShape, mesh: Mesh) -> SamplingLayout:
-    """How videos of a model are sampled on `mesh`."""
+    """Return the layout for sampling from a model on `mesh`."""
     sites = frame_sites(config, shape)
     parts = mesh.shape[SEQUENCE]
-    fused = _fused(mesh) and parts == 1  # the kernels want as many queries as keys
+    fused = _fused(mesh) and parts == 1  # the kernels need equal numbers of queries and keys
     return SamplingLayout(parts, lanes=_lanes(mesh), fused=fused, mesh=mesh, sites=sites)
 
 

@@ -1,4 +1,4 @@
-"""The device mesh: axes `data, fsdp, sequence, tensor`, from one laptop CPU to a pod; and batches laid out on it."""
+"""The device mesh with axes `data, fsdp, sequence, tensor`, from one CPU to a pod, and batches on it."""
 
 import jax
 import numpy as np
@@ -12,7 +12,7 @@ BATCH_AXES = ('data', 'fsdp')
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
-    """A mesh over `devices` (default: all), laid along the physical torus where there is one.
+    """Make a mesh over `devices` (default: all) that follows the physical torus, if there is one.
 
     Raises:
       ConfigError: the axis sizes do not multiply to the number of devices.
@@ -29,23 +29,23 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
         )
     try:
         laid_out = mesh_utils.create_device_mesh(sizes, devices)
-    except NotImplementedError:  # no set of the torus's axes has the size of one of the mesh's
+    except NotImplementedError:  # no set of torus axes has the size of a mesh axis
         laid_out = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     return Mesh(laid_out, AXES)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Clips over the data and fsdp axes, everything else whole."""
+    """Return the sharding of batches: clips over `data` and `fsdp`, other axes unsharded."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same whole array on every device."""
+    """Return the sharding that replicates an array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def check_batch(mesh: Mesh, batch_size: int, micro_batches: int) -> None:
-    """Raises ConfigError unless every device gets the same number of clips in every micro-batch."""
+    """Raise ConfigError unless every device gets the same number of clips in every micro-batch."""
     shards = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
     if batch_size % (shards * micro_batches):
         raise ConfigError(
@@ -55,6 +55,6 @@ def check_batch(mesh: Mesh, batch_size: int, micro_batches: int) -> None:
 
 
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """This host's rows of a batch -> global arrays sharded over the batch axes."""
+    """Make global arrays, sharded over the batch axes, from the rows of this host."""
     sharding = batch_sharding(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}

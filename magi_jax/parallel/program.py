@@ -1,6 +1,6 @@
-"""What a compiled program costs one chip: FLOPs, HBM traffic, cycles, collectives, each as often as its loop runs.
+"""Costs of a compiled program on one chip: FLOPs, HBM traffic, cycles, collectives, with loops counted fully.
 
-Lower bounds and compiler estimates, none of them a measurement.
+All figures are lower bounds or compiler estimates, not measurements.
 """
 
 import functools
@@ -13,23 +13,23 @@ import numpy as np
 from magi_jax.parallel.hlo import Array, Computation, Instruction, Module, group_size, parse
 
 COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute', 'ragged-all-to-all')
-# Moves values and computes nothing.
+# Operations that move values and compute nothing.
 MOVES = {'copy', 'slice', 'dynamic-slice', 'dynamic-update-slice', 'concatenate', 'transpose', 'reshape', 'pad'}
 MOVES |= {'gather', 'copy-start', 'copy-done', 'slice-start', 'slice-done'}
-BESIDE_MOVES = {'iota', 'broadcast', 'convert'}  # may stand in a fusion that only moves
+BESIDE_MOVES = {'iota', 'broadcast', 'convert'}  # also allowed in a fusion that only moves values
 FREE = {'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'after-all', 'partition-id', 'replica-id'}
 CONTROL = {'while', 'conditional', 'call', 'async-start', 'async-update', 'async-done'}
 SLICES = {'slice', 'dynamic-slice', 'gather'}
 
 
 class Costs:
-    """Costs of a program and of the functions in it, each computed once.
+    """Costs of a program and of its functions; each function is computed once.
 
-    Of a `conditional` the branch with the fewest FLOPs counts: the sampler's other branch, which restarts a full
-    window, runs once in many frames.
+    A `conditional` counts as its branch with the fewest FLOPs. In the sampler the other branch restarts a full window,
+    which happens once in many frames.
 
     Attributes:
-      unknown_loops: names of loops whose trip count the text does not tell; they count once.
+      unknown_loops: names of loops whose count the text does not tell; they count once.
     """
 
     def __init__(self, text: str) -> None:
@@ -39,11 +39,11 @@ class Costs:
 
     @property
     def total(self) -> Counter:
-        """Of a run of the program on one chip.
+        """Costs of one run of the program on one chip.
 
         Keys: 'flops' of matrix products and convolutions; 'hbm_bytes' read and written; 'cycles', the sum of the
-        compiler's `estimated_cycles`, collectives excluded; 'move_cycles', the part of it that only moves values;
-        ('count', kind) and ('bytes', kind) of each collective, bytes as sent by a chip in a ring.
+        compiler's `estimated_cycles` without collectives; 'move_cycles', the part that only moves values;
+        ('count', kind) and ('bytes', kind) of each kind of collective, as bytes that a chip sends in a ring.
         """
         return self._of(self.module.entry)
 
@@ -67,10 +67,10 @@ class Costs:
         return total
 
     def _plain(self, computation: Computation, instruction: Instruction, seen: set[int]) -> Counter:
-        """An instruction that is no control flow; `seen` are the collectives already counted in this computation.
+        """Return the costs of an instruction without control flow; `seen` holds the channels already counted.
 
-        The compiler spreads an asynchronous all-gather over several fusions, each of which repeats it: in fusions one
-        channel is one collective. Collectives of a shard_map all share channel 1, and stand alone.
+        The compiler repeats an asynchronous all-gather in several fusions, so inside fusions one channel counts as one
+        collective. Collectives outside fusions (of a shard_map) all share channel 1 and each count.
         """
         flops, hbm_bytes = self._flops(computation, instruction), self._hbm_bytes(computation, instruction)
         costs = Counter(flops=flops, hbm_bytes=hbm_bytes)
@@ -110,7 +110,7 @@ class Costs:
         return not MOVES.isdisjoint(parts) and set(parts) <= MOVES | FREE | BESIDE_MOVES
 
     def _hbm_bytes(self, computation: Computation, instruction: Instruction) -> float:
-        """Reads and writes of HBM; of sliced arrays only the slice."""
+        """Return bytes read from and written to HBM. For a slice only the slice counts."""
         opcode = instruction.opcode
         if opcode in FREE | CONTROL or opcode.endswith('-done'):
             return 0
@@ -138,12 +138,12 @@ def _hbm(arrays: tuple[Array, ...]) -> float:
 
 
 def _portion(operand: Instruction, parts: tuple[Array, ...]) -> float:
-    """Bytes of `parts` if the operand they are cut from lies in HBM."""
+    """Return the bytes of `parts` if the operand that they are slices of lies in HBM."""
     return sum(part.bytes for part in parts) if _hbm(operand.arrays) else 0
 
 
 def _parameter_bytes(inner: Computation, index: int, operand: Instruction) -> float:
-    """What a fusion reads of its operand: nothing if it is written in place, slices if it only slices."""
+    """Return the bytes that a fusion reads of an operand: 0 if updated in place, slices if only sliced."""
     name = next(part.name for part in inner if part.opcode == 'parameter' and part.inside == str(index))
     users = [part for part in inner if name in part.operands]
     if users and all(user.opcode == 'dynamic-update-slice' and user.operands[0] == name for user in users):
@@ -154,7 +154,7 @@ def _parameter_bytes(inner: Computation, index: int, operand: Instruction) -> fl
 
 
 def _written_bytes(inner: Computation, fusion: Instruction) -> float:
-    """What a fusion writes: of results that are updated in place, the update."""
+    """Return the bytes that a fusion writes. For a result that is updated in place only the update counts."""
     root = inner.instructions[inner.root]
     results = inner.of(root) if root.opcode == 'tuple' else [root]
     if len(results) != len(fusion.arrays):
@@ -170,7 +170,7 @@ def _written_bytes(inner: Computation, fusion: Instruction) -> float:
 
 
 def ring_bytes(collective: Instruction, partitions: int) -> float:
-    """Bytes that one chip sends in a collective over a ring of n: result x (n-1)/n for an all-gather, and so on."""
+    """Return the bytes that a chip sends in a collective over a ring of n: (n-1)/n of the result for an all-gather."""
     kind, n = collective.opcode.removesuffix('-start'), group_size(collective, partitions)
     arrays = collective.arrays
     if collective.opcode in ('all-gather-start', 'collective-permute-start'):  # (operands, results, contexts)
@@ -188,9 +188,9 @@ def _dot_flops(instruction: Instruction, lhs: tuple[int, ...], rhs: tuple[int, .
 
 
 def _convolution_flops(instruction: Instruction, lhs: tuple[int, ...], rhs: tuple[int, ...]) -> float:
-    """Two for every pair of an input and a kernel value that meet; not those of padding or between dilated inputs.
+    """Count two FLOPs for every product of an input and a kernel value, without padding and gaps of dilated inputs.
 
-    The TPU compiler writes all matrix products this way, batch axes as windows over dilated inputs.
+    The TPU compiler writes all matrix products as convolutions, with batch axes as windows over dilated inputs.
     """
     labels = re.search(r'dim_labels=(\w+)_(\w+)->(\w+)', instruction.attributes)
     _, kernel, output = labels.groups()

@@ -1,4 +1,4 @@
-"""Logical axis names of parameters -> mesh axes. Models name their axes; only this table knows the mesh."""
+"""Maps logical axis names of parameters to mesh axes. Models name their axes; only this table knows the mesh."""
 
 import math
 from typing import Any
@@ -10,9 +10,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from magi_jax.config import ConfigError
 
 STACKED = 'layers'  # parameters of the scanned blocks, [L, ...]
-DATA = 'data'  # mesh axis along which parameters are copied
+DATA = 'data'  # mesh axis along which parameters are replicated
 RULES = (
-    # Width of the residual stream and of the diffusion head: parameters and optimizer state are cut along it.
+    # Width of the residual stream and of the diffusion head: parameters and optimizer state are sharded along it.
     ('embed', ('fsdp', 'sequence')),
     ('heads', 'tensor'),
     ('mlp', 'tensor'),
@@ -24,15 +24,15 @@ RULES = (
 
 
 def parameter_specs(mesh: Mesh, boxed: Any) -> Any:
-    """Abstract boxed parameters (of `jax.eval_shape(init)`) -> a PartitionSpec for each unboxed leaf."""
+    """Return a PartitionSpec for each leaf of abstract boxed parameters (`jax.eval_shape(init)`)."""
     return jax.tree.map(lambda sharding: sharding.spec, parameter_shardings(mesh, boxed))
 
 
 def parameter_shardings(mesh: Mesh, boxed: Any) -> Any:
-    """Abstract boxed parameters (of `jax.eval_shape(init)`) -> a NamedSharding for each unboxed leaf.
+    """Return a NamedSharding for each leaf of abstract boxed parameters (`jax.eval_shape(init)`).
 
     Raises:
-      ConfigError: an axis is not divisible by the mesh axes it is laid on; the message names the parameter.
+      ConfigError: a parameter axis is not divisible by its mesh axes.
     """
     shardings = nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, RULES)
     jax.tree_util.tree_map_with_path(_check_divisible, nn.unbox(boxed), shardings)
@@ -40,10 +40,10 @@ def parameter_shardings(mesh: Mesh, boxed: Any) -> Any:
 
 
 def moment_shardings(mesh: Mesh, boxed: Any) -> Any:
-    """As `parameter_shardings`, for the optimizer's moments and the average of parameters: cut over `data` as well.
+    """Return the shardings of Adam moments and EMA parameters: as `parameter_shardings`, and over `data` as well.
 
-    No micro-batch reads them, and every copy of a parameter along `data` would else keep the same (ZeRO, Rajbhandari
-    et al. 2020). Cut is the first axis that divides, the blocks' if it does; else a leaf lies as its parameter.
+    No micro-batch reads them, and without it every replica along `data` would store the same values (ZeRO, Rajbhandari
+    et al. 2020). The first axis that is divisible is sharded. A leaf without one is sharded as its parameter.
 
     Raises:
       ConfigError: as `parameter_shardings`.
