@@ -1,7 +1,8 @@
-"""What the rest of the code knows of a tokenizer: video <-> normalised latents, as a pytree that jit takes as argument.
+"""The tokenizer interface: video to normalised latents and back, as a pytree that jit accepts as an argument.
 
-Frame-wise tokenizers make one latent frame of each frame. Temporal ones make t = 1 + (T - 1) / s latent frames of T:
-the first frame stands alone. Cosmos's latents see frames up to their own only; omni's see all.
+A frame-wise tokenizer makes one latent frame of each frame. A temporal one makes t = 1 + (T - 1) / s latent frames of T
+frames, and the first frame is encoded alone. Latents of Cosmos depend on earlier frames only; latents of OmniTokenizer
+depend on all frames.
 
 Dimension key: B clips, T frames, t latent frames, H W pixels, f downsample, h w = H/f W/f, c latent channels.
 """
@@ -26,14 +27,14 @@ from magi_jax.tokenizers import autoencoder_kl, cosmos, identity, omni, sd_vae
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """How a kind of tokenizer is made and fed.
+    """Properties of one kind of tokenizer.
 
     Attributes:
       build: (config, dtype) -> linen module with encode and decode.
-      stride: s, frames of a latent frame after the first.
-      square: frames must be square, with sides that are multiples of it; None: any shape.
-      pixels: the module sees at most so many (frames times area, or one frame or clip) at a time; None: all at once.
-      variance: whether its latents have one.
+      stride: s, the number of frames of every latent frame but the first.
+      square: frames must be square, with sides that are multiples of this number; None = any shape.
+      pixels: most pixels (frames x area) that the module processes at once, but at least one row; None = no limit.
+      variance: True if latents have a posterior variance.
     """
 
     build: Callable[[TokenizerConfig, jnp.dtype], nn.Module]
@@ -43,7 +44,7 @@ class Kind:
     variance: bool = True
 
 
-PIXELS = 2**20  # 16 frames of 256x256: half a GB for each of a VAE's widest activations in float32
+PIXELS = 2**20  # 16 frames of 256x256: half a GB in float32 for each of the widest activations of a VAE
 KINDS = {
     'autoencoder_kl': Kind(autoencoder_kl.build),
     'identity': Kind(identity.build, variance=False),
@@ -57,7 +58,7 @@ KINDS = {
 
 @flax.struct.dataclass
 class Tokenizer:
-    """A frozen tokenizer. Its latents are normalised: (latent - latent_mean) / latent_std, channel by channel."""
+    """A frozen tokenizer. Its latents are normalised per channel: (latent - latent_mean) / latent_std."""
 
     params: dict
     latent_mean: jax.Array  # float32 [c]
@@ -66,18 +67,18 @@ class Tokenizer:
 
     @property
     def frame_wise(self) -> bool:
-        """Whether each latent frame is of one frame and blind to the others, so that a device may encode its own."""
+        """True if each latent frame depends on one frame only, so that devices can encode their own frames."""
         return KINDS[self.config.kind].stride == 1
 
     @property
     def has_variance(self) -> bool:
-        """Whether latents are drawn from a posterior with a variance above 0."""
+        """True if latents are drawn from a posterior with a variance above 0."""
         return KINDS[self.config.kind].variance
 
     def moments(self, video: jax.Array, context: int = 0) -> tuple[jax.Array, jax.Array]:
-        """float32 [B, T, H, W, 3] in [-1, 1] -> posterior mean and log variance [B, t, h, w, c], not normalised.
+        """Encode video float32 [B, T, H, W, 3] in [-1, 1] to posterior mean and log variance [B, t, h, w, c].
 
-        The first `context` frames are encoded as if there were no others.
+        They are not normalised. The first `context` frames are encoded as if no other frames followed.
         """
         if not self.frame_wise:
             whole = self._apply('encode', video, math.prod(video.shape[1:4]))
@@ -90,12 +91,12 @@ class Tokenizer:
         return tuple(rearrange(x, '(B T) h w c -> B T h w c', B=video.shape[0]) for x in moments)
 
     def encode(self, video: jax.Array, noise: jax.Array | None = None, context: int = 0) -> jax.Array:
-        """float32 [B, T, H, W, 3] in [-1, 1] -> normalised latents, float32 [B, t, h, w, c].
+        """Encode video float32 [B, T, H, W, 3] in [-1, 1] to normalised latents float32 [B, t, h, w, c].
 
         Args:
           video: the clips; T, H and W as `latent_shape` allows them (else ConfigError).
-          noise: standard normal [B, t, h, w, c] makes of it a posterior sample; None gives the posterior mean.
-          context: so many first frames are encoded as if there were no others; as `latent_shape` allows, or 0.
+          noise: standard normal [B, t, h, w, c] to draw a posterior sample; None returns the posterior mean.
+          context: number of first frames that are encoded as if no others followed; valid for `latent_shape`, or 0.
         """
         self.latent_shape(*video.shape[1:4])
         if context:
@@ -105,14 +106,14 @@ class Tokenizer:
     def normalised(
         self, mean: jax.Array, log_variance: jax.Array | None = None, noise: jax.Array | None = None
     ) -> jax.Array:
-        """Moments [B, t, h, w, c] -> normalised latents: a posterior sample, without variance or noise its mean."""
+        """Normalise moments [B, t, h, w, c]: a posterior sample, or the mean if variance or noise is None."""
         latents = jnp.asarray(mean, jnp.float32)
         if noise is not None and log_variance is not None:
             latents = latents + jnp.exp(0.5 * jnp.asarray(log_variance, jnp.float32)) * noise
         return (latents - self.latent_mean[(None,) * 4]) / self.latent_std[(None,) * 4]
 
     def decode(self, latents: jax.Array) -> jax.Array:
-        """Normalised latents [B, t, h, w, c] -> video, float32 [B, T, H, W, 3], clipped to [-1, 1]."""
+        """Decode normalised latents [B, t, h, w, c] to video float32 [B, T, H, W, 3], clipped to [-1, 1]."""
         latents = latents * self.latent_std[(None,) * 4] + self.latent_mean[(None,) * 4]
         area = math.prod(latents.shape[2:4]) * self.config.downsample**2
         if not self.frame_wise:
@@ -122,7 +123,7 @@ class Tokenizer:
         return rearrange(jnp.clip(frames, -1.0, 1.0), '(B T) H W d -> B T H W d', B=latents.shape[0])
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """(t, h, w, c) of a clip.
+        """Return the latent shape (t, h, w, c) of a clip.
 
         Raises:
           ConfigError: height or width is not a multiple of the downsample factor, or a temporal tokenizer cannot take
@@ -144,15 +145,18 @@ class Tokenizer:
         return 1 + (frames - 1) // kind.stride, height // factor, width // factor, self.config.channels
 
     def latent_frames(self, frames: int) -> int:
-        """How many latent frames are needed for at least so many frames."""
+        """Return how many latent frames decode to at least `frames` frames."""
         return 1 - (1 - frames) // KINDS[self.config.kind].stride if frames else 0
 
     def video_frames(self, latent_frames: int) -> int:
-        """T of t: how many frames so many latent frames decode to."""
+        """Return how many frames T the given number of latent frames decodes to."""
         return 1 + (latent_frames - 1) * KINDS[self.config.kind].stride
 
     def _apply(self, method: str, x: jax.Array, pixels: int) -> jax.Array | tuple[jax.Array, jax.Array]:
-        """The module on x [F, ...], rows of so many pixels each; in equal parts, one after the other, if many."""
+        """Apply the module to x [F, ...], rows of `pixels` pixels each.
+
+        Many rows are processed in equal chunks, one by one.
+        """
 
         def apply(part: jax.Array) -> jax.Array | tuple[jax.Array, jax.Array]:
             return make_module(self.config).apply({'params': self.params}, part, method=method)
@@ -167,16 +171,16 @@ class Tokenizer:
 
 
 def make_module(config: TokenizerConfig, dtype: jnp.dtype | None = None) -> nn.Module:
-    """The linen module of `config.kind`, with methods encode and decode; ConfigError if invalid.
+    """Make the linen module of `config.kind`, with methods encode and decode. Raise ConfigError for invalid values.
 
-    Those of frame-wise kinds take and give [F, ...] frames or latent frames, of temporal ones [B, T, ...] clips.
-    `dtype` stands in for `config.dtype`, which is that of a frozen tokenizer.
+    Frame-wise kinds map [F, ...] frames to latent frames; temporal kinds map [B, T, ...] clips. `dtype` is the compute
+    dtype and replaces `config.dtype`, which applies to frozen tokenizers.
     """
     return KINDS[config.kind].build(config, jnp.dtype(dtype or config.dtype))
 
 
 def create_tokenizer(config: TokenizerConfig, key: jax.Array, height: int, width: int) -> Tokenizer:
-    """A tokenizer with fresh parameters and statistics 0, 1; ConfigError if height x width does not fit `config`."""
+    """Create a tokenizer with fresh parameters and statistics 0, 1; raise ConfigError for a bad frame size."""
     config = dataclasses.replace(config, path='')
     blank = Tokenizer({}, jnp.zeros(config.channels), jnp.ones(config.channels), config)
     blank.latent_shape(1, height, width)
@@ -185,9 +189,12 @@ def create_tokenizer(config: TokenizerConfig, key: jax.Array, height: int, width
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
-    """sha256 over config, latent statistics and parameters, as hex: tokenizers that share it compute the same."""
+    """Return the SHA-256 over config, latent statistics and parameters, in hex.
+
+    Equal fingerprints compute the same latents.
+    """
     config = dataclasses.asdict(dataclasses.replace(tokenizer.config, path=''))
-    if config['dtype'] == 'float32':  # so that folders from before there was a choice keep theirs
+    if config['dtype'] == 'float32':  # keeps the fingerprints of folders that are older than the field
         del config['dtype']
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     arrays = flatten_dict({'params': tokenizer.params}, sep='/')

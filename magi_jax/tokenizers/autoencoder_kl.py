@@ -1,8 +1,8 @@
-"""A small convolutional KL autoencoder, frame by frame: pixels [-1, 1] <-> a diagonal Gaussian over latents.
+"""A small convolutional KL autoencoder for frames: pixels in [-1, 1] to a Gaussian over latents and back.
 
-The encoder runs inside every training step of a generator, also on CPUs. So its first convolution strides straight to
-the latents' grid (with windows of two cells: neighbours overlap), and only the decoder works on a finer one. No
-attention, positions or norms: any resolution works.
+The encoder runs inside every training step of a generator, also on CPUs. So its first convolution has a stride of one
+latent and a window of two, and only the decoder works at a finer resolution. Without attention, positions and norms it
+accepts any frame size.
 
 Dimension key: F frames, H W pixels, f downsample, h w = H/f W/f, c latent channels, D width.
 """
@@ -18,12 +18,15 @@ LOG_VARIANCE_RANGE = (-30.0, 20.0)  # as in the latent diffusion autoencoders
 
 
 def depth_to_space(x: jax.Array, factor: int) -> jax.Array:
-    """[F, h, w, factor*factor*d] -> [F, h*factor, w*factor, d]."""
+    """Rearrange [F, h, w, factor*factor*d] to [F, h*factor, w*factor, d]."""
     return rearrange(x, 'F h w (p q d) -> F (h p) (w q) d', p=factor, q=factor)
 
 
 class ResidualBlock(nn.Module):
-    """SiLU, 3x3, SiLU, 3x3, plus the input. The last convolution starts at 0: an untrained block is the identity."""
+    """x + conv(silu(conv(silu(x)))) with 3x3 convolutions.
+
+    The last one starts at 0, so an untrained block is the identity.
+    """
 
     dtype: jnp.dtype
 
@@ -36,7 +39,7 @@ class ResidualBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """[F, H, W, 3] -> [F, h, w, 2c], all at width D on the latents' grid."""
+    """Maps [F, H, W, 3] to [F, h, w, 2c], all at width D and at the resolution of the latents."""
 
     channels: int
     downsample: int
@@ -54,7 +57,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """[F, h, w, c] -> [F, H, W, 3]: width D on the latents' grid, then one block of width D/2 on one twice as fine."""
+    """Maps [F, h, w, c] to [F, H, W, 3]: width D at latent resolution, then one block of D/2 at twice that."""
 
     downsample: int
     width: int
@@ -73,7 +76,7 @@ class Decoder(nn.Module):
 
 
 class AutoencoderKL(nn.Module):
-    """Both halves. Parameters are float32, convolutions compute in `dtype`, moments and pixels come out in float32."""
+    """Encoder and decoder. Parameters, moments and pixels are float32; convolutions compute in `dtype`."""
 
     channels: int
     downsample: int
@@ -87,12 +90,12 @@ class AutoencoderKL(nn.Module):
         self.decoder = Decoder(self.downsample, self.width, self.decoder_blocks, self.dtype)
 
     def encode(self, frames: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """[F, H, W, 3] in [-1, 1] -> posterior mean and log variance, float32 [F, h, w, c] each."""
+        """Encode frames [F, H, W, 3] in [-1, 1] to posterior mean and log variance, float32 [F, h, w, c] each."""
         mean, log_variance = jnp.split(self.encoder(frames), 2, axis=-1)
         return mean, jnp.clip(log_variance, *LOG_VARIANCE_RANGE)
 
     def decode(self, latents: jax.Array) -> jax.Array:
-        """[F, h, w, c] -> float32 [F, H, W, 3], not clipped."""
+        """Decode latents [F, h, w, c] to float32 [F, H, W, 3], not clipped."""
         return self.decoder(latents)
 
     def __call__(self, frames: jax.Array) -> jax.Array:
@@ -100,7 +103,7 @@ class AutoencoderKL(nn.Module):
 
 
 def build(config: TokenizerConfig, dtype: jnp.dtype) -> AutoencoderKL:
-    """Raises ConfigError for a downsample that is not a power of two from 2 on, or an odd width."""
+    """Build the module of `config`; raise ConfigError for a bad downsample factor or an odd width."""
     factor = config.downsample
     if factor < 2 or factor & (factor - 1):
         raise ConfigError(f'tokenizer.downsample = {factor} must be a power of two, 2 or more, for autoencoder_kl')

@@ -1,7 +1,7 @@
-"""The Cosmos continuous video tokenizers CV8x8x8 and CV4x8x8 (NVIDIA): causal in time, latents without a variance.
+"""The Cosmos continuous video tokenizers CV8x8x8 and CV4x8x8 (NVIDIA): causal in time, latents without variance.
 
-The numbers are those of the published weights, so nothing here is free but the width, which tests shrink. One latent
-frame stands for the first frame, every further one for 8 or 4.
+All sizes are those of the published weights. Only the width can be set, for tests. The first latent frame encodes the
+first frame; every further one encodes 8 or 4 frames.
 
 Dimension key: B clips, T frames, t latent frames, H W pixels, h w = H/8 W/8, c latent channels, D width.
 """
@@ -22,15 +22,15 @@ BLOCKS = 2  # residual blocks of an encoder level; the decoder has one more
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What distinguishes the two; the wavelets have shrunk every axis by 4 before, so one halving or none remains.
+    """Sizes of one of the two tokenizers. The wavelets reduce every axis by 4, so one or no halving remains.
 
     Attributes:
-      first: width of the encoder's first convolution.
-      encoder: D of its levels; frames are halved after the first.
-      decoder: D of its levels, in the order they run. CV4x8x8 has one less: so do the published weights.
+      first: width of the first convolution of the encoder.
+      encoder: widths D of the encoder levels; frames are halved after the first level.
+      decoder: widths D of the decoder levels, in the order they run. CV4x8x8 has one level less.
       upsample_after: index of the decoder level after which frames are doubled.
       channels: c.
-      time: whether time is halved and doubled along with space.
+      time: True if time is halved and doubled along with space.
     """
 
     first: int
@@ -42,7 +42,7 @@ class Plan:
 
 
 class Level(nn.Module):
-    """Residual blocks of one width, then `resample`, of space and perhaps time, or nothing."""
+    """Residual blocks of one width, then `resample` of space (and time), if given."""
 
     width: int
     blocks: int
@@ -61,7 +61,7 @@ class Level(nn.Module):
 
 
 class Encoder(nn.Module):
-    """[B, T, H, W, 3] -> [B, t, h, w, c]."""
+    """Maps [B, T, H, W, 3] to [B, t, h, w, c]."""
 
     plan: Plan
     dtype: jnp.dtype
@@ -78,7 +78,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """[B, t, h, w, c] -> [B, T, H, W, 3]."""
+    """Maps [B, t, h, w, c] to [B, T, H, W, 3]."""
 
     plan: Plan
     dtype: jnp.dtype
@@ -96,7 +96,7 @@ class Decoder(nn.Module):
 
 
 class CosmosTokenizer(nn.Module):
-    """Both halves. Parameters are float32, convolutions compute in `dtype`; norms, latents and pixels are float32."""
+    """Encoder and decoder. Parameters, norms, latents and pixels are float32; convolutions compute in `dtype`."""
 
     plan: Plan
     dtype: jnp.dtype
@@ -106,12 +106,12 @@ class CosmosTokenizer(nn.Module):
         self.quant_conv, self.post_quant_conv = nn.Dense(self.plan.channels), nn.Dense(self.plan.channels)
 
     def encode(self, video: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """[B, T, H, W, 3] in [-1, 1] -> latents, and -inf for their log variance; float32 [B, t, h, w, c] each."""
+        """Encode video [B, T, H, W, 3] in [-1, 1] to latents and log variance -inf, float32 [B, t, h, w, c]."""
         latents = self.quant_conv(self.encoder(video))
         return latents, jnp.full_like(latents, -jnp.inf)
 
     def decode(self, latents: jax.Array) -> jax.Array:
-        """[B, t, h, w, c] -> float32 [B, T, H, W, 3], not clipped."""
+        """Decode latents [B, t, h, w, c] to float32 [B, T, H, W, 3], not clipped."""
         return self.decoder(self.post_quant_conv(latents))
 
     def __call__(self, video: jax.Array) -> jax.Array:
@@ -119,7 +119,7 @@ class CosmosTokenizer(nn.Module):
 
 
 def build(config: TokenizerConfig, dtype: jnp.dtype) -> CosmosTokenizer:
-    """Raises ConfigError for a downsample that the architecture does not have."""
+    """Build the module of `config`. Raise ConfigError for a downsample that the architecture does not have."""
     if config.downsample != 2 * haar.SIDE:
         raise ConfigError(f'tokenizer.downsample = {config.downsample}, but {config.kind} has {2 * haar.SIDE}')
     width = config.width

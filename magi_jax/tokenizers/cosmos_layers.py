@@ -1,6 +1,6 @@
-"""The layers of the Cosmos video tokenizer: convolutions apart in space and time, none of which sees the future.
+"""Layers of the Cosmos video tokenizer: separate convolutions in space and time, causal in time.
 
-Modules carry the names of diffusers' AutoencoderKLCosmos with `_` for `.` before an index; convert/ relies on it.
+Modules are named as in diffusers' AutoencoderKLCosmos, with `_` for `.` before an index; convert/ relies on the names.
 
 Dimension key: B clips, T frames, H W rows and columns of any level, D width.
 """
@@ -12,19 +12,19 @@ from einops import einsum, rearrange, reduce, repeat
 
 
 def space_conv(x: jax.Array, width: int, dtype: jnp.dtype, name: str) -> jax.Array:
-    """3x3 on each frame, zeros around it."""
+    """Apply a 3x3 convolution to each frame, with zero padding."""
     return nn.Conv(width, (1, 3, 3), padding=((0, 0), (1, 1), (1, 1)), dtype=dtype, name=name)(x)
 
 
 def time_conv(x: jax.Array, dtype: jnp.dtype, name: str, stride: int = 1) -> jax.Array:
-    """Over a frame and the two before it; before the first frame there are copies of it."""
+    """Apply a convolution over a frame and the two before it; the first frame is repeated as padding."""
     before = repeat(x[:, :1], 'B 1 H W D -> B t H W D', t=3 - stride)
     x = jnp.concatenate([before, x], axis=1)
     return nn.Conv(x.shape[-1], (3, 1, 1), (stride, 1, 1), padding='VALID', dtype=dtype, name=name)(x)
 
 
 class FrameNorm(nn.Module):
-    """Each frame by its own mean and variance over all values, in float32."""
+    """Normalises each frame by its own mean and variance over all values, in float32."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -34,7 +34,7 @@ class FrameNorm(nn.Module):
 
 
 class Projection(nn.Module):
-    """[..., D'] -> [..., D]: 3x3 in space, then 3 in time."""
+    """Maps [..., D'] to [..., D]: a 3x3 convolution in space, then one of size 3 in time."""
 
     width: int
     dtype: jnp.dtype
@@ -45,7 +45,7 @@ class Projection(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """[..., D'] -> [..., D]: norm, SiLU, projection, twice, plus the input (by a linear map if the width changes)."""
+    """Maps [..., D'] to [..., D]: twice norm, SiLU, projection, plus the (linearly mapped) input."""
 
     width: int
     dtype: jnp.dtype
@@ -60,7 +60,7 @@ class ResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """The input plus one head of attention inside each frame or, causally, along the frames of each site."""
+    """Adds one head of attention, inside each frame or causally along the frames of each site."""
 
     in_time: bool
     dtype: jnp.dtype
@@ -82,7 +82,7 @@ class Attention(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """Residual block, attention in space, attention in time, residual block."""
+    """Residual block, spatial attention, temporal attention, residual block."""
 
     dtype: jnp.dtype
 
@@ -95,7 +95,7 @@ class MidBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """[B, T, H, W, D] -> [B, T, H/2, W/2, D] and, if `time`, T = 1 + 2n -> 1 + n: strided convolution plus mean."""
+    """Halves space, and time from T = 1 + 2n to 1 + n if `time`: a strided convolution plus a mean."""
 
     time: bool
     dtype: jnp.dtype
@@ -113,7 +113,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """[B, T, H, W, D] -> [B, T, 2H, 2W, D] and, if `time`, T = 1 + n -> 1 + 2n: copies plus a convolution of them."""
+    """Doubles space, and time from T = 1 + n to 1 + 2n if `time`: repeated values plus a convolution of them."""
 
     time: bool
     dtype: jnp.dtype

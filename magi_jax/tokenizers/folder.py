@@ -1,4 +1,4 @@
-"""A tokenizer on disk: `config.json`, `params.npz` and `statistics.json`, written whole or not at all."""
+"""A tokenizer on disk: `config.json`, `params.npz` and `statistics.json`, written atomically."""
 
 import dataclasses
 import hashlib
@@ -16,15 +16,15 @@ from magi_jax.config import ConfigError, TokenizerConfig
 from magi_jax.tokenizers.api import Tokenizer, create_tokenizer, fingerprint
 
 FILES = ('params.npz', 'statistics.json')
-NOT_MEASURED = 'not measured'  # of statistics 0, 1 that only stand for some
+NOT_MEASURED = 'not measured'  # provenance of placeholder statistics 0, 1
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: str | os.PathLike, provenance: dict) -> None:
-    """Writes a folder that `load_tokenizer` reads, replacing an older one.
+    """Write a folder that `load_tokenizer` reads; replace an older one.
 
     Args:
-      tokenizer: parameters and latent statistics to keep.
-      folder: a local folder; it appears by a rename once all files are complete.
+      tokenizer: parameters and latent statistics to save.
+      folder: local folder; a rename creates it once all files are complete.
       provenance: what the statistics were measured on (clips, dataset, split, seed), as JSON values.
     """
     folder = pathlib.Path(folder).absolute()
@@ -48,7 +48,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: str | os.PathLike, provenance: 
 
 
 def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
-    """Reads a folder of `save_tokenizer`.
+    """Load a tokenizer from a folder that `save_tokenizer` wrote.
 
     Raises:
       FileNotFoundError: the folder or one of its files is missing.
@@ -79,10 +79,10 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
 
 
 def open_tokenizer(config: TokenizerConfig, height: int, width: int) -> Tokenizer:
-    """The frozen tokenizer that a config names, ready for use on frames of height x width.
+    """Open the frozen tokenizer that a config names, for frames of height x width.
 
     Raises:
-      ConfigError: no folder is named, or its latents were never measured; else as `load_tokenizer`.
+      ConfigError: the config names no folder, or its latent statistics were never measured.
     """
     if config.kind == 'identity':
         return create_tokenizer(config, jax.random.key(0), height, width)
@@ -95,7 +95,7 @@ def open_tokenizer(config: TokenizerConfig, height: int, width: int) -> Tokenize
 
 
 def read_statistics(folder: str | os.PathLike) -> dict:
-    """Mean and std of a folder's latents, with their provenance."""
+    """Read mean and std of the latents in a folder, with their provenance."""
     return json.loads((pathlib.Path(folder) / 'statistics.json').read_text())
 
 

@@ -1,4 +1,4 @@
-"""Haar wavelets in space and time: cuts a video into cubes of 4x4x4 pixels whose first cube shows the first frame only.
+"""Haar wavelets in space and time: split a video into cubes of 4x4x4 pixels; the first cube holds the first frame only.
 
 Dimension key: B clips, T frames, H W pixels, t = 1 + (T - 1) / 4, h w = H/4 W/4, C channels; i j k which half of a pair
 in time, rows and columns.
@@ -13,7 +13,10 @@ SIDE = 2**ROUNDS
 
 
 def patch(video: jax.Array) -> jax.Array:
-    """[B, T, H, W, C] with T = 1 + 4n and H, W multiples of 4 -> [B, t, h, w, 64 C], the lowest frequencies first."""
+    """Transform [B, T, H, W, C] with T = 1 + 4n and H, W multiples of 4 to [B, t, h, w, 64 C].
+
+    Channels are ordered from the lowest frequencies up.
+    """
     first = repeat(video[:, :1], 'B 1 H W C -> B p H W C', p=SIDE)
     x = jnp.concatenate([first, video[:, 1:]], axis=1)
     for _ in range(ROUNDS):
@@ -26,7 +29,7 @@ def patch(video: jax.Array) -> jax.Array:
 
 
 def unpatch(x: jax.Array) -> jax.Array:
-    """The inverse of `patch`: [B, t, h, w, 64 C] -> [B, T, H, W, C]."""
+    """Invert `patch`: [B, t, h, w, 64 C] to [B, T, H, W, C]."""
     for _ in range(ROUNDS):
         x = rearrange(x, 'B T H W (i j k C) -> i j k B T H W C', i=2, j=2, k=2)
         for axis in range(3):

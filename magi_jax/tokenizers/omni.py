@@ -1,6 +1,6 @@
 """OmniTokenizer's video VAE: transformers in space, then in time; 1 + 4n frames become 1 + n latent frames.
 
-Unlike what its causal attention suggests, latents do depend on later frames (omni_layers.py says why): latents of a
+Although its attention is causal, latents depend on later frames (omni_layers.py explains why). So the latents of a
 context are those of the context encoded alone.
 
 Dimension key: B clips, T frames, t = 1 + (T - 1) / 4, H W pixels, h w = H/8 W/8, c latent channels, D width.
@@ -22,7 +22,7 @@ REST = 'B (t s) (h p) (w q) d -> B t h w (d s p q)'
 
 
 def embed(patches: jax.Array, width: int, dtype: jnp.dtype, name: str) -> jax.Array:
-    """Patches [..., P] -> tokens [..., D]: norm, linear, norm."""
+    """Embed patches [..., P] as tokens [..., D]: norm, linear map, norm."""
     for part in (1, 2, 3):
         if part == 2:
             patches = nn.Dense(width, dtype=dtype, name=f'{name}_2')(patches)
@@ -33,7 +33,7 @@ def embed(patches: jax.Array, width: int, dtype: jnp.dtype, name: str) -> jax.Ar
 
 
 class Encoder(nn.Module):
-    """[B, T, H, W, 3] -> [B, t, h, w, D]."""
+    """Maps [B, T, H, W, 3] to [B, t, h, w, D]."""
 
     width: int
     dtype: jnp.dtype
@@ -50,7 +50,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """[B, t, h, w, D] -> [B, T, H, W, 3]."""
+    """Maps [B, t, h, w, D] to [B, T, H, W, 3]."""
 
     dtype: jnp.dtype
 
@@ -66,7 +66,7 @@ class Decoder(nn.Module):
 
 
 class OmniTokenizer(nn.Module):
-    """Both halves. Parameters are float32, matrices multiply in `dtype`; norms, moments and pixels are float32."""
+    """Encoder and decoder. Parameters, norms, moments and pixels are float32; matrices multiply in `dtype`."""
 
     channels: int
     width: int
@@ -77,12 +77,15 @@ class OmniTokenizer(nn.Module):
         self.pre_vq_conv_1, self.post_vq_conv_1 = nn.Dense(2 * self.channels), nn.Dense(self.width)
 
     def encode(self, video: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """[B, T, H, W, 3] in [-1, 1] -> posterior mean and log variance, float32 [B, t, h, w, c] each."""
+        """Encode video [B, T, H, W, 3] in [-1, 1] to posterior mean and log variance, float32 [B, t, h, w, c] each."""
         mean, log_variance = jnp.split(self.pre_vq_conv_1(self.encoder(video / 2)), 2, axis=-1)
         return mean, jnp.clip(log_variance, *LOG_VARIANCE_RANGE)
 
     def decode(self, latents: jax.Array) -> jax.Array:
-        """[B, t, h, w, c] -> float32 [B, T, H, W, 3], not clipped. Its own pixels are half as large as ours."""
+        """Decode latents [B, t, h, w, c] to float32 [B, T, H, W, 3], not clipped.
+
+        The module itself works on pixels of half the range.
+        """
         return 2 * self.decoder(self.post_vq_conv_1(latents))
 
     def __call__(self, video: jax.Array) -> jax.Array:
@@ -90,7 +93,7 @@ class OmniTokenizer(nn.Module):
 
 
 def build(config: TokenizerConfig, dtype: jnp.dtype) -> OmniTokenizer:
-    """Raises ConfigError for a downsample that the architecture does not have, or a width its heads cannot divide."""
+    """Build the module of `config`; raise ConfigError for a bad downsample factor or width."""
     if config.downsample != SIDE:
         raise ConfigError(f'tokenizer.downsample = {config.downsample}, but omni has {SIDE}')
     if config.width % (4 * HEADS):

@@ -1,8 +1,8 @@
-"""The layers of OmniTokenizer's transformers, with the habits that its weights depend on.
+"""Layers of OmniTokenizer's transformers, including the peculiarities that its weights were trained with.
 
-Queries come from normalised tokens, keys and values from the tokens as they are. In transformers along time, the
-convolution that stands for positions reads tokens in the order (site, frame) as if it were (frame, site): it mixes
-distant frames and sites, past and future. Weights were trained with that, so it stays.
+Queries come from normalised tokens; keys and values come from the tokens before the norm. In temporal transformers the
+positional convolution reads tokens in the order (site, frame) as if it were (frame, site). So it mixes distant frames
+and sites, past and future.
 
 Dimension key: B clips, t frames, h w rows and columns of tokens, G sequences of N tokens (frames of N = h w sites, or
 sites of N = t frames), D width, H heads, d head width.
@@ -15,12 +15,12 @@ import numpy as np
 from einops import einsum, rearrange
 
 HEADS = 8
-WINDOW = 8  # tokens of a window's side
+WINDOW = 8  # side of a window in tokens
 LOGIT_SCALE = 8.0
 
 
 class Norm(nn.Module):
-    """Layer norm in float32, with the weights' own names."""
+    """Layer norm in float32, with the parameter names of the published weights."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -32,7 +32,7 @@ class Norm(nn.Module):
 
 
 class PositionConv(nn.Module):
-    """Depthwise 3x3x3 over [B, t, h, w, D], causal in its first axis."""
+    """Depthwise 3x3x3 convolution over [B, t, h, w, D], causal in its first axis."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -42,7 +42,7 @@ class PositionConv(nn.Module):
 
 
 class Attention(nn.Module):
-    """[G, N, D] -> [G, N, D]: cosine attention; in space with rotations by row and column, in time causal."""
+    """Cosine attention over [G, N, D]: in space with rotations by row and column, in time causal."""
 
     in_time: bool
     dtype: jnp.dtype
@@ -72,7 +72,7 @@ class Attention(nn.Module):
 
 
 class WindowAttention(nn.Module):
-    """[G, N, D] -> [G, N, D]: attention inside windows of a square frame, with a learned bias by relative place."""
+    """Attention inside windows of a square frame, [G, N, D], with a learned bias by relative position."""
 
     dtype: jnp.dtype
 
@@ -98,7 +98,10 @@ class WindowAttention(nn.Module):
 
 
 class Transformer(nn.Module):
-    """[B, t, h, w, D] -> the same, attending in space or in time; layers by letter: t tokens, w windows."""
+    """Maps [B, t, h, w, D] to the same shape by attention in space or in time.
+
+    Letters name its layers: t tokens, w windows.
+    """
 
     layers: str
     in_time: bool
@@ -111,7 +114,7 @@ class Transformer(nn.Module):
         x = rearrange(x, f'{forth} -> {back}')
         for i, letter in enumerate(self.layers):
             if letter == 't':
-                grids = x.reshape(*grid.values(), x.shape[-1])  # in time: the order that the head of this file tells of
+                grids = x.reshape(*grid.values(), x.shape[-1])  # in time: the mixed order described above
                 x = x + PositionConv(name=f'layers_{i}_0')(grids).reshape(x.shape)
                 x = x + Attention(self.in_time, self.dtype, name=f'layers_{i}_1')(x)
             else:
@@ -126,7 +129,7 @@ class Transformer(nn.Module):
 
 
 def rotate(x: jax.Array) -> jax.Array:
-    """[G, H, N, d], N the sites of a square frame: pairs of neighbours are turned, by column and by row in turn."""
+    """Rotate channel pairs of [G, H, N, d], N the sites of a square frame, by column and row in turn."""
     tokens, width = x.shape[2:]
     index, side = np.arange(tokens), round(tokens**0.5)
     frequencies = 10_000.0 ** (-np.arange(0, width, 4) / width)
@@ -138,7 +141,7 @@ def rotate(x: jax.Array) -> jax.Array:
 
 
 def relative_places() -> np.ndarray:
-    """int [N, N]: the row of the bias table for each pair of a window's tokens."""
+    """Return int [N, N]: the row of the bias table for each pair of tokens in a window."""
     rows, columns = np.divmod(np.arange(WINDOW**2), WINDOW)
     down, right = (np.subtract.outer(x, x) + WINDOW - 1 for x in (rows, columns))
     return down * (2 * WINDOW - 1) + right

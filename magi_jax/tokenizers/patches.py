@@ -1,7 +1,7 @@
-"""Latents <-> tokens (MAGI section 3.1): square patches of latents become the tokens of a frame.
+"""Latents to tokens and back (MAGI section 3.1): square patches of latents become the tokens of a frame.
 
-Dimension key: B clips, T frames, h w latent rows and columns, c latent channels, p patch side, N tokens of a frame
-(h/p * w/p, row by row), C token width (p * p * c, ordered patch row, patch column, channel).
+Dimension key: B clips, T frames, h w latent rows and columns, c latent channels, p patch side, N tokens of a frame (h/p
+* w/p, row by row), C token width (p * p * c, ordered patch row, patch column, channel).
 """
 
 import jax
@@ -9,7 +9,7 @@ from einops import rearrange
 
 
 def patchify(latents: jax.Array, patch: int) -> jax.Array:
-    """[B, T, h, w, c] -> tokens [B, T, N, C].
+    """Rearrange latents [B, T, h, w, c] to tokens [B, T, N, C].
 
     Raises:
       ValueError: h or w is not a multiple of `patch`.
@@ -21,7 +21,7 @@ def patchify(latents: jax.Array, patch: int) -> jax.Array:
 
 
 def unpatchify(tokens: jax.Array, patch: int, height: int) -> jax.Array:
-    """Tokens [B, T, N, C] -> [B, T, h, w, c] with h = `height` latent rows: the inverse of `patchify`.
+    """Rearrange tokens [B, T, N, C] to latents [B, T, h, w, c] with h = `height`: the inverse of `patchify`.
 
     Raises:
       ValueError: N tokens do not fill rows of patches, or C does not hold patch * patch channels.

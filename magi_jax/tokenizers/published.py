@@ -1,4 +1,4 @@
-"""The published tokenizers: their configs, what is known of their latents' scale, and whose they are."""
+"""The published tokenizers: their configs, the documented scale of their latents, source and licence."""
 
 import dataclasses
 
@@ -10,11 +10,11 @@ class Published:
     """One set of published weights.
 
     Attributes:
-      config: of the published width.
-      parameters: how many the module has.
-      scale: what its authors multiply latents by; None where a user must measure mean and standard deviation.
-      source: where the weights come from.
-      licence: of the weights; none of them comes with this code.
+      config: config with the published width.
+      parameters: number of parameters.
+      scale: factor that the authors multiply latents with; None if mean and std must be measured.
+      source: origin of the weights.
+      licence: licence of the weights, which are not part of this repository.
     """
 
     config: TokenizerConfig
@@ -39,7 +39,7 @@ PUBLISHED = {
         'MAR (LTH14/mar), kl16.ckpt',
         'MIT',
     ),
-    # The authors publish statistics for the first release of CV8x8x8 only, latent frame by latent frame: measure ours.
+    # The authors publish statistics only for the first release of CV8x8x8, one for each latent frame: measure instead.
     'cosmos_cv8x8x8': Published(
         TokenizerConfig(kind='cosmos_cv8x8x8', channels=16, downsample=8, width=128),
         105_653_696,
@@ -54,7 +54,7 @@ PUBLISHED = {
         'NVIDIA Cosmos-Tokenizer-CV4x8x8, autoencoder.jit, or diffusers AutoencoderKLCosmos',
         'NVIDIA Open Model License',
     ),
-    # 0.18215 in the authors' diffusion code is Stable Diffusion's, not fitted to these latents: measure ours.
+    # The authors' diffusion code uses Stable Diffusion's 0.18215, which does not fit these latents: measure instead.
     'omni': Published(
         TokenizerConfig(kind='omni', channels=8, downsample=8, width=512),
         51_569_248,

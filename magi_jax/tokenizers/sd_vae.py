@@ -1,7 +1,7 @@
-"""The KL autoencoder of latent diffusion: Stable Diffusion 1.4's VAE (`sd_vae`) and MAR's KL-16 (`kl16`), per frame.
+"""The KL autoencoder of latent diffusion, for frames: Stable Diffusion 1.4 (`sd_vae`) and MAR's KL-16 (`kl16`).
 
-The numbers are those of the published weights, so nothing here is free but the width, which tests shrink. Modules carry
-the names of diffusers' AutoencoderKL with `_` for `.` before an index; convert/ relies on it.
+All sizes are those of the published weights. Only the width can be set, for tests. Modules are named as in diffusers'
+AutoencoderKL, with `_` for `.` before an index; convert/ relies on the names.
 
 Dimension key: F frames, H W pixels, f downsample, h w rows and columns at some level, c latent channels, D width.
 """
@@ -21,7 +21,7 @@ GROUPS = 32
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What distinguishes the two.
+    """Sizes of one of the two autoencoders.
 
     Attributes:
       widths: D of each level, finest first; the frame is halved between levels.
@@ -40,12 +40,12 @@ MULTIPLIERS = {'sd_vae': (1, 2, 4, 4), 'kl16': (1, 1, 2, 2, 4)}
 
 
 def norm(x: jax.Array, name: str) -> jax.Array:
-    """GroupNorm in float32; the two-pass variance is the one that agrees with the published numbers."""
+    """Apply GroupNorm in float32, with the two-pass variance that agrees with the published numbers."""
     return nn.GroupNorm(GROUPS, epsilon=1e-6, use_fast_variance=False, dtype=jnp.float32, name=name)(x)
 
 
 class ResidualBlock(nn.Module):
-    """[F, h, w, D'] -> [F, h, w, D]: norm, SiLU, 3x3, twice, plus the input (by a 1x1 map if the width changes)."""
+    """Maps [F, h, w, D'] to [F, h, w, D]: twice norm, SiLU, 3x3, plus the (1x1 mapped) input."""
 
     width: int
     dtype: jnp.dtype
@@ -60,7 +60,7 @@ class ResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """[F, h, w, D] -> the same plus one head of attention over the frame; softmax in float32."""
+    """Adds one head of attention over the frame to [F, h, w, D]; the softmax is in float32."""
 
     dtype: jnp.dtype
 
@@ -76,7 +76,7 @@ class Attention(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """[F, h, w, D] -> [F, h, w, D]: residual block, attention, residual block."""
+    """Maps [F, h, w, D] to the same shape: residual block, attention, residual block."""
 
     dtype: jnp.dtype
 
@@ -88,7 +88,7 @@ class MidBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """[F, h, w, D] -> [F, h/2, w/2, D]: a strided 3x3 that looks one row and column beyond the end, none before."""
+    """Maps [F, h, w, D] to [F, h/2, w/2, D] by a strided 3x3 convolution, padded at the end of each axis only."""
 
     dtype: jnp.dtype
 
@@ -99,7 +99,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """[F, h, w, D] -> [F, 2h, 2w, D]: every value four times, then 3x3."""
+    """Maps [F, h, w, D] to [F, 2h, 2w, D]: repeats every value four times, then a 3x3 convolution."""
 
     dtype: jnp.dtype
 
@@ -110,7 +110,7 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """Residual blocks of one width, each followed by attention or not, then a change of resolution or none."""
+    """Residual blocks of one width, each followed by attention if asked for, then a change of resolution if given."""
 
     width: int
     blocks: int
@@ -131,7 +131,7 @@ class Level(nn.Module):
 
 
 class Encoder(nn.Module):
-    """[F, H, W, 3] -> [F, h, w, 2c]."""
+    """Maps [F, H, W, 3] to [F, h, w, 2c]."""
 
     plan: Plan
     dtype: jnp.dtype
@@ -148,7 +148,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """[F, h, w, c] -> [F, H, W, 3]."""
+    """Maps [F, h, w, c] to [F, H, W, 3]."""
 
     plan: Plan
     dtype: jnp.dtype
@@ -166,7 +166,7 @@ class Decoder(nn.Module):
 
 
 class LatentDiffusionVAE(nn.Module):
-    """Both halves. Parameters are float32, convolutions compute in `dtype`; norms, moments and pixels are float32."""
+    """Encoder and decoder. Parameters, norms, moments and pixels are float32; convolutions compute in `dtype`."""
 
     plan: Plan
     dtype: jnp.dtype
@@ -176,12 +176,12 @@ class LatentDiffusionVAE(nn.Module):
         self.quant_conv, self.post_quant_conv = nn.Dense(2 * self.plan.channels), nn.Dense(self.plan.channels)
 
     def encode(self, frames: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """[F, H, W, 3] in [-1, 1] -> posterior mean and log variance, float32 [F, h, w, c] each."""
+        """Encode frames [F, H, W, 3] in [-1, 1] to posterior mean and log variance, float32 [F, h, w, c] each."""
         mean, log_variance = jnp.split(self.quant_conv(self.encoder(frames)), 2, axis=-1)
         return mean, jnp.clip(log_variance, *LOG_VARIANCE_RANGE)
 
     def decode(self, latents: jax.Array) -> jax.Array:
-        """[F, h, w, c] -> float32 [F, H, W, 3], not clipped."""
+        """Decode latents [F, h, w, c] to float32 [F, H, W, 3], not clipped."""
         return self.decoder(self.post_quant_conv(latents))
 
     def __call__(self, frames: jax.Array) -> jax.Array:
@@ -189,7 +189,7 @@ class LatentDiffusionVAE(nn.Module):
 
 
 def build(config: TokenizerConfig, dtype: jnp.dtype) -> LatentDiffusionVAE:
-    """Raises ConfigError for a downsample that the architecture does not have, or a width its norms cannot divide."""
+    """Build the module of `config`; raise ConfigError for a bad downsample factor or width."""
     multipliers = MULTIPLIERS[config.kind]
     if config.downsample != (factor := 2 ** (len(multipliers) - 1)):
         raise ConfigError(f'tokenizer.downsample = {config.downsample}, but {config.kind} has {factor}')

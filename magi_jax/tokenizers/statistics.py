@@ -1,4 +1,4 @@
-"""Mean and standard deviation of a tokenizer's latents: what normalises them for the generator."""
+"""Mean and standard deviation of a tokenizer's latents, which normalise them for the generator."""
 
 from collections.abc import Iterable
 
@@ -18,10 +18,10 @@ def _moments(tokenizer: Tokenizer, video: jax.Array) -> tuple[jax.Array, jax.Arr
 
 
 def measure_statistics(tokenizer: Tokenizer, batches: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Per-channel mean and std of posterior samples, the latents a generator is trained on.
+    """Measure mean and std of posterior samples for each channel, over all latents of the videos.
 
-    No sample is drawn: the variance of samples is the variance of the posterior means plus the mean posterior variance,
-    exact and independent of a key. Sums run in float64.
+    No sample is drawn. The variance of samples equals the variance of posterior means plus the mean posterior variance,
+    so the result is exact and needs no key. Sums run in float64.
 
     Args:
       tokenizer: its own statistics are ignored.

@@ -1,7 +1,7 @@
-"""Reads weights from the files they are published in, without PyTorch: safetensors, torch.save, TorchScript and npz.
+"""Reads published weight files without PyTorch: safetensors, torch.save, TorchScript and npz.
 
-A torch file is a zip of raw storages and a pickle that says how they make tensors. The pickle is read by an unpickler
-that knows tensors and nothing else: any other class becomes an inert record, so no code of the file ever runs.
+A torch file is a zip of raw storages and a pickle that describes how they form tensors. Our unpickler knows tensors
+only. It replaces any other class by an inert placeholder, so no code from the file ever runs.
 """
 
 import collections
@@ -31,23 +31,23 @@ STORAGES = {
     'ByteStorage': np.uint8,
     'BoolStorage': np.bool_,
 }
-WRAPPERS = ('state_dict', 'model')  # the key of the weights, where a file has more than them
+WRAPPERS = ('state_dict', 'model')  # keys of the weights in files that hold other things as well
 
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """A tensor of a file; `read()` loads it, so that what a converter drops costs nothing."""
+    """A tensor in a file. `read()` loads it, so tensors that a converter drops cost nothing."""
 
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]
 
 
 def open_weights(path: str | os.PathLike) -> dict[str, Weight]:
-    """{name: tensor} of a .safetensors or .npz file, or of a .pt, .ckpt or .jit file as torch writes them (zip format).
+    """Open {name: tensor} of a .safetensors or .npz file, or of a .pt, .ckpt or .jit file in the zip format of torch.
 
     Raises:
       OSError: the file cannot be read.
-      ConfigError: it is of none of these formats, or damaged; one line says what to do.
+      ConfigError: the file has none of these formats or is damaged.
     """
     path = pathlib.Path(path)
     with path.open('rb') as file:
@@ -81,7 +81,7 @@ def _open_npz(path: pathlib.Path) -> dict[str, Weight]:
     try:
         with np.load(path) as arrays:
             return {name: Weight(value.shape, lambda value=value: value) for name, value in arrays.items()}
-    except ValueError as error:  # pickled objects, which NumPy refuses
+    except ValueError as error:  # pickled objects, which NumPy refuses to load
         raise ConfigError(f'{path} holds more than arrays of numbers ({error})') from error
 
 
@@ -98,7 +98,7 @@ def _open_torch(path: pathlib.Path) -> dict[str, Weight]:
 
 
 def _named_weights(content: Any, prefix: str) -> Any:
-    """(dotted name, weight) of every tensor in dicts, and in the attributes of TorchScript modules."""
+    """Yield (dotted name, weight) of every tensor in dicts and in attributes of TorchScript modules."""
     if isinstance(content, Weight):
         yield prefix, content
     items = content.attributes if isinstance(content, _Inert) else content
@@ -108,7 +108,7 @@ def _named_weights(content: Any, prefix: str) -> Any:
 
 
 class _Inert(dict):
-    """Stands for an object of any other class: it can be built and filled like one, and does nothing."""
+    """A placeholder for an object of any other class. It accepts construction and filling and does nothing."""
 
     __hash__ = object.__hash__
 
@@ -124,13 +124,13 @@ class _Inert(dict):
         self.attributes = state if isinstance(state, dict) else {}
 
     def append(self, _: Any) -> None:
-        """Of list-like objects."""
+        """Ignore the items of list-like objects."""
 
     extend = append
 
 
 class _TensorUnpickler(pickle.Unpickler):
-    """Tensors, ordered dicts and Python's own literals; everything else is `_Inert`."""
+    """An unpickler for tensors, ordered dicts and Python literals. Everything else becomes `_Inert`."""
 
     def __init__(self, file: Any, path: pathlib.Path, folder: str) -> None:
         super().__init__(file)
@@ -146,7 +146,7 @@ class _TensorUnpickler(pickle.Unpickler):
         return STORAGES.get(name, _Inert) if module == 'torch' else _Inert
 
     def persistent_load(self, pid: Any) -> tuple[type, str, int]:
-        """('storage', class, file name, device, values) -> its dtype, file name and number of values."""
+        """Resolve ('storage', class, file name, device, values) to dtype, file name and number of values."""
         _, dtype, key, _, count = pid
         return dtype, f'{self.folder}/{key}', count
 

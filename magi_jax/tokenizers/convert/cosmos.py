@@ -1,4 +1,4 @@
-"""The names that the Cosmos video tokenizer's weights go by: diffusers', and those of NVIDIA's TorchScript files."""
+"""Names of the Cosmos video tokenizer weights, in diffusers and in NVIDIA's TorchScript files."""
 
 import re
 
@@ -27,7 +27,10 @@ DROPPED = (
 
 
 def layouts(levels: int) -> tuple[Layout, ...]:
-    """Both layouts of a tokenizer with so many decoder levels; the original one counts them from the finest."""
+    """Return both layouts of a tokenizer with `levels` decoder levels.
+
+    The original code counts the levels from the finest.
+    """
 
     def original(name: str) -> str:
         name = substitute(finest_first(name, levels), ORIGINAL)

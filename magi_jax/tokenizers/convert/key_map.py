@@ -1,8 +1,8 @@
-"""Puts the weights of a published file into a module's parameters, with every key accounted for.
+"""Maps the weights of a published file to the parameters of a module, and accounts for every key.
 
-A module's own parameters say what the file must hold: the path `encoder/down_blocks_0/conv1/kernel` [3, 3, I, O] is the
-tensor `encoder.down_blocks.0.conv1.weight` [O, I, 3, 3] of the layout that the module is named after, and each other
-layout is a function from that name to its own. So what is missing is named as the file would name it.
+The parameters of the module define what the file must hold. The path `encoder/down_blocks_0/conv1/kernel` [3, 3, I, O]
+is the tensor `encoder.down_blocks.0.conv1.weight` [O, I, 3, 3] in the canonical layout. Every other layout is a
+function from canonical names to its own. So errors name a missing tensor as the file would.
 """
 
 import dataclasses
@@ -17,20 +17,20 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from magi_jax.config import ConfigError
 from magi_jax.tokenizers.convert.checkpoint_files import Weight
 
-SHOWN = 4  # names of a kind in an error
-# Flax kernels from torch weights, by the kernel's rank. A linear map may be stored as a 1x1 convolution.
+SHOWN = 4  # names of each kind that an error lists
+# Axis order from torch weights to Flax kernels, by rank. A linear map may be stored as a 1x1 convolution.
 KERNELS = {2: 'O I -> I O', 4: 'O I H W -> H W I O', 5: 'O I T H W -> T H W I O'}
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """One way to name the weights.
+    """One naming scheme of weights.
 
     Attributes:
-      name: for reports.
-      rename: canonical name -> name in the file.
-      dropped: (pattern, reason) of the file's other keys that are left out on purpose.
-      channels_last: kernels are stored as Flax has them, and vectors with axes of length 1 before them: TensorFlow's.
+      name: name in reports.
+      rename: function from the canonical name to the name in the file.
+      dropped: (pattern, reason) of keys in the file that are left out on purpose.
+      channels_last: True for TensorFlow files: kernels as in Flax, vectors with leading axes of length 1.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What became of the keys: `used` of them hold `parameters` values, `dropped` maps a reason to names."""
+    """What happened to the keys: `used` of them hold `parameters` values, `dropped` maps a reason to names."""
 
     layout: str
     used: int
@@ -51,7 +51,7 @@ class Report:
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """A parameter of the module and the shapes that a file may hold it in; `channels_last` is the layout's."""
+    """A parameter of the module and the shapes that a file may store it in."""
 
     path: str
     shape: tuple[int, ...]
@@ -59,16 +59,17 @@ class Slot:
 
     @property
     def file_shape(self) -> tuple[int, ...]:
-        """What the file should hold."""
+        """Shape that the file should hold."""
         if self.channels_last or not self.path.endswith('/kernel'):
             return self.shape
         *window, inputs, outputs = self.shape
         return (outputs, inputs, *window)
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether a tensor of `shape` is this parameter's: exactly, or but for axes of length 1.
+        """Return True if a tensor of `shape` holds this parameter, up to axes of length 1.
 
-        Those are torch's after a linear map that is stored as a 1x1 convolution, and TensorFlow's before a vector.
+        Such axes come from torch (linear maps stored as 1x1 convolutions) and from TensorFlow (leading axes of
+        vectors).
         """
         if self.channels_last and len(self.shape) == 1:
             return shape[-1:] == self.shape and set(shape[:-1]) <= {1}
@@ -77,7 +78,7 @@ class Slot:
         return shape == self.file_shape
 
     def from_file(self, values: np.ndarray) -> np.ndarray:
-        """The tensor as the module wants it, float32."""
+        """Convert the tensor to the form of the module, in float32."""
         values = np.asarray(values, np.float32)
         if self.channels_last or not self.path.endswith('/kernel'):
             return values.reshape(self.shape)
@@ -87,26 +88,25 @@ class Slot:
 
 
 def slots(params: dict) -> dict[str, Slot]:
-    """{canonical name: slot} of a module's parameters (arrays or their shapes)."""
+    """Return {canonical name: slot} of the parameters of a module (arrays or shapes)."""
     flat = flatten_dict(params, sep='/')
     return {_canonical(path): Slot(path, tuple(leaf.shape)) for path, leaf in flat.items()}
 
 
 def convert(weights: dict[str, Weight], params: dict, layouts: Iterable[Layout], source: str) -> tuple[dict, Report]:
-    """Weights of a file -> parameters of the same shapes as `params`, in the layout that knows most of its keys.
+    """Convert the weights of a file to parameters shaped as `params`, in the layout that matches most keys.
 
     Args:
-      weights: of `open_weights`.
-      params: the module's parameters or, by `jax.eval_shape`, their shapes.
-      layouts: those that the file may have.
-      source: its name, for errors.
+      weights: result of `open_weights`.
+      params: parameters of the module, or their shapes from `jax.eval_shape`.
+      layouts: layouts that the file may have.
+      source: file name for error messages.
 
     Returns:
-      float32 parameters, and the report.
+      The float32 parameters and the report.
 
     Raises:
-      ConfigError: a key is missing, unexpected, of another shape, or holds a value that is not finite; all in one line
-        that names them.
+      ConfigError: a key is missing, unexpected, of the wrong shape, or not finite; one line names all such keys.
     """
     wanted = slots(params)
     layout = max(layouts, key=lambda layout: sum(layout.rename(name) in weights for name in wanted))
@@ -132,7 +132,7 @@ def convert(weights: dict[str, Weight], params: dict, layouts: Iterable[Layout],
 
 
 def substitute(name: str, rules: Iterable[tuple[str, str]]) -> str:
-    """`name` after each (pattern, replacement) in turn."""
+    """Apply each (pattern, replacement) to `name` in turn."""
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     return name
@@ -144,7 +144,7 @@ def _canonical(path: str) -> str:
 
 
 def _sort_out(keys: list[str], patterns: Iterable[tuple[str, str]]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
-    """Keys -> those dropped, by reason, and those that nobody expects."""
+    """Split keys into dropped ones, by reason, and unexpected ones."""
     reasons = {key: next((reason for pattern, reason in patterns if re.match(pattern, key)), None) for key in keys}
     found = dict.fromkeys(reason for reason in reasons.values() if reason)
     dropped = {reason: tuple(key for key in keys if reasons[key] == reason) for reason in found}

@@ -1,8 +1,8 @@
-"""The names that the latent diffusion autoencoder's weights go by: diffusers', its older ones, and the original's."""
+"""Names of the latent diffusion autoencoder weights: diffusers, old diffusers, and the original code."""
 
 from magi_jax.tokenizers.convert.key_map import Layout, substitute
 
-# Attention in files of diffusers before 0.18, Stable Diffusion 1.4's among them.
+# Attention in files of diffusers before 0.18, such as Stable Diffusion 1.4.
 LEGACY_ATTENTION = (
     (r'\.to_q\.', '.query.'),
     (r'\.to_k\.', '.key.'),
@@ -28,7 +28,10 @@ LOSS = (r'loss\.', 'discriminator and perceptual loss of its training')
 
 
 def layouts(levels: int) -> tuple[Layout, ...]:
-    """All layouts of an autoencoder with so many levels; the original one counts the decoder's from the finest."""
+    """Return all layouts of an autoencoder with `levels` levels.
+
+    The original code counts the levels of the decoder from the finest.
+    """
 
     def original(name: str) -> str:
         return substitute(finest_first(name, levels), ORIGINAL)
@@ -43,6 +46,6 @@ def layouts(levels: int) -> tuple[Layout, ...]:
 
 
 def finest_first(name: str, levels: int) -> str:
-    """`.up_blocks.I.` -> `.up.J.` with J counted from the other end."""
+    """Rename `.up_blocks.I.` to `.up.J.`, with J counted from the other end."""
     rules = [(rf'\.up_blocks\.{i}\.', f'.up.{levels - 1 - i}.') for i in range(levels)]
     return substitute(name, rules)

@@ -1,4 +1,4 @@
-"""The names that OmniTokenizer's weights go by: its own."""
+"""Names of OmniTokenizer's weights: those of its own code."""
 
 from magi_jax.tokenizers.convert.key_map import Layout
 

@@ -1,4 +1,4 @@
-"""A file of published weights -> a tokenizer of ours."""
+"""Converts a file of published weights to a tokenizer."""
 
 import os
 
@@ -18,17 +18,17 @@ LAYOUTS = {
     'cosmos_cv4x8x8': cosmos.layouts(levels=2),
     'omni': (omni.LAYOUT,),
 }
-SIDE = 64  # pixels that every kind can take
+SIDE = 64  # frame side in pixels that every kind accepts
 
 
 def convert_file(config: TokenizerConfig, source: str | os.PathLike) -> tuple[Tokenizer, Report]:
-    """The tokenizer of `config` (of a published kind) with the weights of `source`, and what became of its keys.
+    """Convert the weights in `source` to the tokenizer of `config`; return it and the key report.
 
-    Latents are scaled as the authors scale them where they say how; else mean 0 and std 1, still to be measured.
+    Latents are scaled as the authors document it. Otherwise mean 0 and std 1 are stored as not yet measured.
 
     Raises:
       OSError: the file cannot be read.
-      ConfigError: it is damaged, or its keys are not exactly those of the architecture; one line names them.
+      ConfigError: the file is damaged, or its keys do not match the architecture.
     """
     blank = jax.eval_shape(lambda key: create_tokenizer(config, key, SIDE, SIDE), jax.random.key(0))
     weights = checkpoint_files.open_weights(source)
