@@ -1,4 +1,4 @@
-"""JAX and PyTorch side by side: one process each, the same problem, outputs compared, then timed in turns."""
+"""Runs JAX and PyTorch side by side: one process each, the same problem, outputs compared, then timed in turns."""
 
 import dataclasses
 import importlib.util
@@ -20,8 +20,8 @@ from magi_jax.models.magi import ClipShape
 JAX, TORCH, COMPILED = 'JAX', 'PyTorch', 'PyTorch compiled'
 AGAINST = {'torch': TORCH, 'torch_compiled': COMPILED}
 END_SECONDS = 5.0
-# Largest relative difference of outputs, by compute dtype. An update of Adam is looser: a gradient that is zero but for
-# rounding, as that of the keys' biases, still moves its parameter, in a direction that is each framework's own.
+# Largest relative difference of outputs, by compute dtype. Adam updates get a looser bound: a gradient that is zero up
+# to rounding, such as that of key biases, still moves its parameter, and the direction depends on the framework.
 TOLERANCES = {
     'float32': {'loss': 1e-4, 'mse': 1e-4, 'vb': 1e-4, 'grad_norm': 1e-3, 'update': 0.1, 'tokens': 1e-3},
     'bfloat16': {'loss': 2e-2, 'mse': 2e-2, 'vb': 2e-2, 'grad_norm': 5e-2, 'update': 0.5, 'tokens': 5e-2},
@@ -29,10 +29,10 @@ TOLERANCES = {
 
 
 def contestants(against: Sequence[str]) -> list[str]:
-    """Who takes part: JAX, then those asked for, by their keys in `AGAINST`.
+    """Return the names of the implementations: JAX, then those requested by their keys in `AGAINST`.
 
     Raises:
-      ConfigError: one is unknown, or asked for while PyTorch is not installed.
+      ConfigError: an implementation is unknown, or PyTorch is not installed.
     """
     if unknown := sorted(set(against) - AGAINST.keys()):
         raise ConfigError(f'--against {",".join(unknown)}: there are {", ".join(AGAINST)}')
@@ -42,19 +42,19 @@ def contestants(against: Sequence[str]) -> list[str]:
 
 
 def run(settings: Settings, names: list[str], say: Callable[[str], None]) -> dict[str, Any]:
-    """The whole benchmark.
+    """Run the whole benchmark: start the processes, compare their outputs, time them in turns.
 
     Args:
-      settings: of all contestants.
-      names: of the contestants, `JAX` first.
-      say: is told what happens, line by line.
+      settings: the benchmark.
+      names: names of the implementations, `JAX` first.
+      say: function that logs one line.
 
     Returns:
-      {'tolerances', 'flops' of a call, 'contestants': name -> what was measured of it}, ready for JSON.
+      {'tolerances', 'flops' of a call, 'contestants': name -> measurements}, ready for JSON.
 
     Raises:
-      ConfigError: outputs differ by more than their tolerance, a process dies, or the config is none of a generator, or
-        not one that PyTorch's side can train.
+      ConfigError: outputs differ by more than their tolerance, a process ends, the config is not that of a generator,
+        or the PyTorch reference cannot train it.
     """
     if settings.task == 'train' and len(names) > 1 and settings.config.optim.name != 'adamw':
         raise ConfigError('the PyTorch side trains with AdamW alone: add --config.optim.name=adamw')
@@ -72,7 +72,7 @@ def run(settings: Settings, names: list[str], say: Callable[[str], None]) -> dic
         say('compiling and warming up ...')
         for name, process in processes.items():
             results[name] |= process.ask('warm_up', problem)
-        for name, process in processes.items():  # when all are ready, as in the rounds
+        for name, process in processes.items():  # once all processes are ready, as in the rounds
             results[name]['matmul_flops'] = process.ask('product_rate')
         calls = {name: max(1, math.ceil(settings.seconds / result['call'])) for name, result in results.items()}
         for number in range(settings.rounds):
@@ -90,7 +90,7 @@ def run(settings: Settings, names: list[str], say: Callable[[str], None]) -> dic
 
 
 def flops_of_call(settings: Settings, shape: ClipShape) -> float:
-    """Of the model itself: an optimizer step on a batch, or a batch of videos."""
+    """Return the FLOPs of the model in one call: an optimizer step on a batch, or a batch of videos."""
     config, clips = settings.config, settings.config.data.batch_size
     if settings.task == 'train':
         return clips * sum(train_flops(config.model, shape).values())
@@ -100,7 +100,7 @@ def flops_of_call(settings: Settings, shape: ClipShape) -> float:
 
 
 def differences(ours: dict, theirs: dict) -> dict[str, float]:
-    """Relative differences (Euclidean norms) of outputs, for every name in `theirs`."""
+    """Return relative differences (Euclidean norms) of outputs, for every name in `theirs`."""
     found = {}
     for name, value in theirs.items():
         expected = np.asarray(value, np.float64)
@@ -109,7 +109,7 @@ def differences(ours: dict, theirs: dict) -> dict[str, float]:
 
 
 def refuse(contestant: str, found: dict[str, float], tolerances: dict[str, float]) -> None:
-    """Raises ConfigError if a difference is larger than its tolerance, or not finite."""
+    """Raise ConfigError if a difference is larger than its tolerance, or not finite."""
     wrong = {name: value for name, value in found.items() if not value <= tolerances[name]}
     told = (f'{name} by {value:.1e} (at most {tolerances[name]:.0e})' for name, value in wrong.items())
     if wrong:
@@ -117,7 +117,7 @@ def refuse(contestant: str, found: dict[str, float], tolerances: dict[str, float
 
 
 class Process:
-    """A contestant in a process of its own; what it is asked for, it does while the others wait."""
+    """An implementation in its own process. It works while the other processes wait."""
 
     def __init__(self, name: str, settings: Settings):
         context = multiprocessing.get_context('spawn')
@@ -127,10 +127,10 @@ class Process:
         theirs.close()
 
     def ask(self, method: str, *arguments: Any) -> Any:
-        """The result of a method of `Worker` or of its contestant.
+        """Call a method of `Worker` or of its implementation, and return the result.
 
         Raises:
-          ConfigError: the process is gone.
+          ConfigError: the process has ended.
         """
         try:
             self._connection.send((method, arguments))
@@ -144,7 +144,7 @@ class Process:
         return result
 
     def end(self) -> None:
-        """Ends the process: with its connection, or by force where it is busy."""
+        """End the process by closing its connection, or by force if it is busy."""
         self._connection.close()
         self._process.join(END_SECONDS)
         if self._process.is_alive():
@@ -154,37 +154,40 @@ class Process:
 
 @dataclasses.dataclass
 class Worker:
-    """What runs in the process, around a contestant."""
+    """The object that runs in the process and holds the implementation."""
 
     contestant: Any
-    held: int  # bytes that the process held before it had a model
+    held: int  # resident bytes before the model was made
 
     def warm_up(self, problem: dict[str, Any]) -> dict[str, Any]:
-        """Facts, first call, and about how long a call takes."""
+        """Run the first calls; return device facts, seconds of the first call, and about how long a call takes."""
         self.contestant.start(problem)
         self.contestant.run(1)
         call = meter.measure(lambda: self.contestant.run(1))['wall']
         return self.contestant.facts() | {'first': self.contestant.first, 'call': call}
 
     def product_rate(self) -> dict[str, float]:
-        """FLOP/s of a large matrix product, by each clock; forgets the peak of memory: the turns have their own."""
+        """Measure FLOP/s of a large matrix product by each clock.
+
+        This resets the peak memory, so turns have their own.
+        """
         work = 2.0 * meter.MATMUL_SIZE[self.contestant.facts()['kind']] ** 3
         rates = {clock: work / seconds for clock, seconds in meter.fastest(self.contestant.matmul).items()}
         meter.forget_peak()
         return rates
 
     def turn(self, calls: int) -> dict[str, float]:
-        """Seconds of a call, over so many behind one that is not counted.
+        """Return the seconds of one call, averaged over `calls` calls after one that does not count.
 
-        Memory that is free while others have their turns may go back to the host of a virtual machine, which then takes
-        as long as a training step to give it again.
+        The first call does not count because a virtual machine may return free memory to its host during the turns of
+        others. Getting it back takes as long as a training step.
         """
         self.contestant.run(1)
         seconds = meter.measure(lambda: self.contestant.run(calls))
         return {clock: total / calls for clock, total in seconds.items()}
 
     def memory(self) -> dict[str, int | None]:
-        """Bytes: the resident peak of the turns, less what was held before; the device's peak."""
+        """Return bytes: peak resident memory of the turns without that of the empty process, and device peak."""
         resident = meter.peak_resident_bytes() - self.held
         return {'resident_bytes': resident, 'device_bytes': self.contestant.device_bytes()}
 
@@ -200,14 +203,14 @@ def _serve(connection: Connection, name: str, settings: Settings) -> None:
             worker = worker or _make_worker(name, settings)
             target = worker if hasattr(worker, method) else worker.contestant
             result = getattr(target, method)(*arguments)
-        except Exception as error:  # noqa: BLE001, raised again where it was asked for
+        except Exception as error:  # noqa: BLE001, raised again in the calling process
             known = isinstance(error, (ConfigError, OSError))
             result = error if known else RuntimeError(f'in the {name} process:\n{traceback.format_exc()}')
         connection.send(result)
 
 
 def _make_worker(name: str, settings: Settings) -> Worker:
-    """Imports one framework: the other stays without devices and threads in this process."""
+    """Make the worker; import one framework only, so the other one takes no devices and threads."""
     module = 'jax_side' if name == JAX else 'torch_side'
     side = importlib.import_module(f'magi_jax.benchmarks.{module}')
     held = meter.peak_resident_bytes()

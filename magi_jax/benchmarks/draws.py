@@ -1,4 +1,4 @@
-"""The random numbers that the JAX model draws, drawn again from the same keys, to be handed to the PyTorch reference.
+"""Repeats the random numbers that the JAX model draws from its keys, to hand them to the PyTorch reference.
 
 Dimension key: B clips, T latent frames, N tokens of a frame, C token width, M diffusion draws a token, K mask steps
 that reveal something, S denoise steps, P largest number of tokens revealed in a step.
@@ -20,12 +20,12 @@ Array = jax.Array
 
 
 def step_key(config: Config, step: int) -> Array:
-    """The key that the train step gives to the objective."""
+    """Return the key that the train step passes to the objective."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), TRAIN), step)
 
 
 def training_draws(config: Config, shape: ClipShape, key: Array, example: Array) -> dict[str, Array]:
-    """What `MaskedDiffusion.loss` draws but for dropout, under the names of `torch_training.TrainingDraws`.
+    """Draw the random numbers of `MaskedDiffusion.loss` without dropout, named as in `torch_training.TrainingDraws`.
 
     Args:
       config: of the run.
@@ -59,7 +59,7 @@ def training_draws(config: Config, shape: ClipShape, key: Array, example: Array)
 
 @dataclasses.dataclass(frozen=True)
 class VideoDraws:
-    """What the JAX sampler draws for videos, as arrays, under the names of `torch_sampling.VideoDraws`.
+    """The random numbers of the JAX sampler as arrays, named as in `torch_sampling.VideoDraws`.
 
     Attributes:
       config: of the run.
@@ -72,12 +72,12 @@ class VideoDraws:
     clip_keys: Array
 
     def order(self, frame: int) -> np.ndarray:
-        """int32 [B, N]."""
+        """Return the reveal order of a frame, int32 [B, N]."""
         keys = jax.vmap(lambda key: jax.random.fold_in(key, 0))(self._keys(frame))
         return np.asarray(jax.vmap(lambda key: jax.random.permutation(key, self.shape.tokens))(keys))
 
     def noise(self, frame: int) -> np.ndarray:
-        """float32 [K, S + 1, B, P, C]."""
+        """Return the noise of all denoise steps of a frame, float32 [K, S + 1, B, P, C]."""
         counts = reveal_counts(self.shape.tokens, self.config.sampler.mask_steps)
         steps, rows = int((counts > 0).sum()), (int(counts.max()), self.shape.token_width)
 
@@ -90,7 +90,7 @@ class VideoDraws:
         return np.asarray(over_steps(self._keys(frame), jnp.arange(1, steps + 1), denoise))
 
     def context_noise(self, frame: int) -> np.ndarray:
-        """float32 [B, N, C]."""
+        """Return the noise that a finished frame gets as context, float32 [B, N, C]."""
         keys = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, CONTEXT_NOISE), frame))(self.clip_keys)
         shape = self.shape.tokens, self.shape.token_width
         return np.asarray(jax.vmap(lambda key: jax.random.normal(key, shape))(keys))

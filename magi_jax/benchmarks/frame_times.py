@@ -1,4 +1,4 @@
-"""How long the n-th frame of a video takes: with the KV cache, with its attention alone, and without a cache.
+"""Times the n-th frame of a video: with the KV cache, with cached attention alone, and without a cache.
 
 Dimension key: B clips, F frames of a video, N tokens of a frame, S sites, C token width, D width, L blocks.
 """
@@ -23,22 +23,22 @@ from magi_jax.parallel.mesh import make_mesh
 from magi_jax.sampling.stream import clip_keys
 from magi_jax.sampling.video import VideoSampler, sampling_weights
 
-AVERAGED = 8  # frames up to the n-th: what a sliding window reads again now and then is shared among them
+AVERAGED = 8  # frames up to the n-th that are averaged, so that restarts of a sliding window are shared among frames
 
 SLIDING, WHOLE, ATTENTION, UNCACHED = 'sliding window', 'all frames cached', 'its attention alone', 'no cache'
 
 
 def measure(config: Config, lengths: Sequence[int], repeats: int) -> dict[str, dict[int, float]]:
-    """Wall seconds of the n-th frame on one device, for every n of `lengths`; weights are random, times are not theirs.
+    """Measure wall seconds of the n-th frame on one device, for every n of `lengths`. Weights are random.
 
     Args:
-      config: of a generator; `data.batch_size` clips are sampled at once.
-      lengths: ascending, each at least AVERAGED + 1.
-      repeats: of each measurement, of which the median counts.
+      config: config of a generator; `data.batch_size` clips are sampled together.
+      lengths: values of n, ascending, each at least AVERAGED + 1.
+      repeats: repetitions of each measurement; the median counts.
 
     Returns:
-      Name of the way -> n -> seconds. `no cache` is what it takes to compute the keys and values of the n - 1 frames
-      before at each of the K mask steps, and a frame behind a short cache.
+      Name of the variant -> n -> seconds. `no cache` adds the time to compute keys and values of the n - 1 earlier
+      frames at each of the K mask steps to the time of a frame with a short cache.
     """
     tokenizer = problem.latent_bytes(config)
     shape, clips = clip_shape(config, tokenizer), config.data.batch_size
@@ -71,7 +71,7 @@ def measure(config: Config, lengths: Sequence[int], repeats: int) -> dict[str, d
 
 
 def _each_frame(sampler: VideoSampler, weights: Any, state: Any, frames: int) -> list[float]:
-    """Seconds of frames 2 to `frames`; the program is compiled before."""
+    """Return the seconds of frames 2 to `frames`; the program is compiled before."""
 
     def advance() -> None:
         nonlocal state
@@ -84,7 +84,10 @@ def _each_frame(sampler: VideoSampler, weights: Any, state: Any, frames: int) ->
 
 
 def _temporal_attention(sampler: VideoSampler, clips: int, filled: int, slots: int) -> Callable[[], jax.Array]:
-    """All the temporal attention that one frame takes behind `filled` cached ones: K + 1 passes over L blocks."""
+    """Return a function that runs the temporal attention of one frame.
+
+    That is K + 1 passes over L blocks with `filled` cached frames.
+    """
     model, dtype = sampler.config.model, jnp.dtype(sampler.config.train.compute_dtype)
     sites, capacity = frame_sites(model, sampler.shape), sampler.window_size(slots)
     row = jax.random.normal(jax.random.key(0), (clips, 1, sites, model.width), dtype)
@@ -103,6 +106,6 @@ def _temporal_attention(sampler: VideoSampler, clips: int, filled: int, slots: i
 
 
 def _median(call: Callable[[], Any], repeats: int) -> float:
-    """Wall seconds of a call, after one that is not counted."""
+    """Return the median wall seconds of a call, after one that does not count."""
     jax.block_until_ready(call())
     return statistics.median(meter.measure(lambda: jax.block_until_ready(call()))['wall'] for _ in range(repeats))

@@ -1,4 +1,4 @@
-"""JAX as a contestant: the programs that training and sampling run, on one device.
+"""The JAX implementation of a benchmark: the programs that training and sampling run, on one device.
 
 Dimension key: B clips, T frames, N tokens of a frame, C token width.
 """
@@ -27,11 +27,11 @@ Problem = dict[str, Any]
 
 
 class _Jax:
-    """What training and sampling share."""
+    """Code that training and sampling share."""
 
     def __init__(self, settings: Settings):
-        jax.config.update('jax_enable_compilation_cache', False)  # a first call compiles
-        if jax.default_backend() == 'gpu':  # elsewhere the program stays what training and sampling compile
+        jax.config.update('jax_enable_compilation_cache', False)  # the first call compiles
+        if jax.default_backend() == 'gpu':  # elsewhere the program equals that of training and sampling
             precision = 'tensorfloat32' if settings.tensor_float else 'float32'
             jax.config.update('jax_default_matmul_precision', precision)
         self.settings, self.config = settings, settings.config
@@ -49,7 +49,7 @@ class _Jax:
         }  # fmt: skip
 
     def weights(self) -> Any:
-        """Parameters on the host, the same at every call."""
+        """Return parameters on the host, the same at every call."""
         return problem.random_params(make_objective(self.config, self.tokenizer).init, self.config.seed)
 
     def matmul(self) -> None:
@@ -72,7 +72,7 @@ class Training(_Jax):
     """The optimizer step."""
 
     def problem(self) -> Problem:
-        """For all: 'shape', 'params', 'tokens' [B, T, N, C], 'interval' [B], and 'draws' of the compared steps."""
+        """Return the shared inputs: 'shape', 'params', 'tokens' [B, T, N, C], 'interval' [B], and 'draws'."""
         draw = jax.jit(lambda step: training_draws(
             self.config, self.shape, step_key(self.config, step), self.batch['example']
         ))  # fmt: skip
@@ -124,13 +124,13 @@ class Training(_Jax):
     def _placed(self) -> dict[str, jax.Array]:
         return put_batch(self.mesh, self.batch)
 
-    @functools.cache  # noqa: B019, one object a process
+    @functools.cache  # noqa: B019, one object in each process
     def _program(self, config: Config) -> jax.stages.Compiled:
         return lower_train_step(config, self.mesh, self.tokenizer).compile()
 
 
 class Sampling(_Jax):
-    """Videos from nothing, frame by frame."""
+    """Videos without context, frame by frame."""
 
     def __init__(self, settings: Settings):
         super().__init__(settings)
@@ -138,7 +138,7 @@ class Sampling(_Jax):
         self.videos = 0
 
     def problem(self) -> Problem:
-        """For all: 'shape', 'params', 'interval' [B], and 'draws', a list over the compared frames."""
+        """Return the shared inputs: 'shape', 'params', 'interval' [B], and 'draws', a list over frames."""
         draws = VideoDraws(self.config, self.shape, self._keys(0))
         purposes = ('order', 'noise', 'context_noise')
         frames = range(min(COMPARED_FRAMES, self.settings.frames))
@@ -167,11 +167,11 @@ class Sampling(_Jax):
             self._video(self.videos, self.settings.frames)
 
     def _video(self, number: int, frames: int) -> list[jax.Array]:
-        """Finished tokens [B, N, C] of every frame."""
+        """Return the finished tokens [B, N, C] of every frame."""
         keys = jax.device_put(self._keys(number), batch_sharding(self.mesh))
         nothing = jnp.zeros((len(self.interval), 0, self.shape.tokens, self.shape.token_width))
         nothing = jax.device_put(nothing, batch_sharding(self.mesh))
-        # A window for all the frames of a timed video, also where only the first ones are compared.
+        # The window has room for all frames of a timed video, also when only the first ones are compared.
         state = self.sampler.start(self.sampling_weights, nothing, self.settings.frames, self.interval, keys)
         return jax.block_until_ready(list(self.sampler.frames(self.sampling_weights, state, frames)))
 

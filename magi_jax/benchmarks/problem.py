@@ -1,4 +1,4 @@
-"""What both sides of a benchmark are given: weights, and clips of latents in place of videos.
+"""The inputs of a benchmark: weights, and clips of latents in place of videos.
 
 Dimension key: B clips, T frames, H W pixels, h w latents, c latent channels, N tokens of a frame, C token width.
 """
@@ -18,26 +18,25 @@ from magi_jax.tokenizers.api import Tokenizer
 from magi_jax.tokenizers.patches import patchify
 from magi_jax.tokenizers.pixels import to_float
 
-UNIFORM_STD = 3**-0.5  # of bytes, once in [-1, 1]
+UNIFORM_STD = 3**-0.5  # standard deviation of uniform bytes, scaled to [-1, 1]
 
 
 @flax.struct.dataclass
 class LatentBytes(Tokenizer):
-    """Takes a frame's first h * w * c bytes for its latents.
+    """A stand-in tokenizer that reads the first h * w * c bytes of a frame as its latents.
 
-    So the train step is the one that training runs, from its uint8 video on, while the tokenizer, which is frozen and
-    not what is compared, costs nothing.
+    The train step is then the real one, from uint8 video on, and the frozen tokenizer costs nothing.
     """
 
     def encode(self, video: jax.Array, noise: jax.Array | None = None, context: int = 0) -> jax.Array:
-        """float32 [B, T, H, W, 3] in [-1, 1] -> latents of deviation 1, float32 [B, t, h, w, c], whatever the rest."""
+        """Map video float32 [B, T, H, W, 3] in [-1, 1] to latents of standard deviation 1, float32 [B, t, h, w, c]."""
         shape = self.latent_shape(*video.shape[1:4])
         frames = video.reshape(*video.shape[:2], -1)[:, : shape[0], : int(np.prod(shape[1:]))]
         return frames.reshape(video.shape[0], *shape) / UNIFORM_STD
 
 
 def latent_bytes(config: Config) -> LatentBytes:
-    """The stand-in for `config.tokenizer`.
+    """Make the stand-in for `config.tokenizer`.
 
     Raises:
       ConfigError: the config trains a tokenizer, or its latents are larger than the frames.
@@ -51,7 +50,7 @@ def latent_bytes(config: Config) -> LatentBytes:
 
 
 def make_batch(config: Config) -> dict[str, np.ndarray]:
-    """A batch as the data pipeline makes them: video uint8 [B, T, H, W, 3], interval and example int32 [B]."""
+    """Make a batch like the data pipeline: video uint8 [B, T, H, W, 3], interval and example int32 [B]."""
     rng, data = np.random.default_rng(config.seed), config.data
     return {
         'video': rng.integers(0, 256, (data.batch_size, data.frames, data.height, data.width, 3), np.uint8),
@@ -61,15 +60,15 @@ def make_batch(config: Config) -> dict[str, np.ndarray]:
 
 
 def clean_tokens(config: Config, batch: dict[str, np.ndarray]) -> np.ndarray:
-    """float32 [B, T, N, C], what the model sees of a batch."""
+    """Return the tokens that the model sees of a batch, float32 [B, T, N, C]."""
     encode = jax.jit(lambda video: patchify(latent_bytes(config).encode(to_float(video)), config.model.patch))
     return np.asarray(encode(batch['video']))
 
 
 def random_params(init: Callable[[jax.Array], Any], seed: int) -> dict[str, Any]:
-    """Arrays shaped as the parameters of `init(key)`: kernels of xavier's variance, all else 0 or 1 +- 0.2.
+    """Make arrays shaped as the parameters of `init(key)`: kernels of Xavier variance, the rest 0 or 1 +- 0.2.
 
-    Nothing is zero, as a fresh head's outputs are: heads that give zeros would agree whatever their trunks do.
+    No parameter is zero. Heads with zero outputs, as after initialisation, would agree whatever their trunks compute.
     """
     rng = np.random.default_rng(seed)
 
@@ -84,5 +83,5 @@ def random_params(init: Callable[[jax.Array], Any], seed: int) -> dict[str, Any]
 
 
 def without_dropout(config: Config) -> Config:
-    """Dropout is each framework's own, and off while outputs are compared."""
+    """Return the config without dropout, which differs between frameworks and is off while outputs are compared."""
     return dataclasses.replace(config, model=dataclasses.replace(config.model, dropout=0.0))

@@ -1,7 +1,7 @@
-"""The grid of sampler settings that launch.quality measures, and the table of what it found.
+"""The grid of sampler settings that launch.quality measures, and the table of results.
 
-A row is {'sampler': fields of SamplerConfig, 'by_seed': {measure: a value a seed}, 'seconds_a_frame': float, ...}; the
-first one is of the reference setting.
+A row is {'sampler': fields of SamplerConfig, 'by_seed': {measure: one value for each seed}, 'seconds_a_frame': float,
+...}. The first row is the reference setting.
 """
 
 import dataclasses
@@ -14,15 +14,15 @@ import numpy as np
 from magi_jax.config import SamplerConfig
 from magi_jax.evaluation.report import markdown_table
 
-MEASURES = ('psnr', 'colour', 'shape', 'count', 'moving')  # all the higher the better
-KEPT = 0.95  # part of the reference's value that a setting must keep in every measure
+MEASURES = ('psnr', 'colour', 'shape', 'count', 'moving')  # higher is better
+KEPT = 0.95  # fraction of the reference that a setting must keep in every measure
 
 
 def settings(config: SamplerConfig, tokens: int) -> Iterator[SamplerConfig]:
-    """The reference, which reveals the tokens one by one, and what may replace it; each setting once.
+    """Return the reference setting, which reveals tokens one by one, and the settings compared with it.
 
-    Fewer mask steps first, then denoise steps and temperatures around a quarter of the mask steps, and last what the
-    solvers do to the reference.
+    The list varies mask steps, then denoise steps and temperatures at a quarter of the mask steps, then the solver of
+    the reference.
     """
     reference = dataclasses.replace(config, mask_steps=tokens, denoise_steps=100, solver='ancestral')
     quick = {'ancestral': 10, 'ddim': 5, 'dpm++': 5}
@@ -41,26 +41,26 @@ def settings(config: SamplerConfig, tokens: int) -> Iterator[SamplerConfig]:
 
 
 def mean(row: dict[str, Any], name: str) -> float:
-    """Over the seeds."""
+    """Return the mean of a measure over seeds."""
     return float(np.mean(row['by_seed'][name]))
 
 
 def fast_preset(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The fastest row that keeps KEPT of the first row's mean in every measure, or what its worse seed reaches."""
+    """Return the fastest row that keeps KEPT of the reference in every measure, or what its worse seed reaches."""
     least = {name: min(KEPT * mean(rows[0], name), *rows[0]['by_seed'][name]) for name in MEASURES}
     good = (row for row in rows if all(mean(row, name) >= least[name] for name in MEASURES))
     return min(good, key=lambda row: row['seconds_a_frame'])
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown; the reference first, the fast preset in bold."""
+    """Return the rows as a Markdown table: the reference first, the fast preset in bold."""
     head = ['solver', 'mask', 'denoise', 'temperature', 'PSNR dB', *MEASURES[1:], 'ms a frame']
     marks = ['**' if row is fast_preset(rows) else '' for row in rows]
     return markdown_table(head, [[f'{mark}{cell}{mark}' for cell in cells(row)] for mark, row in zip(marks, rows)])
 
 
 def cells(row: dict[str, Any]) -> list[str]:
-    """A row's settings and its means over the seeds, with half the difference of the two."""
+    """Return the settings of a row and its means over seeds, with half the difference of the two seeds."""
     sampler = row['sampler']
     decay = f' + {sampler["temperature_decay"]:g} x 10^-n' if sampler['temperature_decay'] else ''
     found = [sampler['solver'], str(sampler['mask_steps']), str(sampler['denoise_steps'])]

@@ -1,4 +1,4 @@
-"""What a benchmark is asked to do, and what the two frameworks have in common."""
+"""The configuration of a benchmark, and the interface of the implementations."""
 
 import dataclasses
 from typing import Any, Literal, Protocol
@@ -7,22 +7,22 @@ import numpy as np
 
 from magi_jax.config import Config
 
-COMPARED_STEPS = 3  # the first learning rate of a warm-up is 0: the second step's update shows in the third
+COMPARED_STEPS = 3  # the first learning rate of a warm-up is 0, so the second update shows in the third step
 COMPARED_FRAMES = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """One benchmark.
+    """The configuration of one benchmark.
 
     Attributes:
-      task: a call is one optimizer step, or one batch of videos from nothing.
-      config: the experiment; `config.data.batch_size` clips in both tasks.
+      task: one call is one optimizer step (train) or one batch of videos without context (sample).
+      config: the experiment; both tasks use `config.data.batch_size` clips.
       frames: length of the videos.
-      rounds: how often every contestant has its turn.
-      seconds: that the counted calls of a turn last, about.
-      tensor_float: TensorFloat-32 in float32 matrix products, on GPUs that have it; the same on both sides.
-      torch_mode: of `torch.compile`.
+      rounds: number of turns of each implementation.
+      seconds: approximate duration of the counted calls of a turn.
+      tensor_float: use TensorFloat-32 in float32 matrix products on GPUs, in all implementations.
+      torch_mode: mode of `torch.compile`.
     """
 
     task: Literal['train', 'sample']
@@ -35,28 +35,28 @@ class Settings:
 
 
 class Contestant(Protocol):
-    """A framework at a task, in a process of its own.
+    """One framework on one task, in its own process.
 
     Attributes:
-      first: seconds ('wall', 'cpu') of the first call of the program that is timed, with all its compilation.
+      first: seconds ('wall', 'cpu') of the first call of the timed program, compilation included.
     """
 
     first: dict[str, float]
 
     def facts(self) -> dict[str, Any]:
-        """'framework' and 'device' as texts, 'kind': 'cpu' or 'gpu', 'threads'."""
+        """Return 'framework' and 'device' as texts, 'kind': 'cpu' or 'gpu', and 'threads'."""
 
     def outputs(self, problem: dict[str, Any]) -> dict[str, np.ndarray]:
-        """What the first calls give from the problem's weights, inputs and draws, dropout off."""
+        """Return outputs of the first calls for the weights, inputs and draws of the problem, without dropout."""
 
     def start(self, problem: dict[str, Any]) -> None:
-        """Makes ready for `run`, with one call behind it."""
+        """Prepare for `run`, with one call."""
 
     def run(self, calls: int) -> None:
-        """So many calls, with inputs on the device and random draws of its own; returns when they are finished."""
+        """Run `calls` calls with inputs on the device and own random draws; return when they are finished."""
 
     def matmul(self) -> None:
-        """One large matrix product in the compute dtype, finished on return."""
+        """Run one large matrix product in the compute dtype; return when it is finished."""
 
     def device_bytes(self) -> int | None:
-        """The most memory in use on the device; None on a CPU."""
+        """Return the peak memory in use on the device; None on a CPU."""

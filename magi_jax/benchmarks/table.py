@@ -1,14 +1,14 @@
-"""A benchmark's result as a Markdown table."""
+"""Formats the result of a benchmark as a Markdown table."""
 
 import statistics
 from typing import Any
 
 
 def summary(result: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """What is told of each contestant: medians, extremes, FLOP/s, and how many times the first one's time it takes.
+    """Summarise each implementation: medians, extremes, FLOP/s, and the ratio of its time to that of the first one.
 
-    Ratios are taken within each round, where the contestants met the same machine. Of work on a CPU the CPU seconds
-    count: on a machine that is shared, wall seconds count others' work too.
+    Ratios are taken within each round, where machine conditions are equal. On a CPU the ratio uses CPU seconds, because
+    wall seconds include the work of other programs.
     """
     contestants = result['contestants']
     kind = 'cpu' if any(c['kind'] == 'cpu' for c in contestants.values()) else 'wall'
@@ -28,7 +28,7 @@ def summary(result: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """Title, table and what the numbers are, without a line break at the end."""
+    """Return title, table and notes as Markdown, without a line break at the end."""
     contestants, told = result['contestants'], summary(result)
     on_cpu = any(c['kind'] == 'cpu' for c in contestants.values())
     calls = 1 if result['task'] == 'train' else result['frames']

@@ -1,6 +1,7 @@
-"""The PyTorch reference's cosine diffusion process: loss with learned-range variance, one reverse step (improved DDPM).
+"""Cosine diffusion process of the PyTorch reference: learned-range loss and one reverse step (improved DDPM).
 
-The network's output [..., 2C] has two halves: the prediction (noise, clean token or velocity) and the variance logits.
+The network output [..., 2C] has two halves: the prediction (noise, clean token or velocity) and the variance logits.
+
 Dimension key: ... any leading axes (one diffusion step index i for each), C token width, S steps of the process.
 """
 
@@ -15,7 +16,7 @@ Prediction = Literal['noise', 'clean', 'velocity']
 
 
 class Diffusion(nn.Module):
-    """Tables of a process as float32 buffers [S], computed in float64; they move with the module, not its state dict.
+    """Tables of a process as float32 buffers [S], computed in float64. They move with the module but are not saved.
 
     Attributes:
       timestep: int64 [S], the step of the full process that a step stands for: what the network is told.
@@ -27,7 +28,7 @@ class Diffusion(nn.Module):
         abar = np.cumprod(1 - betas)
         previous = np.append(1.0, abar[:-1])
         variance = betas * (1 - previous) / (1 - abar)
-        variance[0] = variance[1]  # its own is 0, the logarithm infinite
+        variance[0] = variance[1]  # the variance of step 0 is 0 and has no logarithm
         tables = {
             'sqrt_abar': np.sqrt(abar),
             'sqrt_one_minus_abar': np.sqrt(1 - abar),
@@ -42,22 +43,25 @@ class Diffusion(nn.Module):
 
     @classmethod
     def full(cls, prediction: Prediction, steps: int) -> 'Diffusion':
-        """All `steps` steps: the process of training."""
+        """Make the process of training, with all `steps` steps."""
         return cls(prediction, _cosine_betas(steps), np.arange(steps))
 
     @classmethod
     def respaced(cls, prediction: Prediction, train_steps: int, steps: int, start: int) -> 'Diffusion':
-        """`steps` of the `train_steps` steps, evenly from 0 to `start`, with training's marginals: for sampling."""
+        """Make the process of sampling: `steps` of `train_steps` steps, evenly from 0 to `start`.
+
+        Its marginals are those of training.
+        """
         timesteps = np.rint(np.arange(steps) * (start / (steps - 1))).astype(np.int64)
         abar = np.cumprod(1 - _cosine_betas(train_steps))[timesteps]
         return cls(prediction, 1 - abar / np.append(1.0, abar[:-1]), timesteps)
 
     def add_noise(self, clean: Tensor, noise: Tensor, i: Tensor) -> Tensor:
-        """clean, noise [..., C], i int64 [...] -> x_i [..., C]."""
+        """Add noise: clean, noise [..., C], i int64 [...] to x_i [..., C]."""
         return self.sqrt_abar[i][..., None] * clean + self.sqrt_one_minus_abar[i][..., None] * noise
 
     def loss(self, output: Tensor, clean: Tensor, noise: Tensor, i: Tensor) -> tuple[Tensor, Tensor]:
-        """Squared error of the prediction, and the variational bound in bits that trains the variance half only.
+        """Return the squared error of the prediction, and the bound in bits that trains only the variance half.
 
         Args:
           output: [..., 2C] of the network at x_i = add_noise(clean, noise, i).
@@ -84,9 +88,9 @@ class Diffusion(nn.Module):
         return mse, torch.where((i == 0)[..., None], nll, kl).mean(-1) / math.log(2.0)
 
     def reverse_step(self, output: Tensor, x: Tensor, i: Tensor, x0_clip: float) -> tuple[Tensor, Tensor]:
-        """Mean and log variance [..., C] of p(x_{i-1} | x_i = x); i int64 [...] or [1].
+        """Return mean and log variance [..., C] of p(x_{i-1} | x_i = x); i int64 [...] or [1].
 
-        A finite `x0_clip` bounds the clean token, and the variance to the range that it is learned in; inf bounds
+        A finite `x0_clip` bounds the clean token, and the variance to the range in which it is learned. inf bounds
         neither (MAR).
         """
         predicted, logits = output.chunk(2, dim=-1)
@@ -124,7 +128,7 @@ def _gaussian_kl(mean1: Tensor, log_variance1: Tensor, mean2: Tensor, log_varian
 
 
 def _discretised_log_likelihood(x: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
-    """Log probability of the bin of half-width 1/255 around x; the bins at +-0.999 take the tails (8-bit images)."""
+    """Return log probabilities of bins of half-width 1/255 around x; bins at +-0.999 include the tails."""
     inverse_std = torch.exp(-log_std)
     upper = _normal_cdf((x - mean + 1 / 255) * inverse_std)
     lower = _normal_cdf((x - mean - 1 / 255) * inverse_std)
@@ -133,5 +137,5 @@ def _discretised_log_likelihood(x: Tensor, mean: Tensor, log_std: Tensor) -> Ten
 
 
 def _normal_cdf(x: Tensor) -> Tensor:
-    """The tanh approximation that improved DDPM's loss, and so MAR's, is defined with."""
+    """Return the tanh approximation of the normal CDF that defines the loss of improved DDPM and MAR."""
     return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))

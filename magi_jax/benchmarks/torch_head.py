@@ -14,7 +14,7 @@ TIMESTEP_CHANNELS = 256
 
 
 def timestep_embedding(t: Tensor) -> Tensor:
-    """int64 [...] -> float32 [..., 256]: cosines then sines of t / 10000^(k/128)."""
+    """Embed timesteps int64 [...] as float32 [..., 256]: cosines then sines of t / 10000^(k/128)."""
     half = TIMESTEP_CHANNELS // 2
     frequency = 10000.0 ** (-torch.arange(half, dtype=torch.float32, device=t.device) / half)
     angle = t[..., None].float() * frequency
@@ -22,7 +22,7 @@ def timestep_embedding(t: Tensor) -> Tensor:
 
 
 class ResidualBlock(nn.Module):
-    """x += gate * MLP(LN(x) * (1 + scale) + shift), modulated by the condition; starts as the identity."""
+    """x += gate * MLP(LN(x) * (1 + scale) + shift). The condition modulates it; an untrained block is the identity."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -32,17 +32,17 @@ class ResidualBlock(nn.Module):
         self.down = nn.Linear(width, width)
 
     def forward(self, x: Tensor, activated: Tensor) -> Tensor:
-        """x, activated (silu of the condition) [..., E] -> [..., E]."""
+        """Apply the block to x [..., E] with `activated`, the silu of the condition [..., E]."""
         shift, scale, gate = self.modulation(activated).chunk(3, dim=-1)
         h = self.norm(x) * (1 + scale) + shift
         return x + gate * self.down(F.silu(self.up(h)))
 
 
 class DiffusionHead(nn.Module):
-    """(noisy token, timestep, trunk output) -> (prediction | variance logits).
+    """Maps noisy token, timestep and trunk output to (prediction | variance logits).
 
-    The condition is the sum of one term of the timestep and one of the trunk's output. A sampler computes the first
-    once for all tokens and the second once for all timesteps, and calls `denoise`; training calls the module.
+    The condition is the sum of a term of the timestep and a term of the trunk output. The sampler computes the first
+    once for all tokens and the second once for all timesteps, then calls `denoise`. Training calls the module.
     """
 
     def __init__(self, config: HeadConfig, token_width: int, trunk_width: int):
@@ -59,19 +59,19 @@ class DiffusionHead(nn.Module):
         self.readout = nn.Linear(trunk_width, token_width) if config.readout else None
 
     def forward(self, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
-        """x [..., C], t int64 [...], z [..., D] (broadcast against x) -> float32 [..., 2C]."""
+        """Map x [..., C], t int64 [...], z [..., D] (broadcast against x) to float32 [..., 2C]."""
         return self.denoise(x, self.embed_time(t) + self.condition(z), self.read(z))
 
     def embed_time(self, t: Tensor) -> Tensor:
-        """int64 [...] -> [..., E], the timestep's term of the condition."""
+        """Map timesteps int64 [...] to their term of the condition [..., E]."""
         return self.time_out(F.silu(self.time_in(timestep_embedding(t))))
 
     def read(self, z: Tensor) -> Tensor | None:
-        """z [..., D] -> [..., C] added to the prediction, or None without `readout`."""
+        """Map z [..., D] to a term of the prediction [..., C]; None without `readout`."""
         return None if self.readout is None else self.readout(z)
 
     def denoise(self, x: Tensor, condition: Tensor, readout: Tensor | None) -> Tensor:
-        """x [..., C], condition [..., E], readout of `read` -> float32 [..., 2C]."""
+        """Map x [..., C], condition [..., E] and the result of `read` to float32 [..., 2C]."""
         activated = F.silu(condition)
         h = self.token_in(x)
         for block in self.blocks:

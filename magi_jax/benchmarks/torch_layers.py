@@ -17,9 +17,9 @@ LAYER_NORM_EPS = 1e-6
 class KVCache(nn.Module):
     """Preallocated keys and values [L, B * N, H, W, d] of the temporal layers, written in place.
 
-    Which slots hold frames is the caller's knowledge: a pass writes its rows to the slots that it is given and sees
-    the slots up to them, so a frame under construction may be written again and again. Buffers of a module, because
-    their addresses then count as static for `torch.compile`.
+    The caller knows which slots hold frames. A pass writes its rows to the given slots and sees all slots up to them,
+    so an unfinished frame may be written repeatedly. The arrays are module buffers, because `torch.compile` then treats
+    their addresses as static.
     """
 
     def __init__(self, config: ModelConfig, sequences: int, slots: int, dtype: torch.dtype, device: torch.device):
@@ -29,14 +29,14 @@ class KVCache(nn.Module):
         self.register_buffer('v', torch.zeros(shape, dtype=dtype, device=device))
 
     def update(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Writes k, v [B * N, H, R, d] of a layer to `slots` int64 [R] -> all W slots of that layer."""
+        """Write k, v [B * N, H, R, d] of a layer to `slots` int64 [R]; return all W slots of that layer."""
         keys, values = self.k[layer], self.v[layer]
         keys.index_copy_(2, slots, k)
         values.index_copy_(2, slots, v)
         return keys, values
 
     def mask(self, slots: Tensor) -> Tensor:
-        """bool [R, W]: the new rows in `slots` int64 [R] see every slot up to their own."""
+        """Return bool [R, W]: new rows in `slots` int64 [R] see every slot up to their own."""
         return torch.arange(self.k.shape[3], device=slots.device)[None] <= slots[:, None]
 
 
@@ -58,7 +58,10 @@ class Attention(nn.Module):
         layer: int = 0,
         slots: Tensor | None = None,
     ) -> Tensor:
-        """x [S, R, D]; mask bool [R, keys] of allowed pairs; cache, layer and slots as in `KVCache` -> [S, R, D]."""
+        """Attend over x [S, R, D] with `mask` bool [R, keys]; cache, layer and slots as in `KVCache`.
+
+        Return [S, R, D].
+        """
         q, k, v = rearrange(self.qkv(x), 's r (three h d) -> three s h r d', three=3, h=self.heads)
         if cache is not None:
             k, v = cache.update(layer, slots, k, v)
@@ -77,12 +80,12 @@ class Mlp(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., D] -> [..., D]."""
+        """Map [..., D] to [..., D]."""
         return self.dropout(self.down(self.dropout(F.gelu(self.up(x)))))
 
 
 class Block(nn.Module):
-    """One spatial and one temporal layer: x += Attn(LN(x)); x += MLP(LN(x)) each (A10 may drop the spatial MLP)."""
+    """One spatial and one temporal layer, each x += Attn(LN(x)); x += MLP(LN(x)) (A10 may drop the spatial MLP)."""
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
@@ -106,9 +109,9 @@ class Block(nn.Module):
         cache: KVCache | None = None,
         slots: Tensor | None = None,
     ) -> Tensor:
-        """x [B, R, N, D], conditioning [B, R, 1, D] | None (A11), mask bool [R, R or W] -> [B, R, N, D].
+        """Map x [B, R, N, D] to the same shape; conditioning [B, R, 1, D] | None (A11), mask bool [R, R or W].
 
-        With a cache, the temporal layer writes the R rows to `slots` int64 [R] and attends over all of them.
+        With a cache, the temporal layer writes the R rows to `slots` int64 [R] and attends over all slots up to them.
         """
         if conditioning is not None:
             x = x + conditioning

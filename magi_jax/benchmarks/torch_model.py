@@ -1,4 +1,4 @@
-"""The PyTorch reference of MAGI: trunk, diffusion head and process in one module, its first weights and loaded ones."""
+"""The PyTorch reference of MAGI: trunk, diffusion head and diffusion process in one module."""
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from magi_jax.models.magi import ClipShape
 
 
 class Magi(nn.Module):
-    """What is trained (`trunk`, `head`), and the diffusion process of training (`diffusion`), which has no parameters.
+    """The trained modules `trunk` and `head`, and the parameter-free diffusion process of training, `diffusion`.
 
     Attributes:
       config: of the experiment; everything in `config.model` is honoured.
@@ -30,7 +30,7 @@ class Magi(nn.Module):
         _initialise(self)
 
     def load_params(self, params: dict) -> 'Magi':
-        """Takes over the JAX model's parameters {'trunk', 'head'} -> self.
+        """Load the parameters {'trunk', 'head'} of the JAX model; return self.
 
         Raises:
           ConfigError: a parameter is missing, unexpected or of another shape.
@@ -41,13 +41,13 @@ class Magi(nn.Module):
 
 
 def autocast(device: torch.device, dtype: str) -> torch.autocast:
-    """The context that `config.train.compute_dtype` asks for: bfloat16 matrix products, or none of it."""
+    """Return the autocast context for `config.train.compute_dtype`: bfloat16 matrix products, or none."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == 'bfloat16')
 
 
 @torch.no_grad()
 def _initialise(model: Magi) -> None:
-    """MAR's first weights: xavier-uniform, tables N(0, 0.02), and a head whose modulations and outputs are zero."""
+    """Initialise as MAR: Xavier-uniform, tables N(0, 0.02), modulations and outputs of the head zero."""
     head = model.head
     zero = [head.final_modulation, head.final, head.readout]
     zero += [module.modulation for module in model.modules() if isinstance(module, ResidualBlock)]

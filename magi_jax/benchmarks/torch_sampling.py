@@ -1,8 +1,9 @@
-"""The PyTorch reference's video sampler: prefill, K mask steps a frame against the KV cache, commit, slide (MAGI §4).
+"""Video sampler of the PyTorch reference: prefill, K mask steps a frame with a KV cache, commit, slide (MAGI §4).
 
-It starts and ends at tokens: the tokenizer is frozen and not what is compared.
-Dimension key: B clips, F frames of the video, W frame slots of the window, N tokens of a frame, C token width,
-D width, K mask steps that reveal something, S denoise steps, P largest number of tokens revealed in a step.
+It maps tokens to tokens; the frozen tokenizer is not part of the comparison.
+
+Dimension key: B clips, F frames of the video, W frame slots of the window, N tokens of a frame, C token width, D width,
+K mask steps that reveal something, S denoise steps, P largest number of tokens revealed in a step.
 """
 
 import copy
@@ -18,24 +19,24 @@ from magi_jax.benchmarks.torch_model import Magi, autocast
 from magi_jax.config import ConfigError
 from magi_jax.masking.tokens import masked_counts, reveal_counts
 
-OPENING_FRAMES = 2  # the frames that `opening_temperature` is for
+OPENING_FRAMES = 2  # number of first frames that `opening_temperature` applies to
 
 
 class VideoDraws(Protocol):
-    """Everything random about a video; frames are counted from its beginning, context included."""
+    """All random numbers of a video. Frames are counted from its beginning, context included."""
 
     def order(self, frame: int) -> Tensor:
-        """int64 [B, N]: a permutation of the frame's tokens, the last ones revealed first."""
+        """Return int64 [B, N], a permutation of the tokens of a frame; the last ones are revealed first."""
 
     def noise(self, frame: int) -> Tensor:
-        """float32 [K, S + 1, B, P, C], N(0, 1); [:, i] is added by denoise step i, [:, S] is what they start from."""
+        """Return N(0, 1) float32 [K, S + 1, B, P, C]: [:, i] is added by denoise step i, [:, S] is the start."""
 
     def context_noise(self, frame: int) -> Tensor:
-        """float32 [B, N, C], N(0, 1): what the frame is disturbed with when later frames see it (A2)."""
+        """Return N(0, 1) float32 [B, N, C], the noise of a finished frame as context (A2)."""
 
 
 class RandomDraws:
-    """`VideoDraws` from torch's generator."""
+    """`VideoDraws` from the generator of torch."""
 
     def __init__(self, model: Magi, clips: int, device: torch.device):
         sampler, shape = model.config.sampler, model.shape
@@ -58,9 +59,9 @@ class Sampler:
     """Draws videos from a model. The trunk computes in `config.train.compute_dtype`, the head in float32.
 
     Args:
-      model: trained; copied, with the trunk's linear layers in the compute dtype, so that no pass casts weights.
-      compiled: runs trunk and denoise step through `torch.compile`, with one shape for all mask steps.
-      mode: of `torch.compile`; 'reduce-overhead' captures CUDA graphs.
+      model: trained model; the sampler copies it with linear layers of the trunk in the compute dtype.
+      compiled: compile trunk and denoise step with `torch.compile`, with one shape for all mask steps.
+      mode: mode of `torch.compile`; 'reduce-overhead' captures CUDA graphs.
     """
 
     def __init__(self, model: Magi, compiled: bool = False, mode: str = 'default'):
@@ -85,16 +86,16 @@ class Sampler:
             self.denoise = torch.compile(self.denoise, mode=mode)
 
     def frames(self, context: Tensor, frames: int, interval: Tensor, draws: VideoDraws) -> Iterator[Tensor]:
-        """Yields the clean tokens float32 [B, N, C] of every new frame.
+        """Yield the clean tokens float32 [B, N, C] of every new frame.
 
         Args:
-          context: float32 [B, c, N, C] clean tokens, c >= 0; of more than fit the window the last ones count.
+          context: clean tokens float32 [B, c, N, C], c >= 0; if they exceed the window, the last ones count.
           frames: length of the whole video, context included.
           interval: int64 [B], 1..shape.intervals.
-          draws: of this video.
+          draws: random numbers of this video.
 
         Raises:
-          ConfigError: more context than video, or a window that keeps no room to generate.
+          ConfigError: the context is longer than the video, or the window has no room for a new frame.
         """
         window = _Window(self, context, frames, interval, draws)
         for frame in range(context.shape[1], frames):
@@ -105,10 +106,13 @@ class Sampler:
 
     @torch.inference_mode()
     def _sample_frame(self, window: '_Window', order: Tensor, noise: Tensor, frame: int) -> Tensor:
-        """K mask steps -> [B, N, C]: each one trunk pass, then the head on the tokens that the step reveals."""
+        """Run the K mask steps of a frame: one trunk pass each, then the head on the revealed tokens.
+
+        Return [B, N, C].
+        """
         sampler, width = self.config.sampler, self.config.model.width
         temperature = sampler.opening_temperature if frame < OPENING_FRAMES else sampler.temperature
-        # The last denoise step adds no noise; the one entry that temperature does not scale is the start.
+        # The last denoise step adds no noise, and temperature does not scale the start.
         scale = torch.full((sampler.denoise_steps + 1,), temperature, device=self.device)
         scale[0], scale[-1] = 0.0, 1.0
         noise = noise * scale[:, None, None, None]
@@ -126,28 +130,28 @@ class Sampler:
         return values
 
     def _draw_tokens(self, z: Tensor, time: Tensor, noise: Tensor) -> Tensor:
-        """z [B, P, D], time [S, E], scaled noise [S + 1, B, P, C] -> tokens [B, P, C] by ancestral sampling."""
+        """Draw tokens [B, P, C] by ancestral sampling from z [B, P, D], time [S, E], scaled noise [S + 1, B, P, C]."""
         head = self.model.head
         condition, readout = head.condition(z), head.read(z)
-        # [S, 1]: reading a table at a scalar on the device would wait for its value, and break a compiled graph.
+        # [S, 1]: indexing a table with a device scalar would synchronise and break a compiled graph.
         steps = torch.arange(len(time), device=self.device)[:, None]
         x = noise[-1]
         for i in reversed(range(len(time))):
-            # Cloned: a CUDA graph's output lies in memory that its next replay overwrites.
+            # Cloned, because the next replay of a CUDA graph overwrites its output.
             x = self.denoise(x, steps[i], condition, time[i], readout, noise[i]).clone()
         return x
 
     def _denoise(
         self, x: Tensor, i: Tensor, condition: Tensor, time: Tensor, readout: Tensor | None, noise: Tensor
     ) -> Tensor:
-        """x_i -> x_{i-1}, [B, P, C]; i int64 [1]."""
+        """Run one reverse step x_i -> x_{i-1}, [B, P, C]; i int64 [1]."""
         output = self.model.head.denoise(x, condition + time, readout)
         mean, log_variance = self.process.reverse_step(output, x, i, self.config.sampler.x0_clip)
         return mean + torch.exp(0.5 * log_variance) * noise
 
 
 class _Window:
-    """The finished frames that the next one sees: as tokens, and as keys and values in the cache's first slots."""
+    """The finished frames that the next frame sees: tokens, and keys and values in the first slots of the cache."""
 
     def __init__(self, sampler: Sampler, context: Tensor, frames: int, interval: Tensor, draws: VideoDraws):
         self._sampler, self._interval, self._draws = sampler, interval, draws
@@ -168,25 +172,25 @@ class _Window:
         self._observe(0)
 
     def make_room(self) -> None:
-        """Restarts a full window from its last `keep_frames` frames: positions stay inside the trained ones."""
+        """Restart a full window from its last `keep_frames` frames, so positions stay in the trained range."""
         if len(self._tokens) == self._slots:
             self._tokens = self._tokens[-self._sampler.config.sampler.keep_frames :]
             self._observe(0)
 
     def condition(self, values: Tensor, mask: Tensor) -> Tensor:
-        """The trunk's output [B, N, D] for a frame under construction behind the window's."""
+        """Return the trunk output [B, N, D] for an unfinished frame that follows the window."""
         sampler, slot = self._sampler, self._slot_range(len(self._tokens), len(self._tokens) + 1)
         with autocast(sampler.device, sampler.config.train.compute_dtype):
             return sampler.predict(values, mask, self._interval, self._positions[slot], self._cache, slot)
 
     def commit(self, tokens: Tensor, frame: int) -> None:
-        """Adds a finished frame [B, N, C]."""
+        """Append a finished frame [B, N, C]."""
         self._tokens.append(self._disturbed(tokens, frame))
         self._observe(len(self._tokens) - 1)
 
     @torch.inference_mode()
     def _observe(self, first: int) -> None:
-        """Reads the window's frames from `first` on into the cache."""
+        """Encode the frames of the window from `first` on into the cache."""
         if first == len(self._tokens):
             return
         sampler, slots = self._sampler, self._slot_range(first, len(self._tokens))
@@ -196,7 +200,7 @@ class _Window:
             sampler.observe(tokens, level, self._interval, self._positions[slots], self._cache, slots)
 
     def _disturbed(self, tokens: Tensor, frame: int) -> Tensor:
-        """Clean tokens [B, N, C] as later frames are to see them (A2)."""
+        """Return clean tokens [B, N, C] with the noise that they get as context (A2)."""
         settings, masking = self._sampler.config.sampler, self._sampler.config.masking
         if not settings.context_noise:
             return tokens

@@ -1,4 +1,4 @@
-"""PyTorch as a contestant: the reference's trainer and sampler, eager or compiled, on one device.
+"""The PyTorch implementation of a benchmark: trainer and sampler of the reference, eager or compiled.
 
 Dimension key: B clips, T frames, N tokens of a frame, C token width.
 """
@@ -24,7 +24,7 @@ Problem = dict[str, Any]
 
 
 class _Torch:
-    """What training and sampling share."""
+    """Code that training and sampling share."""
 
     def __init__(self, settings: Settings, compiled: bool):
         self.settings, self.config, self.compiled = settings, settings.config, compiled
@@ -33,7 +33,7 @@ class _Torch:
         torch.set_num_threads(meter.threads())
         torch.set_float32_matmul_precision('high' if settings.tensor_float else 'highest')
         if compiled:
-            torch._inductor.config.force_disable_caches = True  # a first call compiles
+            torch._inductor.config.force_disable_caches = True  # the first call compiles
         torch.manual_seed(self.config.seed)
         self.first, self._factors = {}, None
 
@@ -60,7 +60,7 @@ class _Torch:
         return Magi(config, given['shape']).load_params(given['params']).to(self.device)
 
     def _tensor(self, array: np.ndarray) -> Tensor:
-        """On the device; integers as int64."""
+        """Move an array to the device; integers become int64."""
         value = torch.tensor(array, device=self.device)
         return value.long() if value.dtype == torch.int32 else value
 
@@ -106,7 +106,7 @@ class Training(_Torch):
 
 
 class Sampling(_Torch):
-    """Videos from nothing, frame by frame."""
+    """Videos without context, frame by frame."""
 
     def outputs(self, given: Problem) -> dict[str, np.ndarray]:
         self.sampler = Sampler(self._model(self.config, given), self.compiled, self.settings.torch_mode)
@@ -124,7 +124,7 @@ class Sampling(_Torch):
             self._video(RandomDraws(self.sampler.model, len(self.interval), self.device), self.settings.frames)
 
     def _video(self, draws: VideoDraws, count: int) -> list[Tensor]:
-        """Finished tokens [B, N, C] of the first `count` frames."""
+        """Return the finished tokens [B, N, C] of the first `count` frames."""
         shape = self.sampler.shape
         nothing = torch.zeros(len(self.interval), 0, shape.tokens, shape.token_width, device=self.device)
         frames = self.sampler.frames(nothing, self.settings.frames, self.interval, draws)

@@ -1,6 +1,7 @@
-"""The PyTorch reference's training step: MAGI's masked diffusion loss, fused AdamW and a moving average.
+"""Training step of the PyTorch reference: the masked diffusion loss of MAGI, fused AdamW and EMA.
 
-It starts at tokens: the tokenizer is frozen and not what is compared.
+It starts at tokens; the frozen tokenizer is not part of the comparison.
+
 Dimension key: B clips, T latent frames, N tokens of a frame, C token width, M diffusion draws a token.
 """
 
@@ -20,7 +21,7 @@ Metrics = dict[str, Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class TrainingDraws:
-    """Everything random about one step on B clips, but dropout.
+    """All random numbers of one step on B clips, without dropout.
 
     Attributes:
       mask: bool [B, T, N], True = hidden.
@@ -37,13 +38,13 @@ class TrainingDraws:
     diffusion_noise: Tensor
 
     def part(self, number: int, parts: int) -> 'TrainingDraws':
-        """Every `parts`-th clip from `number` on: the draws of one micro-batch."""
+        """Return the draws of one micro-batch: every `parts`-th clip from `number` on."""
         fields = {field.name: getattr(self, field.name)[number::parts] for field in dataclasses.fields(self)}
         return TrainingDraws(**fields)
 
 
 def training_draws(config: Config, shape: ClipShape, clips: int, device: torch.device) -> TrainingDraws:
-    """Draws a step's randomness from torch's generator of `device`."""
+    """Draw the random numbers of a step from the generator of torch on `device`."""
     masking, head = config.masking, config.model.head
     frames, tokens, width = shape.frames, shape.tokens, shape.token_width
     levels = 1 if masking.noise_per == 'clip' else frames
@@ -58,7 +59,7 @@ def training_draws(config: Config, shape: ClipShape, clips: int, device: torch.d
 
 
 def _token_masks(config: MaskingConfig, clips: int, frames: int, tokens: int, device: torch.device) -> Tensor:
-    """bool [B, T, N]: ceil(N * ratio) tokens hidden in a random order; ratio and order per frame or clip (A7)."""
+    """Draw masks bool [B, T, N] with ceil(N * ratio) hidden tokens; ratio and order per frame or clip (A7)."""
     rows = 1 if config.draw_per == 'clip' else frames
     ratio = torch.empty((1, 1) if config.draw_per == 'batch' else (clips, rows), device=device)
     nn.init.trunc_normal_(ratio, config.ratio_mean, config.ratio_std, config.ratio_min, config.ratio_max)
@@ -69,13 +70,13 @@ def _token_masks(config: MaskingConfig, clips: int, frames: int, tokens: int, de
 def masked_diffusion_loss(
     model: Magi, tokens: Tensor, interval: Tensor, draws: TrainingDraws
 ) -> tuple[Tensor, Metrics]:
-    """Mean over the masked tokens of squared error + `bound_weight` x variational bound.
+    """Return the mean of squared error + `bound_weight` * variational bound over the masked tokens.
 
     Args:
-      model: in training mode for dropout.
+      model: the model, in training mode for dropout.
       tokens: float32 [B, T, N, C], clean.
       interval: int64 [B], 1..shape.intervals.
-      draws: of this step.
+      draws: random numbers of this step.
 
     Returns:
       (loss, {'loss', 'mse', 'vb'}), float32 scalars; the metrics are detached.
@@ -102,16 +103,16 @@ def masked_diffusion_loss(
 
 
 class Trainer:
-    """Model, optimizer, schedule and moving average; `step` is one optimizer step.
+    """Model, optimizer, schedule and EMA. `step` runs one optimizer step.
 
     Args:
-      model: on its device; trained in place.
-      compiled: runs the loss through `torch.compile`.
-      mode: of `torch.compile`.
+      model: model on its device; it is trained in place.
+      compiled: compile the loss with `torch.compile`.
+      mode: mode of `torch.compile`.
 
     Attributes:
-      model: what is trained.
-      average: a copy of it with the exponential moving average of its parameters.
+      model: the trained model.
+      average: a copy of the model with the EMA parameters.
     """
 
     def __init__(self, model: Magi, compiled: bool = False, mode: str = 'default'):
@@ -126,7 +127,7 @@ class Trainer:
         self.steps_taken = 0
 
     def step(self, tokens: Tensor, interval: Tensor, draws: TrainingDraws) -> Metrics:
-        """One optimizer step on clean tokens float32 [B, T, N, C] and interval int64 [B].
+        """Run one optimizer step on clean tokens float32 [B, T, N, C] and interval int64 [B].
 
         Returns:
           'loss', 'mse', 'vb' and 'grad_norm' (before clipping), on the device: reading one waits for the step.
@@ -152,7 +153,7 @@ class Trainer:
         torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
 
     def _learning_rate_factor(self, step: int) -> float:
-        """Linear warm-up from 0, a constant part, and over the last `decay_fraction` of all steps a cosine or line."""
+        """Return the factor of a step: linear warm-up, constant, then cosine or linear decay over `decay_fraction`."""
         optim, steps = self.config.optim, self.config.train.steps
         factor = min(1.0, step / optim.warmup_steps) if optim.warmup_steps else 1.0
         decay_steps = max(1, round(optim.decay_fraction * steps))
@@ -162,7 +163,7 @@ class Trainer:
 
 
 def _parameter_groups(model: Magi, config: OptimConfig) -> list[dict]:
-    """Weight decay spares biases, norms and the diffusion head (MAR)."""
+    """Split parameters so that weight decay spares biases, norms and the diffusion head (MAR)."""
     norms = {id(p) for module in model.modules() if isinstance(module, nn.LayerNorm) for p in module.parameters()}
     groups = {True: [], False: []}
     for name, parameter in model.named_parameters():

@@ -1,4 +1,4 @@
-"""The PyTorch reference's trunk: MAGI's spatial-temporal transformer, CTF and MTF (arXiv 2501.12389 §4, §A).
+"""Trunk of the PyTorch reference: MAGI's spatial-temporal transformer, CTF and MTF (arXiv 2501.12389 §4, §A).
 
 Dimension key: B clips, T trained frames, R rows (frames handed in), N tokens of a frame, C token width, D width.
 """
@@ -14,10 +14,10 @@ from magi_jax.models.magi import ClipShape
 
 
 class Trunk(nn.Module):
-    """Tokens and masks in, one condition vector a masked token out, for the diffusion head.
+    """Maps tokens and masks to one condition vector for each token, the input of the diffusion head.
 
-    `forward` is the training pass; `observe` and `predict` are the passes of the sampler, against a KV cache. Matrix
-    products follow the surrounding autocast; the residual stream, norms and positions stay float32.
+    `forward` is the training pass. The sampler calls `observe` and `predict` with a KV cache. Matrix products follow
+    the surrounding autocast; the residual stream, norms and positions stay float32.
     """
 
     def __init__(self, config: Config, shape: ClipShape):
@@ -48,7 +48,7 @@ class Trunk(nn.Module):
         self.register_buffer('training_mask', rows, persistent=False)
 
     def forward(self, observed: Tensor, masked: Tensor, mask: Tensor, interval: Tensor, level: Tensor) -> Tensor:
-        """The training pass over whole clips: under CTF every masked frame sees the complete frames before it.
+        """Run the training pass over whole clips. Under CTF every masked frame sees the complete frames before it.
 
         Args:
           observed: float32 [B, T, N, C] noised tokens of the complete frames; unused under MTF. Nothing sees the last.
@@ -78,7 +78,7 @@ class Trunk(nn.Module):
     def observe(
         self, tokens: Tensor, level: Tensor, interval: Tensor, positions: Tensor, cache: KVCache, slots: Tensor
     ) -> None:
-        """Writes keys and values of R complete frames to the cache.
+        """Write keys and values of R complete frames to the cache.
 
         Args:
           tokens: float32 [B, R, N, C].
@@ -94,7 +94,9 @@ class Trunk(nn.Module):
     def predict(
         self, tokens: Tensor, mask: Tensor, interval: Tensor, position: Tensor, cache: KVCache, slot: Tensor
     ) -> Tensor:
-        """The condition for the hidden tokens of one new frame; its own keys and values go to `slot` meanwhile.
+        """Compute the condition vectors for the hidden tokens of one new frame.
+
+        The frame writes its own keys and values to `slot` of the cache.
 
         Args:
           tokens: float32 [B, N, C], revealed where mask is False.
@@ -120,9 +122,10 @@ class Trunk(nn.Module):
     def _embed(
         self, tokens: Tensor, mask: Tensor | None, interval: Tensor, level: Tensor, positions: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """Tokens [B, R, N, C] of observed (mask None) or masked frames -> x [B, R, N', D], conditioning (A11) or None.
+        """Embed tokens [B, R, N, C] of observed (mask None) or masked frames as x [B, R, N', D].
 
-        N' = N + 1 when the noise level is a token of its own (A3, 'concat_token'), else N.
+        The second result is the conditioning of every block (A11) or None. N' = N + 1 if the noise level is a token
+        (A3, 'concat_token'), else N.
         """
         if mask is None:
             x, table = self.token_projection(tokens), self.observed_table
@@ -144,7 +147,7 @@ class Trunk(nn.Module):
         return self.input_norm(x), (time_and_interval if self.model.embed_at == 'every_block' else None)
 
     def _condition(self, x: Tensor, positions: Tensor) -> Tensor:
-        """Trunk output [B, R, N', D] -> z [B, R, N, D] with the head's position table (MAR) added after the norm."""
+        """Normalise the trunk output [B, R, N', D] and add the position table of the head (MAR): z [B, R, N, D]."""
         table = self.head_table
         if self.model.head.position_table == 'per_frame':
             table = read_table(table, positions)
@@ -152,21 +155,21 @@ class Trunk(nn.Module):
 
 
 def sincos_1d(length: int, width: int) -> Tensor:
-    """float32 [length, width]: sines then cosines of position / 10000^(2k/width), k < width/2 (MAGI §4, MAR)."""
+    """Return float32 [length, width]: sines then cosines of position / 10000^(2k/width), k < width/2 (MAGI §4, MAR)."""
     frequency = 10000.0 ** (-torch.arange(width // 2, dtype=torch.float64) / (width / 2))
     angle = torch.outer(torch.arange(length, dtype=torch.float64), frequency)
     return torch.cat([angle.sin(), angle.cos()], dim=1).float()
 
 
 def sincos_2d(height: int, width: int, channels: int) -> Tensor:
-    """float32 [height * width, channels]: half of the channels tell the row, half the column."""
+    """Return float32 [height * width, channels]: half of the channels for rows, half for columns."""
     rows = repeat(sincos_1d(height, channels // 2), 'h d -> (h w) d', w=width)
     columns = repeat(sincos_1d(width, channels // 2), 'w d -> (h w) d', h=height)
     return torch.cat([rows, columns], dim=1)
 
 
 def read_table(table: Tensor, positions: Tensor) -> Tensor:
-    """Rows of `table` [T, ...] at real `positions` [R] in [0, T-1], linearly interpolated -> [R, ...] (MAGI §A.4)."""
+    """Read rows [R, ...] of `table` [T, ...] at real `positions` [R] in [0, T-1], interpolated linearly."""
     low = positions.floor().long()
     high = (low + 1).clamp(max=len(table) - 1)
     weight = (positions - low).view(-1, *[1] * (table.ndim - 1))
@@ -174,14 +177,14 @@ def read_table(table: Tensor, positions: Tensor) -> Tensor:
 
 
 def causal(frames: int) -> Tensor:
-    """bool [T, T]: a frame sees itself and the frames before it (Masked Teacher Forcing)."""
+    """Return bool [T, T]: a frame sees itself and the frames before it (masked teacher forcing)."""
     return torch.ones(frames, frames, dtype=torch.bool).tril()
 
 
 def complete_teacher_forcing(frames: int) -> Tensor:
-    """bool [2T-1, 2T-1]: T-1 observed frames, causal, then T masked frames j that see observed frames < j and itself.
+    """Return bool [2T-1, 2T-1]: T-1 causal observed frames, then T masked frames j that see observed frames < j.
 
-    The last frame is not among the observed ones: only a frame after it would see it.
+    A masked frame also sees itself. The last frame is not observed, because only a later frame would see it.
     """
     observed = torch.cat([causal(frames)[1:, 1:], torch.zeros(frames - 1, frames, dtype=torch.bool)], dim=1)
     masked = torch.cat([causal(frames).tril(-1)[:, :-1], torch.eye(frames, dtype=torch.bool)], dim=1)

@@ -26,7 +26,7 @@ EMBEDDINGS = ('trunk/interval_table', 'trunk/noise_table')
 
 
 def to_state_dict(params: Any, expected: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """JAX parameters -> arrays for `load_state_dict`.
+    """Convert JAX parameters to arrays for `load_state_dict`.
 
     Args:
       params: unboxed {'trunk', 'head'}, as `MaskedDiffusion.init` makes them.
@@ -46,7 +46,7 @@ def to_state_dict(params: Any, expected: Mapping[str, Any]) -> dict[str, np.ndar
 
 
 def from_state_dict(state: Mapping[str, Any], expected: Any) -> Any:
-    """State dict of the PyTorch reference (tensors on the CPU, or arrays) -> JAX parameters, the inverse.
+    """Convert a state dict of the PyTorch reference (CPU tensors or arrays) to JAX parameters: the inverse.
 
     Args:
       state: name -> value.
@@ -67,7 +67,10 @@ def from_state_dict(state: Mapping[str, Any], expected: Any) -> Any:
 
 
 def _names(path: str, layers: int) -> list[str]:
-    """trunk/trunk/blocks/spatial_mlp/up/kernel -> trunk.blocks.0.spatial_mlp.up.weight and so on for each layer."""
+    """Yield the PyTorch name for each layer of a JAX path.
+
+    For example trunk/trunk/blocks/spatial_mlp/up/kernel becomes trunk.blocks.0.spatial_mlp.up.weight and so on.
+    """
     path = f'{path}/weight' if path in EMBEDDINGS else re.sub(r'/(kernel|scale)$', '/weight', path)
     path = re.sub(r'/block_(\d+)/', r'/blocks/\1/', path)
     if not path.startswith(STACKED):
@@ -93,7 +96,7 @@ def _from_torch(path: str, value: np.ndarray) -> np.ndarray:
 
 
 def _account(what: str, given: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Compares keys, and shapes where both sides have them; one line names every difference."""
+    """Compare keys, and shapes where both sides have them; raise one line that names every difference."""
     faults = [f'missing {name}' for name in expected if name not in given]
     faults += [f'unexpected {name}' for name in given if name not in expected]
     for name in given.keys() & expected.keys():
