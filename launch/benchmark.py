@@ -1,10 +1,10 @@
-"""Times the JAX program against the PyTorch reference, side by side: same weights, same inputs, outputs compared first.
+"""Times the JAX program against the PyTorch reference: same weights, same inputs, outputs compared first.
 
 python -m launch.benchmark train --config configs/quickstart.py --against torch,torch_compiled
 python -m launch.benchmark sample --config configs/quickstart.py --against torch --clips 4 --frames 16 --rounds 7
 
-One process a framework, on the first GPU or on the CPU cores that this process may use; they take turns, so that a
-machine that changes its speed changes it for all. The tokenizer takes no part: tokens in, tokens out.
+Each framework has its own process, on the first GPU or on the CPU cores of this process. The processes take turns, so
+changes in the speed of the machine affect all of them. Inputs and outputs are tokens; no tokenizer runs.
 PyTorch comes with the torch extra: pip install -e .[torch] -c requirements.txt.
 """
 
@@ -39,12 +39,12 @@ TENSOR_FLOAT = flags.DEFINE_bool('tensor_float', False, 'TensorFloat-32 for floa
 JSON = flags.DEFINE_string('json', None, 'file of the result; default: one in magi_jax/benchmarks/results')
 
 RESULTS = Path(contest.__file__).with_name('results')
-# The processes share a GPU, so JAX must not take three quarters of it at once; large pages help XLA's CPU buffers.
+# The processes share a GPU, so JAX must not reserve three quarters of it. Large pages speed up XLA's CPU buffers.
 ENVIRONMENT = {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false', 'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}
 
 
 def main() -> None:
-    """Prints the table and writes the JSON file; exit status 1 if outputs differ."""
+    """Print the table and write the JSON file; return exit status 1 if outputs differ."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     names, settings = contest.contestants(AGAINST.value), read_settings()
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def read_settings() -> Settings:
-    """The benchmark that the flags ask for."""
+    """Return the benchmark that the flags describe."""
     config = console.read_config(CONFIG)
     data = dataclasses.replace(config.data, batch_size=CLIPS.value or config.data.batch_size)
     return Settings(
@@ -72,7 +72,7 @@ def read_settings() -> Settings:
 
 
 def description(settings: Settings) -> dict[str, Any]:
-    """What the numbers belong to."""
+    """Return the facts that the numbers depend on: command, machine, versions."""
     commit = subprocess.run(['git', 'rev-parse', 'HEAD'], cwd=RESULTS.parent, capture_output=True, text=True)
     model, clips = settings.config.model, settings.config.data.batch_size
     length = f'{settings.frames} frames' if settings.task == 'sample' else f'{settings.config.data.frames} frames'
@@ -94,14 +94,14 @@ def description(settings: Settings) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The CPU's name."""
+    """Return the name of the CPU."""
     path = Path('/proc/cpuinfo')
     named = re.search(r'model name\s*:\s*(.+)', path.read_text()) if path.exists() else None
     return named[1] if named else platform.machine()
 
 
 def file_name(result: dict[str, Any]) -> str:
-    """train_cpu_4x16_width96_float32.json: task, device, clips x frames, width, compute dtype."""
+    """Return a name such as train_cpu_4x16_width96_float32.json: task, device, clips x frames, width, compute dtype."""
     device = next(iter(result['contestants'].values()))['device'].lower().replace(' ', '_')
     model, dtype = result['config']['model'], result['config']['train']['compute_dtype']
     frames = result['frames'] if result['task'] == 'sample' else result['config']['data']['frames']

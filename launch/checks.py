@@ -1,4 +1,7 @@
-"""What `launch.preflight` checks, one function each: it returns what it found, or raises with the way out."""
+"""The checks of `launch.preflight`, one function each.
+
+A check returns what it found or raises an error with a remedy.
+"""
 
 import dataclasses
 import hashlib
@@ -34,9 +37,9 @@ from magi_jax.training.optim import make_optimizer
 from magi_jax.training.state import StateFactory
 from magi_jax.training.step import leaf_names
 
-PROBE_FOLDER = 'preflight'  # in the work folder, removed at the end
-SMALL_MODEL = 50_000_000  # parameters up to which `--step auto` runs steps
-CLOCK_TOLERANCE = 5.0  # seconds between hosts
+PROBE_FOLDER = 'preflight'  # folder inside the work folder; removed at the end
+SMALL_MODEL = 50_000_000  # largest number of parameters for which `--step auto` runs steps
+CLOCK_TOLERANCE = 5.0  # largest difference between the clocks of hosts, in seconds
 CHECKPOINT_BYTES, CPU_CHECKPOINT_BYTES = 2**28, 2**24
 SHARED_BYTES = 1024
 TPU_FILES = ('/dev/accel0', '/dev/vfio/0')
@@ -44,13 +47,13 @@ TPU_FILES = ('/dev/accel0', '/dev/vfio/0')
 
 @dataclasses.dataclass
 class Facts:
-    """What is checked, and what earlier checks found out for later ones."""
+    """The inputs of the checks, and results of earlier checks that later ones need."""
 
     config: Config
     workdir: Path
     requirements: Path
     step: str
-    token: str = ''  # the same on all hosts, another at every start
+    token: str = ''  # equal on all hosts, different at every start
     mesh: Mesh | None = None
     tokenizer: Tokenizer | None = None
     objective: Objective | None = None
@@ -62,7 +65,7 @@ class Facts:
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One line of the report: `run(facts)` returns what it found or raises with the way out."""
+    """One line of the report. `run(facts)` returns what it found or raises an error with a remedy."""
 
     name: str
     run: Callable[[Facts], str]
@@ -70,7 +73,7 @@ class Check:
 
 
 def check_versions(facts: Facts) -> str:
-    """Every pinned package is installed in exactly its version, on TPUs also those of jax's own extra."""
+    """Check that every pinned package has exactly its version; on TPUs also the packages of the `tpu` extra."""
     pins = facts.requirements.read_text()
     if jax.default_backend() == 'tpu':
         own = importlib.metadata.requires('jax') or []
@@ -83,7 +86,7 @@ def check_versions(facts: Facts) -> str:
 
 
 def wrong_versions(pins: str) -> list[str]:
-    """Lines of a requirements file that this Python does not meet, as sentences."""
+    """Return a sentence for every line of a requirements file that this Python does not meet."""
     wrong = []
     for pin in _pinned(pins):
         try:
@@ -103,8 +106,8 @@ def _pinned(pins: str) -> list[Requirement]:
 
 
 def check_hosts(facts: Facts) -> str:
-    """All processes run the same code with the same config, and their clocks agree."""
-    share('')  # the first exchange compiles; the clocks are read together after it
+    """Check that all processes run the same code and config, and that their clocks agree."""
+    share('')  # the first exchange compiles; clocks are read after it, at the same time
     own = {
         'time': time.time(),
         'config': _digest(json.dumps(dataclasses.asdict(facts.config), sort_keys=True).encode()),
@@ -119,7 +122,7 @@ def check_hosts(facts: Facts) -> str:
 
 
 def host_differences(hosts: list[dict[str, Any]]) -> list[str]:
-    """What keeps hosts from running together: digests unlike host 0's, clocks too far apart."""
+    """Return the differences between hosts: code or config unlike host 0, clocks too far apart."""
     complaints = []
     for name in ('config', 'requirements', 'code'):
         if others := [number for number, host in enumerate(hosts) if host[name] != hosts[0][name]]:
@@ -140,7 +143,7 @@ def _sources() -> list[Path]:
 
 
 def check_devices(facts: Facts) -> str:
-    """The devices lay out the config's mesh, and the batch divides over it."""
+    """Check that the devices fill the mesh of the config and that the batch divides over it."""
     if jax.default_backend() == 'cpu' and any(map(os.path.exists, TPU_FILES)) and 'JAX_PLATFORMS' not in os.environ:
         raise ConfigError('this host has TPU chips but jax runs on the CPU: pip install -e .[tpu] -c requirements.txt')
     config, devices, hosts = facts.config, jax.devices(), jax.process_count()
@@ -152,7 +155,7 @@ def check_devices(facts: Facts) -> str:
 
 
 def check_collectives(facts: Facts) -> str:
-    """All-reduce, all-gather, reduce-scatter and all-to-all along every mesh axis give the known numbers."""
+    """Check the results of all-reduce, all-gather, reduce-scatter and all-to-all along every mesh axis."""
     axes = [axis for axis, size in facts.mesh.shape.items() if size > 1]
     found = []
     for axis in axes:
@@ -163,7 +166,7 @@ def check_collectives(facts: Facts) -> str:
 
 
 def check_workdir(facts: Facts) -> str:
-    """The work folder can be written."""
+    """Check that the work folder is writable."""
     if facts.workdir.parts[0].endswith(':'):
         raise ConfigError(f'{facts.workdir} is no folder: mount the bucket on every host (launch/tpu/pod.sh --bucket)')
     probe = facts.workdir / PROBE_FOLDER
@@ -178,7 +181,7 @@ def check_workdir(facts: Facts) -> str:
 
 
 def check_checkpoint(facts: Facts) -> str:
-    """Hosts share the work folder, it holds no other experiment, and a sharded checkpoint comes back as written."""
+    """Check that hosts share the work folder, that it holds no other experiment, and that checkpoints restore."""
     probe, hosts = facts.workdir / PROBE_FOLDER, range(jax.process_count())
     if missing := [host for host in hosts if not _holds(probe / f'host{host}', facts.token)]:
         raise ConfigError(f'what hosts {missing} write to {facts.workdir} is not seen here: use a shared folder')
@@ -187,7 +190,7 @@ def check_checkpoint(facts: Facts) -> str:
     size = CPU_CHECKPOINT_BYTES if jax.default_backend() == 'cpu' else CHECKPOINT_BYTES
     sharded = NamedSharding(facts.mesh, PartitionSpec(facts.mesh.axis_names))
     rows = size // 4096 // facts.mesh.size * facts.mesh.size
-    # Random bits: storage must not look fast because the values compress well.
+    # Random bits, so that compression does not make storage look fast.
     tree = jax.jit(
         lambda: {'sharded': jax.random.bits(jax.random.key(0), (rows, 1024), jnp.uint32), 'whole': jnp.arange(7)},
         out_shardings={'sharded': sharded, 'whole': replicated(facts.mesh)},
@@ -212,7 +215,7 @@ def _holds(path: Path, text: str) -> bool:
 
 
 def check_tokenizer(facts: Facts) -> str:
-    """The tokenizer loads and fits the clips and the model."""
+    """Check that the tokenizer loads and fits the clips and the model."""
     config, kept = facts.config, facts.workdir / TOKENIZER_FOLDER
     if config.objective == 'autoencoder':
         text = 'none: this run trains one'
@@ -230,7 +233,7 @@ def check_tokenizer(facts: Facts) -> str:
 
 
 def check_state(facts: Facts) -> str:
-    """Parameters, moments and average fit the devices' memory, the checkpoints the disk."""
+    """Check that the training state fits the memory of the devices, and the checkpoints the disk."""
     optimizer = make_optimizer(facts.config.optim, facts.config.train.steps)
     facts.factory = StateFactory(facts.objective, optimizer, facts.mesh)
     state = facts.factory.abstract()
@@ -241,7 +244,7 @@ def check_state(facts: Facts) -> str:
     memory = (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit', 0)
     if memory and own > memory:
         raise ConfigError(f'the state takes {_size(own)} a device, which has {_size(memory)}: raise mesh.fsdp')
-    # One more than is kept: the oldest goes after the newest is complete.
+    # One more than is kept, because the oldest is deleted after the newest is complete.
     wanted = (facts.config.train.keep_checkpoints + 1) * total - _bytes_under(facts.workdir / 'checkpoints')
     free = shutil.disk_usage(facts.workdir).free
     if free < wanted:
@@ -261,10 +264,10 @@ def _size(size: float) -> str:
 
 
 def check_data(facts: Facts) -> str:
-    """Both splits open, and batches come; the rate is of all hosts, once the read-ahead is used up."""
+    """Check that both splits open, and measure clips per second of all hosts, without the prefetched batches."""
     data = facts.config.data
     next(eval_batches(data, data.eval_split, data.frames, 1, 1))
-    # Without a mesh, which is a failure of its own, this host reads all rows.
+    # Without a mesh (reported by another check) this host reads all rows.
     rows = facts.mesh and host_rows(facts.mesh, data.batch_size)
     batches = train_batches(data, facts.config.seed, rows=rows)
     try:
@@ -282,7 +285,7 @@ def check_data(facts: Facts) -> str:
 
 
 def check_step(facts: Facts) -> str:
-    """Four real optimizer steps on one batch: finite, and fast or slow next to the data."""
+    """Run four real optimizer steps on one batch; check that they are finite and compare their speed with the data."""
     if facts.step == 'never' or (facts.step == 'auto' and facts.parameters > SMALL_MODEL):
         return f'not run (--step {facts.step}, {facts.parameters:,} parameters); --step always runs it'
     step = lower_train_step(facts.config, facts.mesh, facts.tokenizer).compile()
@@ -303,7 +306,7 @@ def check_step(facts: Facts) -> str:
 
 
 def share(text: str) -> list[str]:
-    """The text (its first kilobyte) of every process, in their order: also a barrier."""
+    """Gather a text (its first kilobyte) from every process, in their order. It acts as a barrier."""
     if jax.process_count() == 1:
         return [text]
     block = np.frombuffer(text.encode()[:SHARED_BYTES].ljust(SHARED_BYTES, b'\0'), np.uint8)

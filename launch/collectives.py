@@ -1,6 +1,6 @@
-"""Collectives tried out on a mesh: known numbers in, checked numbers out, bandwidth measured.
+"""Runs collectives on a mesh, checks their results and measures their bandwidth.
 
-Dimension key: n devices along the axis, L values of a whole buffer, m = L/n values of a device's part of it.
+Dimension key: n devices along the axis, L values of a whole buffer, m = L/n values of the shard of a device.
 """
 
 import dataclasses
@@ -14,20 +14,20 @@ from jax.sharding import Mesh, PartitionSpec
 
 from magi_jax.config import ConfigError
 
-PERIOD = 97  # of the numbers along a buffer; device k adds k to them, so that every sum is exact in float32
+PERIOD = 97  # period of the values along a buffer; device k adds k, so that every sum is exact in float32
 BUFFER_BYTES, CPU_BUFFER_BYTES = 2**26, 2**18
 REPEATS = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """A collective along one axis.
+    """One collective along one mesh axis.
 
     Attributes:
-      run: (values of this device, axis name) -> values of this device afterwards.
-      expected: (position of this device, n, L) -> those values, float32.
-      takes_part: whether a device starts with m values, not L.
-      traffic: times that the buffer of L values crosses a device's links, before the factor (n-1)/n.
+      run: (values of this device, axis name) -> values of this device after the collective.
+      expected: (position of this device, n, L) -> expected values, float32.
+      takes_part: True if a device starts with m values instead of L.
+      traffic: how often a buffer of L values crosses the links of a device, before the factor (n-1)/n.
     """
 
     run: Callable[[jax.Array, str], jax.Array]
@@ -37,10 +37,10 @@ class Collective:
 
 
 def exchange(mesh: Mesh, axis: str) -> dict[str, float]:
-    """Runs every collective of training along a mesh axis; returns the bytes per second that each device sent.
+    """Run every collective of training along a mesh axis; return the bytes per second that each device sent.
 
     Raises:
-      ConfigError: a device got other numbers than it should; the message names the collective.
+      ConfigError: a device received wrong values; the message names the collective.
     """
     n = mesh.shape[axis]
     size = CPU_BUFFER_BYTES if mesh.devices.flat[0].platform == 'cpu' else BUFFER_BYTES
@@ -69,7 +69,7 @@ def _try(mesh: Mesh, axis: str, name: str, collective: Collective, length: int) 
 def _on_devices(
     mesh: Mesh, axis: str, function: Callable[[jax.Array], jax.Array], takes_values: bool = False
 ) -> Callable[..., jax.Array]:
-    """`function`, once per device, of the device's values or of its position along the axis."""
+    """Return `function` applied on each device to its values, or to its position along the axis."""
     spec = PartitionSpec(axis)
     if takes_values:
         return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False))
@@ -80,17 +80,17 @@ def _on_devices(
 
 
 def _numbers(k: jax.Array | int, positions: jax.Array) -> jax.Array:
-    """What device k holds at these positions of a buffer, float32."""
+    """Return the float32 values that device k holds at the given positions of a buffer."""
     return (k + positions % PERIOD).astype(jnp.float32)
 
 
 def _sums(n: int, positions: jax.Array) -> jax.Array:
-    """The sum of `_numbers` over all n devices, float32."""
+    """Return the sum of `_numbers` over all n devices, float32."""
     return (n * (n - 1) // 2 + n * (positions % PERIOD)).astype(jnp.float32)
 
 
 def _part(k: jax.Array, n: int, length: int) -> jax.Array:
-    """Positions of device k's part of the whole buffer: int32 [m]."""
+    """Return the positions of the shard of device k in the whole buffer: int32 [m]."""
     return k * (length // n) + jnp.arange(length // n)
 
 
@@ -100,7 +100,7 @@ def _gathered(_: jax.Array, n: int, length: int) -> jax.Array:
 
 
 def _transposed(k: jax.Array, n: int, length: int) -> jax.Array:
-    """Device k has from each device i the part k of its buffer."""
+    """Return the values of device k after an all-to-all: part k of the buffer of each device."""
     return _numbers(jnp.arange(length) // (length // n), k * (length // n) + jnp.arange(length) % (length // n))
 
 

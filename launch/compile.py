@@ -1,4 +1,4 @@
-"""Compiles the step that training or sampling runs for a TPU slice, without a TPU, and tells whether it fits.
+"""Compiles the training or sampling step for a TPU slice, without a TPU, and reports whether it fits.
 
 python -m launch.compile --config configs/magi_ucf101.py --topology v5e:4x4 [--target sample] [--config.mesh.fsdp=4 ...]
 
@@ -40,7 +40,7 @@ DOES_NOT_FIT = 2
 
 
 def main() -> int:
-    """Returns 0 if the program fits, 2 if it does not, 1 on an error."""
+    """Return 0 if the program fits, 2 if it does not, 1 on an error."""
     config, (chip, _) = console.read_config(CONFIG), parse_topology(TOPOLOGY.value)
     mesh = make_mesh(config.mesh, topology_devices(TOPOLOGY.value))
     report = {'topology': TOPOLOGY.value, 'chips': mesh.size, 'mesh': dict(mesh.shape), 'target': TARGET.value}
@@ -58,7 +58,7 @@ def main() -> int:
 
 
 def compile_and_measure(config: Config, mesh: Mesh, chip: Chip, clips: int) -> dict[str, Any]:
-    """Compiles the target -> the report's fields on memory, FLOPs, collectives and time; few of them if out of HBM."""
+    """Compile the target and return memory, FLOPs, collectives and times; only memory if it is out of HBM."""
     tokenizer = abstract_tokenizer(config)
     if TARGET.value == 'train':
         state = StateFactory(make_objective(config, tokenizer), make_optimizer(config.optim, config.train.steps), mesh)
@@ -83,7 +83,7 @@ def compile_and_measure(config: Config, mesh: Mesh, chip: Chip, clips: int) -> d
 
 
 def analytic_flops(config: Config, clips: float) -> dict[str, float]:
-    """FLOPs of the model itself for so many clips, by component; none for an autoencoder."""
+    """Return FLOPs of the model for `clips` clips, by component; nothing for an autoencoder."""
     tokenizer = abstract_tokenizer(config)
     if tokenizer is None:
         return {}

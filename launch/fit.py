@@ -1,4 +1,4 @@
-"""What `launch.compile` finds on the machine, and how it tells what it found."""
+"""Finds the TPU compiler for `launch.compile`, and formats its report."""
 
 import importlib.util
 import os
@@ -12,7 +12,7 @@ from magi_jax.config import Config, ConfigError, TrainConfig
 from magi_jax.parallel.chips import Chip, parse_topology
 from magi_jax.parallel.footprint import smallest_slice
 
-# libtpu looks for a TPU and for the machine's place in a slice, and locks itself; there is nothing to find here.
+# Keep libtpu from looking for a TPU, for the place of this machine in a slice, and from locking itself.
 ENVIRONMENT = {
     'TPU_SKIP_MDS_QUERY': '1',
     'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
@@ -22,20 +22,20 @@ ENVIRONMENT = {
 
 
 def topology_devices(topology: str) -> list[jax.Device]:
-    """Descriptions of the chips of a slice, which no one has to own.
+    """Return device descriptions of a TPU slice, which need not exist on this machine.
 
     Raises:
-      ConfigError: libtpu is not installed, or knows no such slice.
+      ConfigError: libtpu is not installed, or does not know the slice.
     """
     if importlib.util.find_spec('libtpu') is None:
         raise ConfigError('launch.compile needs the TPU compiler: pip install -e .[tpu] -c requirements.txt')
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     jax.config.update('jax_platforms', 'cpu')
-    jax.config.update('jax_enable_compilation_cache', False)  # a program for chips that are not here is not read back
-    options = {'chip_config_name': 'megacore'} if topology.startswith('v4') else {}  # one device a chip, as on v5p
+    jax.config.update('jax_enable_compilation_cache', False)  # the cache cannot read such programs back
+    options = {'chip_config_name': 'megacore'} if topology.startswith('v4') else {}  # one device per chip, as on v5p
     if parse_topology(topology)[1] == 1:
-        options['chips_per_host_bounds'] = (1, 1, 1)  # hosts have four otherwise
+        options['chips_per_host_bounds'] = (1, 1, 1)  # other hosts have four chips
     try:
         description = topologies.get_topology_desc(platform='tpu', topology_name=topology, **options)
     except jax.errors.JaxRuntimeError as error:
@@ -44,7 +44,7 @@ def topology_devices(topology: str) -> list[jax.Device]:
 
 
 def ways_out(config: Config, chip: Chip, report: dict[str, Any]) -> list[str]:
-    """What to change when a program does not fit."""
+    """Return suggestions for a program that does not fit."""
     found, policies = [], typing.get_args(typing.get_type_hints(TrainConfig)['remat'])
     stronger = policies[policies.index(config.train.remat) + 1 :]
     if report['target'] == 'train' and stronger:
@@ -60,7 +60,7 @@ def ways_out(config: Config, chip: Chip, report: dict[str, Any]) -> list[str]:
 
 
 def lines(report: dict[str, Any]) -> list[str]:
-    """The report as a person reads it."""
+    """Format the whole report as lines of text."""
     mesh = ' x '.join(f'{axis} {size}' for axis, size in report['mesh'].items())
     clips = f'{report["clips"]} clips, remat {report["remat"]}'
     text = [f'{report["target"]} on {report["topology"]}: mesh {mesh}, {clips}']
@@ -77,7 +77,7 @@ def lines(report: dict[str, Any]) -> list[str]:
 
 
 def measured_lines(report: dict[str, Any]) -> list[str]:
-    """The part of the report that only a program that was compiled has."""
+    """Format the part of the report that only a compiled program has."""
     text = [f'  HBM          {sizes(report["memory"])}']
     analytic = sum(report['analytic_flops'].values())
     shares = ', '.join(f'{name} {count / analytic:.1%}' for name, count in report['analytic_flops'].items())
@@ -101,10 +101,10 @@ def measured_lines(report: dict[str, Any]) -> list[str]:
 
 
 def sizes(kinds: dict[str, float]) -> str:
-    """'arguments 1.20 GiB, output ...'."""
+    """Format sizes by kind: 'arguments 1.20 GiB, output ...'."""
     return ', '.join(f'{kind} {size(count)}' for kind, count in kinds.items())
 
 
 def size(count: float) -> str:
-    """Bytes in GiB, or MiB where that is clearer."""
+    """Format bytes in GiB, or in MiB if small."""
     return f'{count / 2**30:.2f} GiB' if count >= 2**29 else f'{count / 2**20:.3g} MiB'

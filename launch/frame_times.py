@@ -2,8 +2,7 @@
 
 python -m launch.frame_times --config configs/quickstart.py --out runs/frame_times
 
-Weights are random and no video is decoded: it is the sampler's time alone, for data.batch_size clips together on
-one device.
+Weights are random and no video is decoded. The times are those of the sampler for data.batch_size clips on one device.
 """
 
 import json
@@ -24,7 +23,7 @@ REPEATS = flags.DEFINE_integer('repeats', 3, 'of each measurement; the median co
 
 
 def main() -> None:
-    """Prints the table and writes the files."""
+    """Print the table and write the files."""
     config, lengths = console.read_config(CONFIG), sorted(LENGTHS.value)
     times = frame_times.measure(config, lengths, REPEATS.value)
     head = [f'{config.data.batch_size} clips, ms', *(f'frame {length}' for length in lengths)]

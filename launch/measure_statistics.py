@@ -1,8 +1,8 @@
-"""Measures the latents of a converted tokenizer whose authors tell no scale, on the training clips of a config.
+"""Measures latent statistics of a converted tokenizer without a documented scale, on the training clips of a config.
 
 python -m launch.measure_statistics --config configs/magi_ucf101.py:cosmos [--clips 1024]
 
-Mean and standard deviation of each channel go into the folder that tokenizer.path names, with where they come from.
+It writes mean and standard deviation of each channel, with their provenance, to the folder tokenizer.path.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ CLIPS = flags.DEFINE_integer('clips', 1024, 'training clips to measure, rounded 
 
 
 def main() -> None:
-    """Measures, rewrites the folder and prints the numbers."""
+    """Measure, rewrite the folder and print the numbers."""
     config = console.read_config(CONFIG)
     mean, std = measure_scale(config, CLIPS.value, _bar)
     numbers = ', '.join(f'{name} {np.array2string(x, precision=4)}' for name, x in (('mean', mean), ('std', std)))

@@ -1,4 +1,4 @@
-"""What the commands that make datasets share: which part of the work is this process's, and the check afterwards."""
+"""Shared code of commands that make datasets: the shard of this process, and the final check."""
 
 from tqdm import tqdm
 
@@ -6,14 +6,14 @@ from magi_jax.config import ConfigError
 from magi_jax.data import prepared
 from magi_jax.data.preparation import dataset, shards
 
-SHOWN = 20  # faults
+SHOWN = 20  # number of faults that are printed
 
 
 def read_part(text: str) -> tuple[int, int]:
-    """'i/n' -> (i, n); '' -> (0, 1).
+    """Parse a shard: 'i/n' -> (i, n); '' -> (0, 1).
 
     Raises:
-      ConfigError: it is no such text.
+      ConfigError: the text has another form.
     """
     part, _, parts = (text or '0/1').partition('/')
     if not (part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
@@ -22,10 +22,10 @@ def read_part(text: str) -> tuple[int, int]:
 
 
 def check(name: str, data_dir: str, processes: int, check_records: dataset.CheckRecords) -> None:
-    """Verifies a finished dataset, see `dataset.check`.
+    """Verify a finished dataset, see `dataset.check`.
 
     Raises:
-      ConfigError: there are faults; the first of them are printed.
+      ConfigError: there are faults; the first ones are printed.
     """
     found, count = [], 0
     total = len(shards.planned_shards(prepared.dataset_folder(name, data_dir), dataset.read_plan(name, data_dir)))

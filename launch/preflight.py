@@ -1,9 +1,8 @@
-"""Checks everything a pod run needs before it starts: one line each, `ok` or `FAILED` with the way out.
+"""Checks everything that a pod run needs before it starts: one line each, `ok` or `FAILED` with a remedy.
 
 python -m launch.preflight --config configs/quickstart.py:runlocal --workdir runs/mine [--config.mesh.fsdp=4]
 
-Run it as the training would be run: on every host, with the same config and work folder. Exit status 1 if a check
-failed.
+Run it like the training: on every host, with the same config and work folder. Exit status 1 if a check failed.
 """
 
 import os
@@ -29,10 +28,10 @@ TIMEOUT = flags.DEFINE_float('timeout', 600, 'seconds that a check may take', lo
 
 
 def run_checks(checks: tuple[Check, ...], facts: Facts, timeout: float) -> Iterator[tuple[str, str, str]]:
-    """(status, name, text) of each check: 'ok', 'FAILED' on any host, or 'skipped' for want of an earlier one.
+    """Yield (status, name, text) of each check: 'ok', 'FAILED' on any host, or 'skipped' if an earlier one failed.
 
-    All hosts take the same way: after each check they tell each other how it went, so none waits in the next
-    collective for one that gave up.
+    All hosts run the same sequence. After each check they exchange its status, so no host waits in a collective for a
+    host that gave up.
     """
     unmet: set[str] = set()
     for check in checks:
@@ -58,7 +57,7 @@ def run_checks(checks: tuple[Check, ...], facts: Facts, timeout: float) -> Itera
 
 
 def _attempt(check: Check, facts: Facts) -> tuple[str, str]:
-    """What a check found, and what failed: one of them is empty."""
+    """Run a check; return what it found and why it failed, one of them empty."""
     try:
         return check.run(facts), ''
     except (*console.EXPECTED, RuntimeError, ValueError) as failure:
@@ -72,7 +71,7 @@ def _sentence(failure: Exception) -> str:
 
 
 def _give_up(name: str, seconds: float) -> None:
-    """Ends the process: a thread that waits in a collective cannot be stopped."""
+    """Exit the process, because a thread that waits in a collective cannot be stopped."""
     reason = f'not done after {seconds:g} s: a host did not start, a link is down, or --timeout is too short'
     print(_line('FAILED', name, reason), flush=True)
     os._exit(1)
@@ -83,7 +82,7 @@ def _line(status: str, name: str, text: str) -> str:
 
 
 def main() -> int:
-    """Returns 0 when every check passed, else 1; the first process speaks for all."""
+    """Return 0 if every check passed, else 1; the first process prints."""
     facts = Facts(console.read_config(CONFIG), Path(WORKDIR.value), Path(REQUIREMENTS.value), STEP.value)
     failed = 0
     for status, name, text in run_checks(CHECKS, facts, TIMEOUT.value):

@@ -1,10 +1,10 @@
-"""What faster sampling costs in quality: a table of solvers, steps and temperatures, measured on one trained run.
+"""Measures what faster sampling costs in quality: a table of solvers, steps and temperatures for one trained run.
 
 python -m launch.quality --workdir runs/quickstart/magi
 
-Every setting continues the same test clips of bouncing_objects/shapes from five real frames, with two seeds: 11 frames
-are compared with the truth, 96 are looked through for their objects (evaluation/prediction.py). The result file is
-written after every setting, and settings that it holds already are not measured again.
+Every setting continues the same test clips of bouncing_objects/shapes from five real frames, with two seeds. 11 frames
+are compared with the truth, and objects are detected in 96 frames (evaluation/prediction.py). The result file is
+written after every setting, and settings in the file are not measured again.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ CONTEXT, FRAMES, SEEDS = 5, 16, (0, 1)
 
 
 def main() -> None:
-    """Measures, writes the result file after every setting, and prints the table."""
+    """Measure, write the result file after every setting, and print the table."""
     generator = magi_jax.load(WORKDIR.value)
     data = generator.config.data
     if data.source != 'bouncing_objects/shapes':
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def description() -> dict[str, Any]:
-    """What the numbers belong to, and no rows yet."""
+    """Return the facts that the numbers depend on, without rows."""
     return {
         'title': f'{FRAMES - CONTEXT} and {LONG_FRAMES.value - CONTEXT} frames behind {CONTEXT} real ones',
         'command': f'python -m launch.quality --workdir {WORKDIR.value}',
@@ -80,7 +80,7 @@ def description() -> dict[str, Any]:
 
 
 def measure(generator: Generator, short: Batch, long: Batch) -> dict[str, Any]:
-    """Quality under every seed, and the seconds of the last one, whose programs are compiled."""
+    """Return quality for every seed, and the seconds of the last one, whose programs are compiled."""
     by_seed: dict[str, list[float]] = {name: [] for name in quality.MEASURES}
     for seed in SEEDS:
         generated, seconds = continued(generator, short, seed)
@@ -94,7 +94,7 @@ def measure(generator: Generator, short: Batch, long: Batch) -> dict[str, Any]:
 
 
 def continued(generator: Generator, batch: Batch, seed: int) -> tuple[np.ndarray, float]:
-    """The clips continued from their context, and the seconds of `clock` for a frame of all of them."""
+    """Return the clips continued from their context, and the seconds by `clock` of one frame of all of them."""
     frames = batch['video'].shape[1]
     now = {'cpu': time.process_time, 'wall': time.perf_counter}[clock()]
     start = now()
@@ -103,7 +103,7 @@ def continued(generator: Generator, batch: Batch, seed: int) -> tuple[np.ndarray
 
 
 def clock() -> str:
-    """'cpu', the time that all cores spent, so that other programs on them do not count; 'wall' on an accelerator."""
+    """Return 'cpu', the time of all cores, which excludes other programs; 'wall' on an accelerator."""
     return 'cpu' if jax.default_backend() == 'cpu' else 'wall'
 
 

@@ -2,8 +2,8 @@
 
 python -m launch.study --config configs/study_strategies.py --workdir runs/study
 
-Each run is a folder of its own, WORKDIR/VARIANTS/seedN. What is there already is not made again: killed or stopped by
-SIGTERM, the same command goes on. WORKDIR/study.json, study.md and study.html are written after every run.
+Each run has its own folder, WORKDIR/VARIANTS/seedN. After a kill or SIGTERM the same command resumes and skips finished
+runs. WORKDIR/study.json, study.md and study.html are written after every run.
 """
 
 import runpy
@@ -19,7 +19,7 @@ WORKDIR = flags.DEFINE_string('workdir', None, 'folder of all runs')
 
 
 def main() -> int:
-    """Returns 0, or the exit status of the command that failed or was stopped."""
+    """Return 0, or the exit status of the command that failed or was stopped."""
     path, _, extra = CONFIG.value.partition(':')
     plan, root = runpy.run_path(path)['RUNLOCAL_PLAN' if extra == 'runlocal' else 'PLAN'], Path(WORKDIR.value)
     try:

@@ -1,4 +1,4 @@
-"""The runs of a study: each is trained and measured by the commands that a person would use, and its cost noted."""
+"""The runs of a study. Each is trained and evaluated by the public commands, and its cost is recorded."""
 
 import dataclasses
 import json
@@ -18,32 +18,32 @@ COSTS = 'costs.jsonl'
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One training of a study."""
+    """One training run of a study."""
 
-    variants: str  # of the config
+    variants: str  # variants of the config
     seed: int
 
     @property
     def folder(self) -> Path:
-        """In the study's folder."""
+        """Folder of the run, relative to that of the study."""
         return Path(self.variants or 'all') / f'seed{self.seed}'
 
 
 class Stopped(Exception):
-    """A command of the study ended with this exit status."""
+    """A command of the study failed with this exit status."""
 
 
 def run_all(plan: study.Plan, config: str, extra: str, root: Path) -> None:
-    """Makes what is not there yet and writes the study's files after every run.
+    """Make the missing runs, and write the files of the study after every run.
 
     Args:
-      plan: of the study.
-      config: its file.
+      plan: plan of the study.
+      config: config file of the study.
       extra: 'runlocal' or ''.
-      root: folder of all runs.
+      root: folder of the study.
 
     Raises:
-      Stopped: a command failed or was stopped.
+      Stopped: a command failed or was stopped by a signal.
     """
     runs = [Run(variants, seed) for variants, seeds in plan.runs.items() for seed in range(seeds)]
     root.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def run_all(plan: study.Plan, config: str, extra: str, root: Path) -> None:
 
 
 def make(root: Path, run: Run, config: str, protocols: Iterable[str]) -> None:
-    """Trains a run and measures it under every protocol. Raises Stopped."""
+    """Train a run and evaluate it under every protocol. Raise Stopped if a command fails."""
     folder = root / run.folder
     tokenizer = '' if config.endswith('runlocal') else root / 'autoencoder/tokenizer'
     overrides = f'--config.seed={run.seed}', f'--config.tokenizer.path={tokenizer}'
@@ -68,7 +68,7 @@ def make(root: Path, run: Run, config: str, protocols: Iterable[str]) -> None:
 
 
 def execute(root: Path, module: str, *arguments: str) -> None:
-    """Runs a command and notes the time that it took of the processor; SIGTERM is passed on. Raises Stopped."""
+    """Run a command and record its processor time; pass SIGTERM on to it. Raise Stopped if it fails."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with subprocess.Popen([sys.executable, '-m', module, *arguments]) as child:
         previous = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
@@ -79,11 +79,11 @@ def execute(root: Path, module: str, *arguments: str) -> None:
     with open(root / COSTS, 'a', encoding='utf-8') as file:
         file.write(json.dumps({'command': [module, *arguments], 'status': status, 'cpu_seconds': seconds}) + '\n')
     if status:
-        raise Stopped(status if status > 0 else 128 - status)  # ended by a signal: as a shell would say it
+        raise Stopped(status if status > 0 else 128 - status)  # ended by a signal: the exit status of a shell
 
 
 def write(root: Path, plan: study.Plan, runs: list[Run]) -> None:
-    """The study's files, from those of the runs that are done."""
+    """Write the files of the study from the finished runs."""
 
     def results(run: Run) -> dict[str, Any]:
         files = {kind: root / run.folder / protocol / 'metrics.json' for kind, protocol in plan.protocols.items()}

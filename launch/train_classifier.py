@@ -1,9 +1,9 @@
-"""Trains the classifier that the embedded score looks through; its weights are committed, so nobody else need.
+"""Trains the classifier behind the embedded score. Its weights are committed, so users need not run this.
 
 python -m launch.train_classifier --kind shapes --out magi_jax/evaluation/weights
 
-New weights are another scale: results of old and new ones cannot be compared, and the score's name, which holds their
-hash, says so. Train on the training split only, as this does: the score's real clips are of the test split.
+New weights define another scale: scores with old and new weights are not comparable. The name of a score contains the
+hash of the weights. The classifier must be trained on the training split, because the score uses test clips.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ VALIDATION_VIDEOS = 1024
 
 
 def main() -> None:
-    """Writes weights and facts to --out if every factor's accuracy reaches the gate; else says which does not."""
+    """Write weights and facts to --out if every factor reaches the gate; otherwise name the one that fails."""
     kind, started = KIND.value, time.monotonic()
     videos = tqdm(range(VIDEOS.value), unit='video', dynamic_ncols=True, desc='drawing')
     clips = list(training.draw_clips(kind, 'train', videos, CLIPS_A_VIDEO, SEED.value))
@@ -42,7 +42,7 @@ def main() -> None:
     for number, (params, loss) in enumerate(steps):  # noqa: B007, the last parameters are used
         if number % 100 == 99:
             steps.set_postfix(loss=f'{float(loss):.3f}')
-    # Rounded before they are measured: what is stored is what is known.
+    # Weights are rounded before they are measured, so accuracies are those of the stored weights.
     flat = {name: np.float16(value) for name, value in flatten_dict(jax.device_get(params), sep='/').items()}
     rounded = jax.tree.map(lambda x: np.float32(np.float16(x)), jax.device_get(params))
     held_out = list(training.draw_clips(kind, 'validation', range(VALIDATION_VIDEOS), CLIPS_A_VIDEO, SEED.value))

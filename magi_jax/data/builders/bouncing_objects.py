@@ -1,13 +1,14 @@
-"""TFDS builder `bouncing_objects`: coloured shapes that bounce off the frame's walls and off each other, or digits.
+"""TFDS builder `bouncing_objects`: coloured shapes that bounce off walls and each other, or handwritten digits.
 
-Every video is a function of (kind, split, video index) alone. Centres lie on a grid of 1/1024 pixel and every
-operation is correctly rounded, so the bytes are the same on every machine.
+Every video is a function of (kind, split, video index). Centres lie on a grid of 1/1024 pixel and every operation is
+correctly rounded, so the bytes are the same on every machine.
 
-Shapes keep apart: each reflects off another as off a wall and keeps its speed. So nothing is ever hidden, and what
-there is and how it moves can be seen in any two frames. Handwritten digits pass through each other: the harder set.
+Shapes never overlap: a shape reflects off another as off a wall and keeps its speed. So nothing is hidden, and any two
+frames show all objects and their motion. Digits pass through each other, which makes that set harder.
 
-Coordinates are (x, y) in pixels from the frame's top left corner: pixel j covers [j, j + 1), the walls are 0 and 64.
-T frames, O = 3 object slots (absent ones hold -1 or NaN), W side of the window that an object is drawn in.
+Coordinates are (x, y) in pixels from the top left corner of the frame: pixel j covers [j, j + 1), the walls are 0 and
+64. Dimension key: T frames, O = 3 object slots (absent ones hold -1 or NaN), W side of the window that an object is
+drawn in.
 """
 
 import dataclasses
@@ -26,12 +27,12 @@ SIDE = 64
 FRAMES = 400
 MAX_OBJECTS = 3
 SPEEDS = (1.5, 2.5)  # pixels per frame
-SUBSTEPS = 8  # of a frame, after each of which contacts are looked for
+SUBSTEPS = 8  # substeps of a frame; contacts are checked after each
 COUNTS = {'train': 512, 'validation': 64, 'test': 64}
 SPLITS = tuple(COUNTS)
 KINDS = ('shapes', 'digits')
 
-# All equally far from each other: a small model that drifts a little does not turn one into another.
+# All colours are equally far apart, so a small drift of a model does not turn one into another.
 PALETTE = {
     'red': (255, 40, 40),
     'green': (40, 255, 40),
@@ -43,24 +44,24 @@ DISC_RADIUS = 6.5
 SQUARE_SIDE = 16.0
 TRIANGLE_SIDE = 20.0  # equilateral
 TRIANGLE_INRADIUS = TRIANGLE_SIDE / np.sqrt(12.0)
-RADII = {'disc': DISC_RADIUS, 'square': SQUARE_SIDE / 2**0.5, 'triangle': 2 * TRIANGLE_INRADIUS}  # of the circles round
-GAP = 3.0  # pixels between two such circles at which the shapes turn away from each other
+RADII = {'disc': DISC_RADIUS, 'square': SQUARE_SIDE / 2**0.5, 'triangle': 2 * TRIANGLE_INRADIUS}  # of circles
+GAP = 3.0  # pixels between circles at which shapes reflect
 DIGIT_SIDE = 24
 DIGITS_PER_VIDEO = 2
 # First and one-past-last sklearn digit of each split: no handwriting is shared between splits.
 DIGIT_RANGES = {'train': (0, 1400), 'validation': (1400, 1600), 'test': (1600, 1797)}
 
-_WINDOW = 26  # holds the largest object plus its antialiased border, wherever between two pixels its centre lies
+_WINDOW = 26  # fits the largest object and its antialiased border for any subpixel centre
 _GRID = 1024.0
 
 
 @dataclasses.dataclass(frozen=True)
 class ObjectSpec:
-    """What is needed to move and draw one object."""
+    """The data needed to move and draw one object."""
 
-    label: int  # index into SHAPES, or the digit's class
-    colour: int  # index into PALETTE; -1: a digit, which is white
-    extents: tuple[float, float, float, float]  # left, right, up, down of the centre, in pixels
+    label: int  # index into SHAPES, or class of the digit
+    colour: int  # index into PALETTE; -1 for digits, which are white
+    extents: tuple[float, float, float, float]  # distances left, right, up and down from the centre, in pixels
     coverage: Callable[[np.ndarray, np.ndarray], np.ndarray]  # pixel offsets dx [T,W], dy [T,W] -> [T,W,W] in [0, 1]
 
     @property
@@ -70,13 +71,13 @@ class ObjectSpec:
 
 
 def make_video(kind: str, split: str, index: int, frames: int = FRAMES) -> dict[str, Any]:
-    """One example of the dataset, or its first frames.
+    """Make one example of the dataset, or its first frames.
 
     Args:
       kind: 'shapes' or 'digits'.
       split: 'train', 'validation' or 'test'.
-      index: the video's number in its split, any non-negative integer.
-      frames: T, to save time where the rest is not wanted.
+      index: number of the video in its split, any non-negative integer.
+      frames: T; fewer than all to save time.
 
     Returns:
       frames uint8 [T,64,64,3], video_id, count, labels and colours int32 [O], sizes float32 [O,2] (width, height),
@@ -130,7 +131,7 @@ def _draw_digits(rng: np.random.Generator, split: str) -> list[ObjectSpec]:
 
 
 def _paths(rng: np.random.Generator, objects: list[ObjectSpec], frames: int, apart: bool) -> np.ndarray:
-    """Centres float64 [T,O,2]: constant speeds, reflected by the walls and, if `apart`, by the other objects."""
+    """Return centres float64 [T,O,2]: constant speeds, reflected by walls and, if `apart`, by other objects."""
     extents = np.array([item.extents for item in objects])
     low, high = extents[:, [0, 2]], SIDE - extents[:, [1, 3]]
     radii = [RADII[SHAPES[item.label]] + GAP / 2 if apart else 0.0 for item in objects]
@@ -154,7 +155,7 @@ def _paths(rng: np.random.Generator, objects: list[ObjectSpec], frames: int, apa
 
 
 def _touching(centres: list[list[float]], reaches: dict[tuple[int, int], float]) -> list[tuple[int, int]]:
-    """Pairs of objects that are nearer to each other than their reach."""
+    """Return the pairs of objects that are closer than the sum of their radii."""
     return [(i, j) for (i, j), reach in reaches.items() if _square_distance(centres[i], centres[j]) < reach * reach]
 
 
@@ -164,7 +165,7 @@ def _square_distance(a: list[float], b: list[float]) -> float:
 
 
 def _advance(centre: list[float], step: list[float], least: list[float], most: list[float]) -> None:
-    """One substep, in place; what would leave the box comes back by as much."""
+    """Advance one substep in place; a centre that would leave the box is reflected."""
     for axis in (0, 1):
         place = centre[axis] + step[axis]
         if place < least[axis]:
@@ -175,7 +176,7 @@ def _advance(centre: list[float], step: list[float], least: list[float], most: l
 
 
 def _turn_away(centre: list[float], step: list[float], other: list[float]) -> None:
-    """Reflects `step` in place as off a wall between the two centres, if it leads toward the other."""
+    """Reflect `step` in place as off a wall between the two centres, if it points toward the other object."""
     normal = [b - a for a, b in zip(centre, other, strict=True)]
     toward = sum(s * n for s, n in zip(step, normal, strict=True))
     if toward > 0:
@@ -189,13 +190,13 @@ def _on_grid(values: np.ndarray) -> np.ndarray:
 
 
 def _paint(frames: np.ndarray, path: np.ndarray, item: ObjectSpec) -> None:
-    """Draws an object over `frames` uint8 [T,64,64,3] in place, in a window round its centres [T,2]."""
+    """Draw an object over `frames` uint8 [T,64,64,3] in place, in a window around its centres [T,2]."""
     corner = np.clip(np.floor(path).astype(int) - _WINDOW // 2, 0, SIDE - _WINDOW)
     offsets = corner[:, :, None] + np.arange(_WINDOW) + 0.5 - path[:, :, None]
     alpha = np.rint(255 * item.coverage(offsets[:, 0], offsets[:, 1])).astype(np.uint16)[:, None]
     windows = np.lib.stride_tricks.sliding_window_view(frames, (_WINDOW, _WINDOW), axis=(1, 2), writeable=True)
     at = (np.arange(len(frames)), corner[:, 1], corner[:, 0])
-    # uint16 holds 255 * 255 + 127: blending in whole numbers is exact and several times faster than in floats.
+    # uint16 holds 255 * 255 + 127: integer blending is exact and several times faster than floats.
     windows[at] = (windows[at] * (255 - alpha) + item.rgb[:, None, None] * alpha + 127) // 255
 
 
@@ -216,7 +217,7 @@ def _triangle(dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
 
 
 def _digit(image: np.ndarray, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
-    """Bilinear resampling of `image` [24,24] at subpixel offsets: exact in float64, the offsets being on the grid."""
+    """Resample `image` [24,24] bilinearly at subpixel offsets; exact in float64, because offsets lie on the grid."""
     texels = np.arange(DIGIT_SIDE) + 0.5 - DIGIT_SIDE / 2
     rows, columns = (np.maximum(0.0, 1.0 - np.abs(d[:, :, None] - texels)) for d in (dy, dx))
     return rows @ image @ columns.transpose(0, 2, 1) / 255.0
@@ -224,7 +225,7 @@ def _digit(image: np.ndarray, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _digits() -> tuple[np.ndarray, np.ndarray]:
-    """All sklearn digits, smoothly enlarged: float64 [1797,24,24] of whole numbers in [0, 255], and classes [1797]."""
+    """Return all sklearn digits, enlarged smoothly: float64 [1797,24,24] in [0, 255], and classes [1797]."""
     from PIL import Image
     from sklearn.datasets import load_digits
 
@@ -237,16 +238,16 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
 
 @dataclasses.dataclass(kw_only=True)
 class BouncingConfig(tfds.core.BuilderConfig):
-    """`kind` decides what the objects are; `counts` how many videos each split has (tests make tiny sets)."""
+    """Config of a kind: `kind` of the objects, and `counts` of videos in each split (tests make tiny sets)."""
 
     kind: str = 'shapes'
     counts: dict[str, int] = dataclasses.field(default_factory=lambda: dict(COUNTS))
 
 
 class Frame(tfds.features.Tensor):
-    """An image uint8 [64,64,3] that comes as its zlib bytes.
+    """An image uint8 [64,64,3] that is passed as zlib bytes.
 
-    So the caller picks the level: the fastest gives a fifth more bytes than TFDS's own, in a third of the time.
+    The caller chooses the compression level. The fastest takes a third of the time and a fifth more bytes than TFDS.
     """
 
     def __init__(self) -> None:
@@ -292,7 +293,7 @@ class BouncingObjects(tfds.core.ShardBasedBuilder):
         return {split: [functools.partial(self._examples, split, counts[split])] for split in counts}
 
     def _examples(self, split: str, count: int) -> Iterator[tuple[str, dict[str, Any]]]:
-        # Two at a time, while TFDS writes: compression releases the GIL.
+        # Two threads make videos while TFDS writes; compression releases the GIL.
         with futures.ThreadPoolExecutor(2) as pool:
             for example in pool.map(functools.partial(self._example, split), range(count)):
                 yield example['video_id'], example
@@ -303,7 +304,7 @@ class BouncingObjects(tfds.core.ShardBasedBuilder):
 
 
 def prepare(name: str = 'bouncing_objects/shapes', data_dir: str = '') -> tfds.core.DatasetBuilder:
-    """The built dataset `name`, built first if it is absent (TFDS renames a finished build into place).
+    """Return the dataset `name`; build it first if it is absent (TFDS renames a finished build into place).
 
     Args:
       name: 'bouncing_objects/shapes' or 'bouncing_objects/digits'.
@@ -322,6 +323,6 @@ def prepare(name: str = 'bouncing_objects/shapes', data_dir: str = '') -> tfds.c
         builder.download_and_prepare(file_format='array_record')
     except OSError:
         builder = BouncingObjects(config=config, data_dir=folder, file_format='array_record')
-        if not builder.is_prepared():  # else another process of this machine built the same bytes first
+        if not builder.is_prepared():  # otherwise another process built the same bytes first
             raise
     return builder

@@ -1,7 +1,7 @@
-"""BAIR's robot trajectories out of their TFRecord files, without TensorFlow.
+"""Reads BAIR's robot trajectories from TFRecord files, without TensorFlow.
 
 A TFRecord is: length (uint64), checksum of the length, content, checksum of the content. The content is a
-SequenceExample whose first field, the context, has the same wire format as the only field of an Example.
+SequenceExample. Its first field, the context, has the wire format of the only field of an Example.
 """
 
 import pathlib
@@ -18,11 +18,11 @@ _HEADER, _FOOTER = 12, 4  # bytes
 
 
 class RecordError(ValueError):
-    """A file or record that is cut off or not what it should be."""
+    """A file or record is truncated or has another format."""
 
 
 def offsets(path: pathlib.Path) -> list[int]:
-    """Where in the file each record starts, in bytes. A record that is cut off is listed; reading it will fail."""
+    """Return the byte offset of each record. A truncated record is listed; reading it raises."""
     found, position, size = [], 0, path.stat().st_size
     with open(path, 'rb') as file:
         while position < size:
@@ -36,16 +36,16 @@ def offsets(path: pathlib.Path) -> list[int]:
 
 
 def read_trajectory(path: pathlib.Path, offset: int) -> np.ndarray:
-    """The frames of camera aux1, uint8 [30,64,64,3] RGB.
+    """Read the frames of camera aux1, uint8 [30,64,64,3] RGB.
 
     Raises:
-      RecordError: the record is cut off, or not a trajectory.
+      RecordError: the record is truncated or not a trajectory.
     """
     with open(path, 'rb') as file:
         file.seek(offset)
         header = file.read(_HEADER)
         length = struct.unpack('<Q', header[:8])[0] if len(header) == _HEADER else 0
-        # Not `read(length)`: a damaged length can be larger than the memory.
+        # Not `read(length)`, because a damaged length can exceed the memory.
         if not 0 < length <= path.stat().st_size - offset - _HEADER - _FOOTER:
             raise RecordError('the record is cut off')
         content = file.read(length)
