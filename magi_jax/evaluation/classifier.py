@@ -1,7 +1,7 @@
-"""A small 3-D network that tells what is in a clip of `bouncing_objects` and how it moves: features for a score.
+"""A small frozen 3-D network that classifies objects and motion in `bouncing_objects`.
 
-It was trained once (`launch.train_classifier`) and is frozen: weights/<kind>.npz, with its hash, seed and accuracies in
-weights/<kind>.json. A value of the score means something only beside others of the same weights.
+Its features define the embedded score. `launch.train_classifier` trained it once. Weights are in weights/<kind>.npz;
+hash, seed and accuracies are in weights/<kind>.json. Scores are comparable only for the same weights.
 
 Dimension key: B clips, T = 16 frames, S = T/2 time slots, H W pixels, F = 64 features, C channels, U units of a factor.
 """
@@ -23,29 +23,32 @@ from flax.traverse_util import unflatten_dict
 from magi_jax.config import ConfigError
 
 FRAMES = 16
-SLOT_FRAMES = 2  # frames from one time slot to the next
+SLOT_FRAMES = 2  # frames of a time slot
 WIDTH = 64
 PATCH = 4
-GATE = 0.9  # accuracy that every factor must reach: features that do not know what they look at give useless distances
+GATE = 0.9  # least accuracy of every factor; features of a worse classifier give meaningless distances
 FOLDER = pathlib.Path(__file__).with_name('weights')
-# What there is to tell: factor -> (units, classes). Each unit of a factor has its own answer, for every time slot.
+# factor -> (units, classes). Each unit of a factor has one class in every time slot.
 FACTORS = {
-    # of every palette colour: its object (0: none, then SHAPES), whether it moves right, whether it moves down
+    # for each palette colour: its object (0: none, then SHAPES), moves right, moves down
     'shapes': {'object': (4, 4), 'rightward': (4, 2), 'downward': (4, 2), 'interval': (1, 2), 'sharp': (1, 2)},
-    # of every digit: how often it is there; of both digits together: how many move right, how many down
+    # for each digit class: its count; for both digits together: how many move right, how many down
     'digits': {'object': (10, 3), 'rightward': (1, 3), 'downward': (1, 3), 'interval': (1, 2), 'sharp': (1, 2)},
 }
 
 
 class Convolution(nn.Module):
-    """3x3x3, SAME, as one of 3x3 over the channels of three frames: XLA's CPU backend is slow at three dimensions."""
+    """A 3x3x3 SAME convolution, computed as a 3x3 convolution over the channels of three frames.
+
+    XLA's CPU backend is slow at three-dimensional convolutions.
+    """
 
     features: int
-    strides: tuple[int, int]  # of H and W
+    strides: tuple[int, int]  # strides of H and W
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B,T,H,W,C] -> [B,T,H/strides[0],W/strides[1],features]."""
+        """Map [B,T,H,W,C] to [B,T,H/strides[0],W/strides[1],features]."""
         clips, frames = x.shape[:2]
         x = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
         x = jnp.concatenate([x[:, tap : tap + frames] for tap in range(3)], axis=-1)
@@ -56,12 +59,15 @@ class Convolution(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Three 3-D convolutions, the first over patches. Features of a time slot see about ten frames around it."""
+    """Three 3-D convolutions, the first over patches.
 
-    kind: str  # of FACTORS
+    The features of a time slot depend on about ten frames around it.
+    """
+
+    kind: str  # key of FACTORS
 
     def setup(self) -> None:
-        # No norms: they would take away how large an object is, which tells its shape.
+        # No norms: they would remove the size of an object, which identifies its shape.
         self.first = nn.Dense(48, kernel_init=nn.initializers.he_normal(), precision='highest')
         self.second = Convolution(WIDTH, (2, 2))
         self.third = Convolution(WIDTH, (1, 1))
@@ -71,7 +77,7 @@ class Classifier(nn.Module):
         }
 
     def features(self, video: jax.Array) -> jax.Array:
-        """uint8 [B,T,H,W,3] -> float32 [B,S,F], the penultimate layer of every time slot; their mean is the clip's."""
+        """Map uint8 [B,T,H,W,3] to float32 [B,S,F], the penultimate layer. Its mean over S describes the clip."""
         x = rearrange(video, 'b t (h py) (w px) c -> b t h w (py px c)', py=PATCH, px=PATCH)
         x = _every_other_cube(x).astype(jnp.float32) / 255
         for layer in (self.first, self.second, self.third):
@@ -79,7 +85,7 @@ class Classifier(nn.Module):
         return reduce(x, 'b s h w f -> b s f', 'mean')
 
     def __call__(self, video: jax.Array) -> dict[str, jax.Array]:
-        """uint8 [B,T,H,W,3] -> {factor: logits float32 [B,S,U,classes]}."""
+        """Map uint8 [B,T,H,W,3] to {factor: logits float32 [B,S,U,classes]}."""
         features = self.features(video)
         return {
             factor: rearrange(head(features), 'b s (u c) -> b s u c', c=FACTORS[self.kind][factor][1])
@@ -88,9 +94,9 @@ class Classifier(nn.Module):
 
 
 def _every_other_cube(x: jax.Array) -> jax.Array:
-    """What a 3x3x3 convolution with stride 2 sees at each of its places: [B,T,H,W,C] -> [B,T/2,H/2,W/2,27C].
+    """Return the inputs of a 3x3x3 convolution with stride 2: [B,T,H,W,C] to [B,T/2,H/2,W/2,27C].
 
-    As a matrix product it is faster on CPUs, where the input wants no gradient.
+    As a matrix product the convolution is faster on CPUs, if the input needs no gradient.
     """
     _, *sizes, _ = x.shape
     x = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 1), (0, 0)))
@@ -105,15 +111,15 @@ class Trained:
 
     kind: str
     params: Any
-    sha256: str  # of the weights' file
-    accuracies: dict[str, float]  # of each factor, on clips of the validation split
+    sha256: str  # hash of the weights file
+    accuracies: dict[str, float]  # accuracy of each factor on validation clips
 
 
 def load_classifier(kind: str, folder: pathlib.Path = FOLDER) -> Trained:
-    """The frozen classifier for 'shapes' or 'digits'.
+    """Load the frozen classifier for 'shapes' or 'digits'.
 
     Raises:
-      ConfigError: there is none for this kind, its file is not the one that was measured, or it is too inaccurate.
+      ConfigError: there is no classifier of this kind, its file has another hash, or it is below the gate.
     """
     try:
         facts = json.loads((folder / f'{kind}.json').read_text())
@@ -129,7 +135,7 @@ def load_classifier(kind: str, folder: pathlib.Path = FOLDER) -> Trained:
 
 
 def check_gate(kind: str, accuracies: dict[str, float]) -> None:
-    """Raises ConfigError if a factor's accuracy is below GATE; the message names it."""
+    """Raise ConfigError if the accuracy of a factor is below GATE."""
     low = [f'{factor} {accuracy:.3f}' for factor, accuracy in accuracies.items() if not accuracy >= GATE]
     if low:
         raise ConfigError(f'the classifier for {kind} must not score: {", ".join(low)}, each must reach {GATE}')

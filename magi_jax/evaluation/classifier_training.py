@@ -1,4 +1,4 @@
-"""Trains the embedded classifier: clips with labels drawn from `bouncing_objects`, a loss, and its accuracies.
+"""Trains the embedded classifier: labelled clips of `bouncing_objects`, loss and accuracies.
 
 Dimension key: B clips, T frames, S time slots, O object slots, H W pixels, U units of a factor, P palette colours.
 """
@@ -19,29 +19,29 @@ from magi_jax.data.builders import bouncing_objects as bouncing
 from magi_jax.data.transforms import clip_indices
 from magi_jax.evaluation.classifier import FACTORS, FRAMES, SLOT_FRAMES, Classifier
 
-INTERVALS = (1, 2)  # frames between two frames of a clip; classes of the factor `interval`
-BLURRED = 0.25  # part of the clips
-BLUR = {'sharp': (0.0, 0.8), 'blurred': (1.1, 1.8)}  # standard deviation, pixels
-NOISE = 6.0  # at most, standard deviation, of 255; like the softest sharp edges, what a tokenizer may do unpunished
-VIDEO_FRAMES = 96  # of a video that clips are cut from
-UNDECIDED = 0.3  # pixels a frame: an object slower than that along an axis, or turning, has no direction there
+INTERVALS = (1, 2)  # frame intervals of clips; classes of the factor `interval`
+BLURRED = 0.25  # fraction of the clips
+BLUR = {'sharp': (0.0, 0.8), 'blurred': (1.1, 1.8)}  # standard deviation in pixels
+NOISE = 6.0  # largest standard deviation, of 255; noise and slight blur that a tokenizer may add without a penalty
+VIDEO_FRAMES = 96  # frames of the videos that clips are cut from
+UNDECIDED = 0.3  # pixels a frame; slower or turning objects have no direction along that axis
 NO_LABEL = -1
 SIDE = bouncing.SIDE
 
-Labels = dict[str, np.ndarray]  # factor -> int [S,U], NO_LABEL where there is nothing to tell
+Labels = dict[str, np.ndarray]  # factor -> int [S,U], NO_LABEL where undefined
 
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """Frames with all that is known of them.
+    """Frames and all ground truth of one clip.
 
     Attributes:
       frames: uint8 [T,H,W,3].
-      centres: of each object, pixels, [T,O,2].
-      labels: of each object, -1 where there is none, int [O].
+      centres: centre of each object in pixels, [T,O,2].
+      labels: class of each object, -1 if absent, int [O].
       colours: index into the palette, or -1, int [O].
       interval: index into INTERVALS.
-      sharp: whether it is hardly blurred.
+      sharp: True if the blur is small.
     """
 
     frames: np.ndarray
@@ -53,7 +53,7 @@ class Clip:
 
 
 def draw_clips(kind: str, split: str, videos: Iterable[int], per_video: int, seed: int) -> Iterator[Clip]:
-    """Clips of videos of these numbers, in order."""
+    """Draw clips from the videos with the given numbers, in order."""
     for number in videos:
         video = bouncing.make_video(kind, split, number, VIDEO_FRAMES)
         rng = np.random.default_rng([seed, number])
@@ -67,7 +67,7 @@ def draw_clips(kind: str, split: str, videos: Iterable[int], per_video: int, see
 
 
 def _spoil(rng: np.random.Generator, video: np.ndarray, sharp: bool) -> np.ndarray:
-    """uint8 [T,H,W,3] with a blur of the frames, by a Gaussian, and noise, both of random strength."""
+    """Add Gaussian blur and noise of random strength to uint8 [T,H,W,3]."""
     std = rng.uniform(*BLUR['sharp' if sharp else 'blurred'])
     blurred = gaussian_filter(video.astype(np.float32), (0, std, std, 0))
     noise = rng.uniform(0, NOISE) * rng.standard_normal(video.shape, np.float32)
@@ -75,7 +75,7 @@ def _spoil(rng: np.random.Generator, video: np.ndarray, sharp: bool) -> np.ndarr
 
 
 def label(kind: str, clip: Clip) -> Labels:
-    """The answers for a clip."""
+    """Return the classes of all factors of a clip."""
     slots = FRAMES // SLOT_FRAMES
     made = {factor: np.full((slots, units), NO_LABEL, np.int32) for factor, (units, _) in FACTORS[kind].items()}
     made['object'][:] = 0
@@ -97,18 +97,18 @@ def label(kind: str, clip: Clip) -> Labels:
 
 
 def _directions(centres: np.ndarray, interval: int) -> np.ndarray:
-    """Whether each coordinate [T,O,2] grows from a time slot's first frame to the next slot's: int [S,O,2]."""
+    """Return int [S,O,2]: 1 where a coordinate [T,O,2] grows from the first frame of a slot to that of the next."""
     steps = np.diff(centres, axis=0, append=np.nan * centres[:1]) / interval
     first, second = steps[::SLOT_FRAMES], steps[1::SLOT_FRAMES]
-    second = np.where(np.isnan(second), first, second)  # the last slot has one step
+    second = np.where(np.isnan(second), first, second)  # the last slot has one step only
     slow = np.minimum(abs(first), abs(second)) < UNDECIDED
     return np.where(slow | (first * second < 0), NO_LABEL, first > 0)
 
 
 def vary(rng: np.random.Generator, kind: str, clip: Clip) -> Clip:
-    """The clip run backwards, mirrored left to right, and its colour channels exchanged, each or not: as valid a one.
+    """Augment a clip: reverse time, mirror left to right, permute colour channels, each at random.
 
-    Digits are only run backwards: mirrored ones are others.
+    Digits are only reversed in time, because mirroring changes their class.
     """
     backwards, mirrored = rng.random(2) < 0.5
     if backwards:
@@ -125,21 +125,21 @@ def vary(rng: np.random.Generator, kind: str, clip: Clip) -> Clip:
 
 @functools.cache
 def _exchanges() -> list[tuple[np.ndarray, np.ndarray]]:
-    """Every order of the colour channels, and the palette index [P] that each colour has after it."""
+    """Return every permutation of the colour channels and the palette index [P] that each colour has after it."""
     palette = np.asarray(list(bouncing.PALETTE.values()))
     orders = [np.asarray(order) for order in itertools.permutations(range(3))]
     return [(order, (palette[:, None, order] == palette[None]).all(axis=-1).argmax(axis=1)) for order in orders]
 
 
 def batch_of(kind: str, clips: Sequence[Clip]) -> tuple[np.ndarray, Labels]:
-    """Videos uint8 [B,T,H,W,3] and labels {factor: int32 [B,S,U]}."""
+    """Stack clips into videos uint8 [B,T,H,W,3] and labels {factor: int32 [B,S,U]}."""
     labels = [label(kind, clip) for clip in clips]
     stacked = {name: np.stack([each[name] for each in labels]) for name in FACTORS[kind]}
     return np.stack([clip.frames for clip in clips]), stacked
 
 
 def loss(kind: str, params: Any, video: jax.Array, labels: dict[str, jax.Array]) -> jax.Array:
-    """Cross-entropy, the mean over the labelled units of each factor, summed over factors."""
+    """Return the cross-entropy: the mean over labelled units of each factor, summed over factors."""
     total = 0.0
     for factor, logits in Classifier(kind).apply({'params': params}, video).items():
         answers = labels[factor]
@@ -149,7 +149,7 @@ def loss(kind: str, params: Any, video: jax.Array, labels: dict[str, jax.Array])
 
 
 def train(kind: str, clips: Sequence[Clip], steps: int, batch_size: int, seed: int) -> Iterator[tuple]:
-    """Yields (parameters, loss) after every step; the learning rate falls to 0 at the last one."""
+    """Yield (parameters, loss) after every step; the learning rate decays to 0 at the last one."""
     params = Classifier(kind).init(jax.random.key(seed), np.zeros((1, FRAMES, SIDE, SIDE, 3), np.uint8))['params']
     schedule = optax.warmup_cosine_decay_schedule(0.0, 3e-3, min(50, steps // 4), steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.99, weight_decay=1e-4))
@@ -169,10 +169,10 @@ def train(kind: str, clips: Sequence[Clip], steps: int, batch_size: int, seed: i
 
 
 def accuracies(kind: str, params: Any, clips: Sequence[Clip], batch_size: int) -> dict[str, float]:
-    """Of every factor, over the labelled units of all time slots; of objects, over those that are there.
+    """Return the accuracy of every factor over labelled units of all slots; for objects, over present ones.
 
-    `count` is the part of clips whose every unit of `object` is right, absent ones included, by the sum of the slots'
-    probabilities.
+    `count` is the fraction of clips in which every unit of `object` is right, absent ones included, by the summed
+    probabilities of the slots.
     """
     predict = jax.jit(lambda video: Classifier(kind).apply({'params': params}, video))
     right, asked = dict.fromkeys([*FACTORS[kind], 'count'], 0), dict.fromkeys([*FACTORS[kind], 'count'], 0)

@@ -1,8 +1,8 @@
-"""Distances between two sets of features, in float64: Fréchet's, of their moments, and a kernel's, of the sets.
+"""Fréchet and kernel distances between two sets of features, in float64.
 
-Moments come batch by batch and merge in any order, so no host need hold the features of all clips.
+Moments are computed batch by batch and merged in any order, so no host needs the features of all clips.
 
-B features of a batch, N of a set, D their width.
+Dimension key: B features of a batch, N of a set, D their width.
 """
 
 import dataclasses
@@ -10,27 +10,27 @@ import dataclasses
 import numpy as np
 from einops import rearrange
 
-BLOCK = 1024  # rows of a kernel matrix in memory at once
+BLOCK = 1024  # rows of a kernel matrix computed together
 
 
 @dataclasses.dataclass(frozen=True)
 class Moments:
-    """Number, mean and spread of a set of features; sets with the same moments have Fréchet distance 0."""
+    """Number, mean and scatter of a set of features. Sets with equal moments have Fréchet distance 0."""
 
     count: int
     mean: np.ndarray  # float64 [D]
-    scatter: np.ndarray  # float64 [D,D], sum of the outer products of the deviations from the mean
+    scatter: np.ndarray  # float64 [D,D], sum of outer products of deviations from the mean
 
     @classmethod
     def of(cls, features: np.ndarray) -> 'Moments':
-        """Of features [B,D], B >= 1."""
+        """Compute the moments of features [B,D], B >= 1."""
         features = np.asarray(features, np.float64)
         mean = features.mean(axis=0)
         deviations = features - mean[None]
         return cls(len(features), mean, deviations.T @ deviations)
 
     def merge(self, other: 'Moments') -> 'Moments':
-        """Of both sets together (Chan, Golub and LeVeque, 1979): no large sums that cancel, whatever the mean."""
+        """Return the moments of the union of two sets (Chan, Golub and LeVeque, 1979), without cancellation."""
         count = self.count + other.count
         shift = other.mean - self.mean
         scatter = self.scatter + other.scatter + np.outer(shift, shift) * (self.count * other.count / count)
@@ -38,14 +38,15 @@ class Moments:
 
     @property
     def covariance(self) -> np.ndarray:
-        """Unbiased (divided by N - 1), float64 [D,D]."""
+        """Unbiased covariance (divided by N - 1), float64 [D,D]."""
         return self.scatter / (self.count - 1)
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """Squared 2-Wasserstein distance of the Gaussians with these moments (Dowson and Landau, 1982).
+    """Return the squared 2-Wasserstein distance of the Gaussians with these moments (Dowson and Landau, 1982).
 
-    Of two samples of one distribution it is about D / N times their variance, not 0: compare only values of the same N.
+    For two samples of one distribution it is not 0 but about D / N times their variance. So compare values of equal N
+    only.
 
     Raises:
       ValueError: a set has fewer than two features, or the widths differ.
@@ -56,20 +57,20 @@ def frechet_distance(a: Moments, b: Moments) -> float:
         )
     values, vectors = np.linalg.eigh(a.covariance)
     root = (vectors * np.sqrt(np.maximum(values, 0))[None]) @ vectors.T
-    # tr sqrt(A B) = tr sqrt(A^1/2 B A^1/2), of a symmetric matrix; the root of a general one suffers from lost ranks.
+    # tr sqrt(A B) = tr sqrt(A^1/2 B A^1/2). The root of a symmetric matrix is stable also if ranks are lost.
     between = np.linalg.eigvalsh(root @ b.covariance @ root)
     trace = np.trace(a.covariance) + np.trace(b.covariance) - 2 * np.sqrt(np.maximum(between, 0)).sum()
     return float(np.square(a.mean - b.mean).sum() + trace)
 
 
 def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Unbiased estimate of the squared maximum mean discrepancy under (x·y / D + 1)^3 (KID: Binkowski et al., 2018).
+    """Return the unbiased squared maximum mean discrepancy under (x·y / D + 1)^3 (KID: Binkowski et al., 2018).
 
-    Its mean is 0 for two samples of one distribution, whatever their size; single estimates fall on both sides.
+    For two samples of one distribution its mean is 0 for any size; single estimates may be negative.
 
     Args:
       a: [N,D], N >= 2.
-      b: [M,D], M >= 2; another number than N is fine.
+      b: [M,D], M >= 2; M may differ from N.
 
     Raises:
       ValueError: a set has fewer than two features, or the widths differ.

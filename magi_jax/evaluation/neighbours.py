@@ -1,6 +1,6 @@
-"""What a distance of distributions does not see: modes that are missing, and clips that were learnt by heart.
+"""Nearest-neighbour measures for what a Fréchet distance does not detect: missing modes and memorised clips.
 
-N, M features of a set, D their width.
+Dimension key: N, M features of a set, D their width.
 """
 
 import numpy as np
@@ -10,17 +10,17 @@ NEIGHBOURS = 5
 
 
 def coverage(real: np.ndarray, generated: np.ndarray) -> float:
-    """Part of the real features [N,D] that have a generated one [M,D] nearer than their fifth real neighbour.
+    """Return the fraction of real features [N,D] with a generated one [M,D] closer than their fifth real neighbour.
 
-    Naeem et al. (2020), with M = N. Of two samples of one distribution: about 0.97.
+    This is the coverage of Naeem et al. (2020), with M = N. For two samples of one distribution it is about 0.97.
     """
     neighbours = min(NEIGHBOURS, len(real) - 1)
-    # The first neighbour of a feature among all is itself.
+    # The first neighbour of a feature is itself.
     radius = NearestNeighbors(n_neighbors=neighbours + 1).fit(real).kneighbors(real)[0][:, -1]
     return float((nearest(real, generated)[0] <= radius).mean())
 
 
 def nearest(features: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of each feature [N,D], the distance to the nearest of `among` [M,D], float [N], and which it is, int [N]."""
+    """Return for each feature [N,D] the distance to the nearest of `among` [M,D], float [N], and its index, int [N]."""
     distances, indices = NearestNeighbors(n_neighbors=1).fit(among).kneighbors(features)
     return distances[:, 0], indices[:, 0]

@@ -1,9 +1,10 @@
-"""Finds the coloured shapes of `bouncing_objects` in real or generated frames, also when they hide each other.
+"""Detects the coloured shapes of `bouncing_objects` in real or generated frames, also when they overlap.
 
-Within a clip no two objects share a colour, so an object is found by its colour. Its place and shape are those of the
-template that explains its pixels best; template pixels covered by another object of the clip count neither way.
+No two objects of a clip share a colour, so colour identifies an object. Its position and shape are those of the
+template with the best overlap. Template pixels that another object covers do not count.
 
-B clips, T frames, O object slots (colour -1 where there is none), H rows, W columns, S shapes, P palette colours.
+Dimension key: B clips, T frames, O object slots (colour -1 where there is none), H rows, W columns, S shapes, P palette
+colours.
 """
 
 import dataclasses
@@ -13,33 +14,33 @@ from einops import rearrange, reduce
 
 from magi_jax.data.builders import bouncing_objects as bouncing
 
-BLACK, FOREIGN = -1, -2  # classes of pixels that have no palette colour
+BLACK, FOREIGN = -1, -2  # classes of pixels without a palette colour
 MIN_OPACITY = 0.5
-MAX_RESIDUAL = 60.0  # RGB distance at which a pixel is no longer a darker version of a palette colour
-AREA_RANGE = (0.5, 1.7)  # visible area over expected visible area
-MIN_VISIBLE = 1 / 8  # of the full area: less than that cannot be told from a border
-MIN_BODY = 25  # pixels of a body that should not be there, borders not counted
+MAX_RESIDUAL = 60.0  # largest RGB distance of a pixel to a darker version of a palette colour
+AREA_RANGE = (0.5, 1.7)  # range of visible area / expected visible area
+MIN_VISIBLE = 1 / 8  # least fraction of the full area; less is like a border
+MIN_BODY = 25  # least pixels of an unexpected object, borders not counted
 
-_REACH = 13  # pixels from an object's centre that hold the largest template
+_REACH = 13  # pixels from the centre that contain the largest template
 _PALETTE = np.asarray(list(bouncing.PALETTE.values()), np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
 class Objects:
-    """What was found. Entries of absent slots and of objects not found are NaN, -1 or False."""
+    """Detected objects. Entries of absent slots and of objects not found are NaN, -1 or False."""
 
-    present: np.ndarray  # bool [B,O], whether the clip has this object at all
-    found: np.ndarray  # bool [B,T,O], the visible area is in AREA_RANGE of what the true shape would show
-    area: np.ndarray  # float32 [B,T,O], visible pixels over the true shape's full area
-    hidden: np.ndarray  # float32 [B,T,O], part of the fitted true shape that other objects cover, in [0, 1]
+    present: np.ndarray  # bool [B,O], True if the clip has this object
+    found: np.ndarray  # bool [B,T,O], True if the visible area is within AREA_RANGE of that of the true shape
+    area: np.ndarray  # float32 [B,T,O], visible pixels / full area of the true shape
+    hidden: np.ndarray  # float32 [B,T,O], fraction of the fitted true shape that other objects cover, in [0, 1]
     centre: np.ndarray  # float32 [B,T,O,2], (x, y) in pixels as in bouncing_objects
     shape: np.ndarray  # int32 [B,T,O], index into bouncing_objects.SHAPES
-    count: np.ndarray  # int32 [B,T], objects in sight plus bodies that should not be there
-    extra: np.ndarray  # int32 [B,T], pixels inside bodies of colours that the clip does not have
+    count: np.ndarray  # int32 [B,T], visible objects plus unexpected ones
+    extra: np.ndarray  # int32 [B,T], pixels of objects in colours that the clip does not have
 
 
 def find_objects(video: np.ndarray, labels: np.ndarray, colours: np.ndarray) -> Objects:
-    """Finds every object of every frame.
+    """Find every object in every frame.
 
     Args:
       video: uint8 [B,T,H,W,3], real or generated.
@@ -47,7 +48,7 @@ def find_objects(video: np.ndarray, labels: np.ndarray, colours: np.ndarray) -> 
       colours: int [B,O], indices into bouncing_objects.PALETTE; -1 = no object.
 
     Raises:
-      ValueError: a clip without coloured objects (the digits are white: there is no telling them apart).
+      ValueError: a clip has no coloured objects (digits are white and cannot be told apart).
     """
     if not (colours >= 0).any(axis=1).all():
         raise ValueError('objects are found by colour; this data has none: use bouncing_objects/shapes')
@@ -56,9 +57,9 @@ def find_objects(video: np.ndarray, labels: np.ndarray, colours: np.ndarray) -> 
 
 
 def classify_pixels(frames: np.ndarray) -> np.ndarray:
-    """Palette index of each pixel, or BLACK or FOREIGN: uint8 [...,H,W,3] -> int8 [...,H,W].
+    """Classify pixels uint8 [...,H,W,3] by palette index, or BLACK or FOREIGN: int8 [...,H,W].
 
-    A pixel is a palette colour at some opacity over black. The nearest colour alone would lose an object's dark border.
+    A pixel counts as a palette colour at any opacity over black, so that dark borders belong to their object.
     """
     pixels = frames.astype(np.float32)
     opacity = np.clip(pixels @ (_PALETTE / np.square(_PALETTE).sum(axis=1, keepdims=True)).T, 0.0, 1.0)
@@ -72,7 +73,7 @@ def classify_pixels(frames: np.ndarray) -> np.ndarray:
 
 
 def shape_templates() -> np.ndarray:
-    """Pixels of each shape whose centre is the middle, a corner of pixels: bool [S,2R,2R]."""
+    """Return the pixels of each shape centred at the middle, a pixel corner: bool [S,2R,2R]."""
     offset = np.arange(-_REACH, _REACH) + 0.5
     dy, dx = offset[:, None], offset[None, :]
     disc = np.hypot(dx, dy) <= bouncing.DISC_RADIUS
@@ -83,7 +84,7 @@ def shape_templates() -> np.ndarray:
 
 
 def _find_in_clip(video: np.ndarray, labels: np.ndarray, colours: np.ndarray) -> tuple[np.ndarray, ...]:
-    """The fields of `Objects` after `present`, without B."""
+    """Return the fields of `Objects` after `present`, without axis B."""
     classes = classify_pixels(video)
     own = (classes[:, None] == colours[:, None, None]) & (colours >= 0)[:, None, None]  # [T,O,H,W]
     any_own = own.any(axis=1)
@@ -116,7 +117,7 @@ def _find_in_clip(video: np.ndarray, labels: np.ndarray, colours: np.ndarray) ->
 
 
 def _fit(own: np.ndarray, free: np.ndarray, templates: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Best intersection over union of each template with each object, and where.
+    """Return the best intersection over union of each template with each object, and its position.
 
     Args:
       own: bool [T,O,H,W], pixels of each object.
@@ -124,7 +125,7 @@ def _fit(own: np.ndarray, free: np.ndarray, templates: np.ndarray) -> tuple[np.n
       templates: bool [S,2R,2R].
 
     Returns:
-      float [S,T,O] in [0, 1], rows and columns int [S,T,O], the pixel corner at the template's middle.
+      float [S,T,O] in [0, 1], and rows and columns int [S,T,O] of the pixel corner at the middle of the template.
     """
     height, width = own.shape[-2:]
     border = [(_REACH, _REACH), (_REACH, _REACH)]
@@ -144,7 +145,7 @@ def _fit(own: np.ndarray, free: np.ndarray, templates: np.ndarray) -> tuple[np.n
 
 
 def _draw(templates: np.ndarray, row: np.ndarray, column: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Templates bool [O,2R,2R] with their middles at pixel corners int [T,O] -> masks bool [T,O,H,W]."""
+    """Draw templates bool [O,2R,2R] with middles at pixel corners int [T,O] as masks bool [T,O,H,W]."""
     masks = np.zeros((*row.shape, size[0] + 2 * _REACH, size[1] + 2 * _REACH), bool)
     side = templates.shape[-1]
     windows = np.lib.stride_tricks.sliding_window_view(masks, (side, side), axis=(2, 3), writeable=True)
@@ -154,7 +155,7 @@ def _draw(templates: np.ndarray, row: np.ndarray, column: np.ndarray, size: tupl
 
 
 def _middle(mask: np.ndarray) -> np.ndarray:
-    """Mean (x, y) of the pixels of bool [...,H,W] -> float [...,2]; (0, 0) of an empty mask."""
+    """Return the mean (x, y) of the pixels of bool [...,H,W], float [...,2]; (0, 0) for an empty mask."""
     area = np.maximum(mask.sum(axis=(-2, -1)), 1)
     x = (mask.sum(axis=-2) @ np.arange(mask.shape[-1])) / area
     y = (mask.sum(axis=-1) @ np.arange(mask.shape[-2])) / area
@@ -162,16 +163,16 @@ def _middle(mask: np.ndarray) -> np.ndarray:
 
 
 def _neighbourhoods(mask: np.ndarray) -> np.ndarray:
-    """bool [...,H,W] -> [...,H,W,3,3], nothing beyond the frame."""
+    """Return the 3x3 neighbourhoods of bool [...,H,W]: [...,H,W,3,3], False outside the frame."""
     padded = np.pad(mask, [(0, 0)] * (mask.ndim - 2) + [(1, 1), (1, 1)])
     return np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(-2, -1))
 
 
 def _grown(mask: np.ndarray) -> np.ndarray:
-    """The mask and one pixel around it."""
+    """Dilate a mask by one pixel."""
     return _neighbourhoods(mask).any(axis=(-2, -1))
 
 
 def _inside(mask: np.ndarray) -> np.ndarray:
-    """How many pixels of bool [...,H,W] have only mask pixels around them: borders and specks do not count."""
+    """Count the pixels of bool [...,H,W] that are surrounded by mask pixels; borders and specks do not count."""
     return _neighbourhoods(mask).all(axis=(-2, -1)).sum(axis=(-2, -1))

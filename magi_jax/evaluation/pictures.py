@@ -1,6 +1,6 @@
-"""Videos laid out to be looked at: real beside generated, with the frames that were given marked.
+"""Arranges videos for viewing: real beside generated, with the given frames marked.
 
-B clips, T frames, C context frames, H rows, W columns.
+Dimension key: B clips, T frames, C context frames, H rows, W columns.
 """
 
 import base64
@@ -16,9 +16,10 @@ BORDER, GAP = 2, 4  # pixels
 
 
 def side_by_side(real: np.ndarray, generated: np.ndarray, context: int, columns: int = 1) -> np.ndarray:
-    """Pairs of clips, real left and generated right, in rows of `columns` pairs.
+    """Arrange pairs of clips, real left and generated right, in rows of `columns` pairs.
 
-    Borders tell what a frame is: GIVEN for the first C frames, which are real in both, then REAL and GENERATED.
+    Border colours mark the kind of a frame: GIVEN for the first C frames, which are real on both sides, then REAL and
+    GENERATED.
 
     Args:
       real: uint8 [B,T,H,W,3].
@@ -44,17 +45,17 @@ def side_by_side(real: np.ndarray, generated: np.ndarray, context: int, columns:
 
 
 def framed(generated: np.ndarray, context: int) -> np.ndarray:
-    """uint8 [B,T,H,W,3], context included -> the same with borders as in `side_by_side`."""
+    """Add the borders of `side_by_side` to generated clips uint8 [B,T,H,W,3], context included."""
     return _framed(generated, context, GENERATED)
 
 
 def enlarge(video: np.ndarray, scale: int) -> np.ndarray:
-    """Each pixel as a square of `scale` pixels: uint8 [...,H,W,3] -> [...,H*scale,W*scale,3]."""
+    """Enlarge each pixel to `scale` x `scale` pixels: uint8 [...,H,W,3] to [...,H*scale,W*scale,3]."""
     return repeat(video, '... h w c -> ... (h dy) (w dx) c', dy=scale, dx=scale)
 
 
 def animation_uri(video: np.ndarray, fps: float, hold: float = 1.0) -> str:
-    """uint8 [T,H,W,3] as an endless lossless WebP in a data: address; the last frame stays `hold` seconds."""
+    """Encode uint8 [T,H,W,3] as an endless lossless WebP data URI; the last frame stays `hold` seconds."""
     first, *others = (Image.fromarray(frame) for frame in video)
     durations = [round(1000 / fps)] * len(others) + [round(1000 * hold)]
     buffer = io.BytesIO()
@@ -65,7 +66,7 @@ def animation_uri(video: np.ndarray, fps: float, hold: float = 1.0) -> str:
 
 
 def image_uri(frame: np.ndarray) -> str:
-    """uint8 [H,W,3] as a PNG in a data: address."""
+    """Encode uint8 [H,W,3] as a PNG data URI."""
     buffer = io.BytesIO()
     Image.fromarray(frame).save(buffer, 'PNG', optimize=True)
     return _data_uri('image/png', buffer.getvalue())
@@ -80,7 +81,7 @@ def _framed(video: np.ndarray, context: int, colour: tuple[int, int, int]) -> np
 
 
 def _padded(video: np.ndarray, width: int) -> np.ndarray:
-    """PANEL-coloured pixels around uint8 [...,H,W,3]."""
+    """Add PANEL-coloured pixels around uint8 [...,H,W,3]."""
     *lead, height, rows, channels = video.shape
     result = np.empty((*lead, height + 2 * width, rows + 2 * width, channels), np.uint8)
     result[:] = PANEL

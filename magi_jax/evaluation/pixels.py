@@ -1,6 +1,6 @@
-"""Frames compared pixel by pixel, and the predictions that need no model.
+"""Pixel metrics of frames, and baselines that need no model.
 
-B clips, T frames, L predicted frames, H rows, W columns.
+Dimension key: B clips, T frames, L predicted frames, H rows, W columns.
 """
 
 import dm_pix
@@ -8,19 +8,19 @@ import jax
 import numpy as np
 from einops import rearrange, reduce, repeat
 
-MAX_PSNR = 100.0  # dB, given to equal frames: infinity spoils every mean
+MAX_PSNR = 100.0  # dB of equal frames, because infinity would make every mean infinite
 FRAMES_AT_ONCE = 256
 
 
 def psnr(video: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Peak signal-to-noise ratio of each frame, the mean square taken over its pixels and channels.
+    """Return the peak signal-to-noise ratio of each frame, with the mean square over pixels and channels.
 
     Args:
       video: uint8 [...,H,W,3].
       reference: uint8, the same shape.
 
     Returns:
-      float64 [...] in dB, at most MAX_PSNR. Average the dB over clips, not the errors: that is the usual protocol.
+      float64 [...] in dB, at most MAX_PSNR. The usual protocol averages dB over clips, not errors.
 
     Raises:
       ValueError: the shapes differ or the values are not uint8.
@@ -32,9 +32,9 @@ def psnr(video: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
 
 def ssim(video: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Structural similarity of each frame, the mean over its pixels and channels (Wang et al., 2004).
+    """Return the structural similarity of each frame, the mean over pixels and channels (Wang et al., 2004).
 
-    Arguments and errors as of `psnr`. Returns float32 [...], 1 for equal frames.
+    Arguments and errors are those of `psnr`. The result is float32 [...], 1 for equal frames.
     """
     _check_pair(video, reference)
     pairs = [rearrange(x, '... h w c -> (...) h w c') for x in (video, reference)]
@@ -56,12 +56,12 @@ def _check_pair(video: np.ndarray, reference: np.ndarray) -> None:
 
 
 def repeat_last_context(context: np.ndarray, frames: int) -> np.ndarray:
-    """Baseline: nothing moves any more. uint8 [B,T,H,W,3] -> [B,L,H,W,3], L = `frames`."""
+    """Return the baseline that repeats the last frame: uint8 [B,T,H,W,3] to [B,L,H,W,3], L = `frames`."""
     return repeat(context[:, -1], 'b h w c -> b l h w c', l=frames)
 
 
 def plain_background(context: np.ndarray, frames: int) -> np.ndarray:
-    """Baseline: nothing is there. Each clip's median colour over its context, uint8 [B,T,H,W,3] -> [B,L,H,W,3]."""
+    """Return the baseline without objects: the median colour of each context, as uint8 [B,L,H,W,3], L = `frames`."""
     colour = np.median(rearrange(context, 'b t h w c -> b (t h w) c'), axis=1).astype(np.uint8)
     return repeat(colour, 'b c -> b l h w c', l=frames, h=context.shape[2], w=context.shape[3])
 

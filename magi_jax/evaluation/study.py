@@ -1,6 +1,6 @@
-"""Many runs beside each other: one row of a table for each way to train, and their courses over the frames.
+"""Compares many runs: one table row for each variant, and distances along the video.
 
-A way is written as the variants of a config, 'masked,no_noise'; it was run with one or several seeds.
+A variant is written as in a config, such as 'masked,no_noise'. It is trained with one or several seeds.
 """
 
 import dataclasses
@@ -11,20 +11,20 @@ import numpy as np
 
 from magi_jax.evaluation import charts, report
 
-CLIPS, LONG = 'clips', 'long'  # protocols: as long as those of training; and far longer
-MOMENTS = (16, 32, 64, 128)  # frames at which long videos are told apart
+CLIPS, LONG = 'clips', 'long'  # keys of protocols: clips as long as in training, and much longer ones
+MOMENTS = (16, 32, 64, 128)  # frames at which long videos are compared
 
-Result = Mapping[str, Any]  # of `Score.to_json`
+Result = Mapping[str, Any]  # result of `Score.to_json`
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is trained and measured.
+    """The runs and protocols of a study.
 
     Attributes:
-      tokenizer: config of the autoencoder that all runs share.
-      runs: variants of the study's config -> how many times, each with another seed.
-      protocols: CLIPS and LONG -> name of a protocol that sees frames alone, too.
+      tokenizer: config of the autoencoder of all runs.
+      runs: variants of the config of the study -> number of runs, each with its own seed.
+      protocols: CLIPS and LONG -> name of a protocol that also compares single frames.
     """
 
     tokenizer: str
@@ -34,32 +34,32 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Way:
-    """What its runs scored.
+    """The results of one variant.
 
     Attributes:
-      name: in words.
-      runs: of each seed, protocol -> result.
+      name: description in words.
+      runs: for each seed, protocol -> result.
     """
 
     name: str
     runs: Sequence[Mapping[str, Result]]
 
     def distances(self) -> np.ndarray:
-        """The Fréchet distance of each run's clips, the mean over its draws."""
+        """Fréchet distance of the clips of each run, the mean over its draws."""
         return np.array([run[CLIPS]['frechet']['mean'] for run in self.runs])
 
     def course(self, protocol: str, part: Literal['curve', 'stills']) -> dict[int, np.ndarray]:
-        """Frame -> the distance of the window that ends there, or of that frame alone, of each run."""
+        """Return frame -> distance of the window that ends there, or of that frame alone, for each run."""
         courses = [run[protocol][part] for run in self.runs]
         return {int(frame): np.array([course[frame]['mean'] for course in courses]) for frame in courses[0]}
 
     def frames_alone(self) -> np.ndarray:
-        """The distance of the last frame of each run's clips."""
+        """Distance of the last frame of the clips of each run."""
         return list(self.course(CLIPS, 'stills').values())[-1]
 
 
 def describe(variants: str) -> str:
-    """'masked,no_noise' -> 'MTF, intervals'."""
+    """Describe variants in words: 'masked,no_noise' -> 'MTF, intervals'."""
     names = variants.split(',')
     words = ['MTF' if 'masked' in names else 'CTF']
     words += [] if 'one_interval' in names else ['intervals']
@@ -68,7 +68,7 @@ def describe(variants: str) -> str:
 
 
 def cells(ways: Sequence[Way]) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of the table; the last row is that of real clips."""
+    """Return head and rows of the table; the last row is that of real clips."""
     first = ways[0].runs[0]
     moments = [moment for moment in MOMENTS if moment in ways[0].course(LONG, 'curve')]
     head = ['trained with', 'seeds', 'clips', 'last frame alone', *(f'to frame {moment}' for moment in moments)]
@@ -83,7 +83,7 @@ def cells(ways: Sequence[Way]) -> tuple[list[str], list[list[str]]]:
 
 
 def sentences(ways: Mapping[str, Way]) -> list[str]:
-    """How CTF's distances compare with MTF's, both with both strategies, by variants; what the columns are."""
+    """Return sentences that compare CTF with MTF, for each variant, and explain the columns."""
     protocols = [next(iter(ways.values())).runs[0][kind]['protocol'] for kind in (CLIPS, LONG)]
     said = [f'Clips and their last frame: protocol {protocols[0]}; 16 frames up to the n-th: {protocols[1]}.']
     if '' in ways and 'masked' in ways:
@@ -102,7 +102,7 @@ def _compared(complete: np.ndarray, masked: np.ndarray) -> str:
 
 
 def render(title: str, ways: Mapping[str, Way], facts: Mapping[str, str]) -> str:
-    """The page as HTML; it loads nothing. Raises ValueError if a number is not finite."""
+    """Render the page as self-contained HTML. Raise ValueError if a number is not finite."""
     note = 'Fréchet distance of the embedded classifier, mean ± deviation over seeds.'
     drawn = [
         _chart('16 frames up to the n-th', ways, LONG, 'curve'),
@@ -118,7 +118,7 @@ def render(title: str, ways: Mapping[str, Way], facts: Mapping[str, str]) -> str
 
 
 def _chart(title: str, ways: Mapping[str, Way], protocol: str, part: Literal['curve', 'stills']) -> str:
-    # A given frame is real: its distance says nothing, and may be 0.
+    # A given frame is real, so its distance is meaningless and may be 0.
     lines = {
         way.name: [(frame, float(values.mean())) for frame, values in way.course(protocol, part).items() if frame > 1]
         for way in ways.values()
