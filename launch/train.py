@@ -10,7 +10,7 @@ from launch import console, distributed
 from magi_jax.training.loop import train
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'configs/NAME.py[:variant,runlocal]', lock_config=True)
-WORKDIR = flags.DEFINE_string('workdir', None, 'folder of this run: checkpoints, metrics, previews')
+WORKDIR = console.define_path('workdir', None, 'folder of this run: checkpoints, metrics, previews')
 
 STOPPED = 143  # 128 + SIGTERM
 

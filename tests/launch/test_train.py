@@ -150,7 +150,7 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint_before(t
     [
         (['--config.model.widht=3'], ["'widht'", 'Did you mean "width"']),
         (['--config.model.width=abc'], ['model.width', "'abc'"]),
-        (['--config.model.teacher_forcing=compleat'], ["'compleat' is not one of 'complete', 'masked'"]),
+        (['--config.model.teacher_forcing=compleat'], ["'compleat' is unknown: choose one of 'complete', 'masked'"]),
         (['--config=configs/quickstart.py:fast'], ["no variant ['fast']", 'runlocal']),
         (['--config=configs/nowhere.py'], ['configs/nowhere.py']),
         (['--config.tokenizer.kind=autoencoder_kl', '--config.tokenizer.path=/nowhere'], ['/nowhere']),
