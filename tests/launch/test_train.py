@@ -168,4 +168,4 @@ def test_mistakes_are_one_line(tmp_path, environment, command, overrides, words)
 
 def test_workdir_of_another_experiment_is_refused(environment, command, uninterrupted):
     result = run_forked(command(uninterrupted, '--config.model.width=32'), environment)
-    assert_one_line(result, 'was started with model.width = 16, not 32; use another --workdir')
+    assert_one_line(result, 'was started with model.width = 16, not 32: use another --workdir')
