@@ -36,7 +36,7 @@ FRAMES = flags.DEFINE_integer('frames', None, 'of sample: length of the videos; 
 ROUNDS = flags.DEFINE_integer('rounds', 7, 'turns of each process', lower_bound=1)
 SECONDS = flags.DEFINE_float('seconds', 2.0, 'that the counted calls of a turn last, about', lower_bound=0.0)
 TENSOR_FLOAT = flags.DEFINE_bool('tensor_float', False, 'TensorFloat-32 for float32 products on a GPU, on both sides')
-JSON = flags.DEFINE_string('json', None, 'file of the result; default: one in magi_jax/benchmarks/results')
+JSON = console.define_path('json', None, 'file of the result; default: one in magi_jax/benchmarks/results')
 
 RESULTS = Path(contest.__file__).with_name('results')
 # The processes share a GPU, so JAX must not reserve three quarters of it. Large pages speed up XLA's CPU buffers.

@@ -30,7 +30,7 @@ from magi_jax.objectives.api import Objective, make_objective
 from magi_jax.parallel.hosts import everywhere, host_rows
 from magi_jax.parallel.mesh import check_batch, make_mesh, put_batch, replicated
 from magi_jax.tokenizers.api import Tokenizer, create_tokenizer
-from magi_jax.tokenizers.folder import load_tokenizer
+from magi_jax.tokenizers.folder import how_to_make, load_tokenizer
 from magi_jax.training.loop import TOKENIZER_FOLDER
 from magi_jax.training.lowering import lower_train_step
 from magi_jax.training.optim import make_optimizer
@@ -223,7 +223,7 @@ def check_tokenizer(facts: Facts) -> str:
         facts.tokenizer = create_tokenizer(config.tokenizer, jax.random.key(0), config.data.height, config.data.width)
         text = 'identity'
     elif not (config.tokenizer.path or kept.exists()):
-        raise ConfigError('tokenizer.path must name the tokenizer folder of a finished autoencoder run')
+        raise ConfigError(f'tokenizer.path is empty: {how_to_make(config.tokenizer)}')
     else:
         folder = kept if kept.exists() else Path(config.tokenizer.path)
         facts.tokenizer = load_tokenizer(folder)

@@ -34,7 +34,7 @@ TOPOLOGY = flags.DEFINE_string('topology', None, 'the slice: v4:2x2x4, v5e:4x4, 
 TARGET = flags.DEFINE_enum('target', 'train', ['train', 'sample'], 'the optimizer step, or one frame of the sampler')
 CLIPS = flags.DEFINE_integer('clips', 0, 'of --target sample: videos made at once; 0: one a chip')
 FRAMES = flags.DEFINE_integer('frames', 16, 'of --target sample: length of the videos')
-JSON = flags.DEFINE_string('json', None, 'also writes the report to this file')
+JSON = console.define_path('json', None, 'also writes the report to this file')
 
 DOES_NOT_FIT = 2
 

@@ -19,8 +19,8 @@ from magi_jax.tokenizers.folder import NOT_MEASURED, save_tokenizer
 from magi_jax.tokenizers.published import PUBLISHED
 
 KIND = flags.DEFINE_enum('kind', None, sorted(PUBLISHED), 'which architecture')
-SOURCE = flags.DEFINE_string('source', None, 'the file as published: .safetensors, or .pt, .ckpt, .jit of torch')
-OUT = flags.DEFINE_string('out', None, 'the new tokenizer folder')
+SOURCE = console.define_path('source', None, 'the file as published: .safetensors, or .pt, .ckpt, .jit of torch')
+OUT = console.define_path('out', None, 'the new tokenizer folder')
 DTYPE = flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'in which the tokenizer will compute')
 
 EXAMPLES = 3  # dropped names shown

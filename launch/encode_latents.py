@@ -22,6 +22,7 @@ from tqdm import tqdm
 from launch import console, distributed, parts
 from magi_jax.config import Config, ConfigError
 from magi_jax.data import prepared
+from magi_jax.data.cache import data_folder
 from magi_jax.data.latents import LatentSettings
 from magi_jax.data.preparation import dataset, encoding, shards
 from magi_jax.parallel import hosts
@@ -31,7 +32,7 @@ from magi_jax.tokenizers.folder import open_tokenizer, read_statistics
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'configs/NAME.py[:variant,runlocal]', lock_config=True)
 DATASET = flags.DEFINE_string('dataset', None, 'name of the new dataset')
-DATA_DIR = flags.DEFINE_string('data_dir', '', f'where datasets are kept; "" = {prepared.CACHE}')
+DATA_DIR = console.define_path('data_dir', '', f'where datasets are kept; "" = {console.CACHE_HELP}')
 CLIPS = flags.DEFINE_integer('clips', 8, 'of a temporal tokenizer: clips of each training video', lower_bound=1)
 DTYPE = flags.DEFINE_enum('dtype', 'float32', ['float32', 'float16'], 'of the stored latents; float16 halves them')
 ROWS = flags.DEFINE_integer('rows', 4, 'clips that a device encodes at once', lower_bound=1)
@@ -57,7 +58,7 @@ def main() -> None:
     summary, folder = encoding.merge(name, data_dir), prepared.dataset_folder(name, data_dir)
     counts = ', '.join(f'{split} {count:,}' for split, count in summary['records'].items())
     print(f'{counts} latent videos or clips, {summary["megabytes"]:,.1f} MB: {folder}')
-    print(f'train on them with --config.data.source={name} --config.data.path={data_dir or prepared.CACHE}')
+    print(f'train on them with --config.data.source={name} --config.data.path={data_folder(data_dir)}')
 
 
 def _encode(name: str, data_dir: str, config: Config) -> None:

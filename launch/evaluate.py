@@ -29,8 +29,8 @@ import magi_jax
 from launch import console, distributed
 from magi_jax.checkpoint import load_config
 from magi_jax.config import ConfigError, MeshConfig
+from magi_jax.data.cache import cache_folder
 from magi_jax.data.pipeline import eval_batches
-from magi_jax.data.prepared import CACHE
 from magi_jax.data.video_file import write_gif, write_mp4
 from magi_jax.evaluation.extractors import VerifiedFile, make_extractor
 from magi_jax.evaluation.pictures import enlarge, side_by_side
@@ -45,14 +45,14 @@ from magi_jax.parallel.mesh import make_mesh
 from magi_jax.tokenizers.folder import load_tokenizer
 from magi_jax.training.metrics import read_metrics
 
-WORKDIR = flags.DEFINE_string('workdir', None, 'folder of a run')
+WORKDIR = console.define_path('workdir', None, 'folder of a run')
 PROTOCOL = flags.DEFINE_string('protocol', 'bouncing_shapes', f'what is measured, and how: {", ".join(PROTOCOLS)}')
-OUT = flags.DEFINE_string('out', None, 'folder to write to')
+OUT = console.define_path('out', None, 'folder to write to')
 SEED = flags.DEFINE_integer('seed', 0, 'of the samples')
-AUTOENCODER = flags.DEFINE_string(
+AUTOENCODER = console.define_path(
     'autoencoder', None, 'folder of the autoencoder run: adds its loss curves to the report'
 )
-WEIGHTS = flags.DEFINE_string('weights', None, 'file of I3D, for the protocols that need it')
+WEIGHTS = console.define_path('weights', None, 'file of I3D, for the protocols that need it')
 WEIGHTS_SHA256 = flags.DEFINE_string('weights_sha256', None, 'what the SHA-256 of --weights must be')
 
 FPS = 12
@@ -100,7 +100,7 @@ def _measure_distances(protocol: Distances) -> None:
     data = config.data
     protocol.check(PROTOCOL.value, data.source, (data.height, data.width), data.max_interval)
     features = extractor.on(make_mesh(MeshConfig()))
-    cache = Path(CACHE).expanduser() / 'features'
+    cache = cache_folder() / 'features'
     measure = Measure(PROTOCOL.value, extractor, features, RealClips(data, protocol), cache)
     if config.objective == 'autoencoder':
         _measure_reconstruction(measure)

@@ -19,8 +19,8 @@ from launch import console, distributed
 from launch.checks import CHECKS, PROBE_FOLDER, Check, Facts, share
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'configs/NAME.py[:variant,runlocal]', lock_config=True)
-WORKDIR = flags.DEFINE_string('workdir', None, 'folder that the run will use, seen by every host')
-REQUIREMENTS = flags.DEFINE_string(
+WORKDIR = console.define_path('workdir', None, 'folder that the run will use, seen by every host')
+REQUIREMENTS = console.define_path(
     'requirements', str(Path(__file__).parents[1] / 'requirements.txt'), 'the pinned versions'
 )
 STEP = flags.DEFINE_enum('step', 'auto', ['auto', 'always', 'never'], 'run optimizer steps; auto: only a small model')

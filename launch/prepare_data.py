@@ -18,12 +18,13 @@ from tqdm import tqdm
 from launch import console, parts
 from magi_jax.config import ConfigError
 from magi_jax.data import prepared
+from magi_jax.data.cache import data_folder
 from magi_jax.data.preparation import dataset, public, shards
 from magi_jax.data.preparation.reencode import Settings
 
 DATASET = flags.DEFINE_string('dataset', None, 'ucf101/split1, kinetics600, something_something_v2, ... or any name')
-SOURCE = flags.DEFINE_string('source', '', 'folder of videos, or CSV file with columns path, label, split')
-DATA_DIR = flags.DEFINE_string('data_dir', '', f'where datasets are kept; "" = {prepared.CACHE}')
+SOURCE = console.define_path('source', '', 'folder of videos, or CSV file with columns path, label, split')
+DATA_DIR = console.define_path('data_dir', '', f'where datasets are kept; "" = {console.CACHE_HELP}')
 HEIGHT = flags.DEFINE_integer('height', Settings.height, 'of the stored videos, in pixels')
 WIDTH = flags.DEFINE_integer('width', Settings.width, 'of the stored videos, in pixels')
 FPS = flags.DEFINE_float('fps', Settings.fps, 'frames per second; 0 = as many as each file has')
@@ -105,7 +106,7 @@ def _report(summary: dataset.Summary, folder: Path) -> None:
         print(f'NOT published: {summary.over_limit}. Look at the reasons; --max_skipped and --max_missing allow more')
     else:
         print(f'{summary.frames:,} frames, {summary.megabytes:,.1f} MB: {folder}')
-        place = DATA_DIR.value or prepared.CACHE
+        place = data_folder(DATA_DIR.value)
         print(f'train on it with --config.data.source={DATASET.value} --config.data.path={place}')
 
 

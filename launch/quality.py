@@ -28,8 +28,8 @@ from magi_jax.evaluation.prediction import score_prediction, score_rollout
 from magi_jax.generator import Generator
 from magi_jax.objectives.api import clip_shape
 
-WORKDIR = flags.DEFINE_string('workdir', None, 'folder of a generator run on bouncing_objects/shapes')
-JSON = flags.DEFINE_string('json', None, 'file of the result; default: one in magi_jax/benchmarks/results')
+WORKDIR = console.define_path('workdir', None, 'folder of a generator run on bouncing_objects/shapes')
+JSON = console.define_path('json', None, 'file of the result; default: one in magi_jax/benchmarks/results')
 CLIPS = flags.DEFINE_integer('clips', 64, 'clips that are compared with the truth', lower_bound=1)
 LONG_CLIPS = flags.DEFINE_integer('long_clips', 16, 'clips whose objects are followed', lower_bound=1)
 LONG_FRAMES = flags.DEFINE_integer('long_frames', 101, 'their length, context included', lower_bound=7)

@@ -23,10 +23,10 @@ from magi_jax.config import ConfigError, override
 from magi_jax.data.video_file import mp4_writer, read_video, write_gif, write_mp4
 from magi_jax.parallel.hosts import word_of_first
 
-WORKDIR = flags.DEFINE_string('workdir', None, 'folder of a generator run')
-OUT = flags.DEFINE_string('out', None, 'folder to write to')
+WORKDIR = console.define_path('workdir', None, 'folder of a generator run')
+OUT = console.define_path('out', None, 'folder to write to')
 FRAMES = flags.DEFINE_integer('frames', 16, 'length of each video, context included', lower_bound=1)
-CONTEXT = flags.DEFINE_string('context', None, 'video file whose first frames are continued; none: from nothing')
+CONTEXT = console.define_path('context', None, 'video file whose first frames are continued; none: from nothing')
 CONTEXT_FRAMES = flags.DEFINE_integer('context_frames', 1, 'how many of its frames are given', lower_bound=1)
 INTERVAL = flags.DEFINE_integer('interval', 1, 'raw frames between two frames', lower_bound=1)
 NUM = flags.DEFINE_integer('num', 1, 'number of videos', lower_bound=1)

@@ -14,8 +14,8 @@ from absl import flags
 from launch import console
 from launch.study_runs import Stopped, run_all
 
-CONFIG = flags.DEFINE_string('config', None, 'configs/study_NAME.py[:runlocal]')
-WORKDIR = flags.DEFINE_string('workdir', None, 'folder of all runs')
+CONFIG = console.define_path('config', None, 'configs/study_NAME.py[:runlocal]')
+WORKDIR = console.define_path('workdir', None, 'folder of all runs')
 
 
 def main() -> int:

@@ -10,7 +10,8 @@ from launch import console, distributed
 from magi_jax.training.loop import train
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'configs/NAME.py[:variant,runlocal]', lock_config=True)
-WORKDIR = flags.DEFINE_string('workdir', None, 'folder of this run: checkpoints, metrics, previews')
+WORKDIR = console.define_path('workdir', None, 'folder of this run: checkpoints, metrics, previews')
+PARAMETERS = flags.DEFINE_bool('parameters', False, 'list all parameters with their shapes')
 
 STOPPED = 143  # 128 + SIGTERM
 
@@ -18,8 +19,8 @@ STOPPED = 143  # 128 + SIGTERM
 def main() -> int:
     """Returns 0 when the run is complete, 143 when a signal (to any host) made it save and stop, 1 on an error."""
     terminal = console.Terminal()
-    if not train(console.read_config(CONFIG), WORKDIR.value, terminal):
-        terminal.line('stopped by a signal after saving a checkpoint; run the same command to go on')
+    if not train(console.read_config(CONFIG), WORKDIR.value, terminal, PARAMETERS.value):
+        terminal.line('stopped by a signal after saving a checkpoint: run the same command to go on')
         return STOPPED
     return 0
 

@@ -22,7 +22,7 @@ from magi_jax.evaluation import classifier_training as training
 from magi_jax.evaluation.classifier import FACTORS, check_gate
 
 KIND = flags.DEFINE_enum('kind', None, sorted(FACTORS), 'configuration of bouncing_objects')
-OUT = flags.DEFINE_string('out', None, 'folder for <kind>.npz and <kind>.json')
+OUT = console.define_path('out', None, 'folder for <kind>.npz and <kind>.json')
 STEPS = flags.DEFINE_integer('steps', 950, 'optimizer steps')
 BATCH = flags.DEFINE_integer('batch', 32, 'clips of a step')
 VIDEOS = flags.DEFINE_integer('videos', 2048, 'of the training split, which has any number of them')

@@ -87,7 +87,7 @@ class Checkpoints:
                 self._warn(f'{where} is damaged ({reason}): trying step {before}')
             step = before
         raise ConfigError(
-            f'no checkpoint in {self._folder} is whole (step {max(damaged)}: {damaged[max(damaged)]});'
+            f'no checkpoint in {self._folder} is whole (step {max(damaged)}: {damaged[max(damaged)]}):'
             ' restore one from a copy, or start again in another --workdir'
         )
 
@@ -186,11 +186,11 @@ def load_config(workdir: str | os.PathLike) -> Config:
     """
     path = Path(workdir) / CONFIG_FILE
     if not path.is_file():
-        raise FileNotFoundError(f'{workdir} holds no run (no {CONFIG_FILE}); give the --workdir of a training run')
+        raise FileNotFoundError(f'{workdir} holds no run (no {CONFIG_FILE}): give the --workdir of a training run')
     try:
         return from_config_dict(json.loads(path.read_text()))
     except json.JSONDecodeError as error:
-        raise ConfigError(f'{path} is damaged ({error}); restore it or start again in another --workdir') from error
+        raise ConfigError(f'{path} is damaged ({error}): restore it or start again in another --workdir') from error
 
 
 def check_same_experiment(saved: Config, asked: Config, workdir: str) -> None:
@@ -199,7 +199,7 @@ def check_same_experiment(saved: Config, asked: Config, workdir: str) -> None:
     for field in new:
         if not field.startswith(FREE_FIELDS) and old.get(field) != new[field]:
             raise ConfigError(
-                f'{workdir} was started with {field} = {old.get(field)}, not {new[field]}; use another --workdir'
+                f'{workdir} was started with {field} = {old.get(field)}, not {new[field]}: use another --workdir'
             )
 
 

@@ -201,7 +201,7 @@ def _with(group, **fields):
 @pytest.mark.parametrize(
     ('config', 'message'),
     [
-        (_with('model', width=7), r'model\.width = 1280, not 7; use another --workdir'),
+        (_with('model', width=7), r'model\.width = 1280, not 7: use another --workdir'),
         (_with('data', source='other'), r'data\.source = bouncing_objects/shapes, not other'),
         (_with('train', steps=9), r'train\.steps = 145000, not 9'),
         (_with('masking', noise_std=(0.0,)), r'masking\.noise_std = '),

@@ -10,7 +10,6 @@ preparation.json                      settings and counts, written last: the dat
 """
 
 import json
-import os
 import pathlib
 from typing import Any
 
@@ -18,17 +17,17 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from magi_jax.config import ConfigError
+from magi_jax.data.cache import data_folder
 from magi_jax.data.stored_video import StoredVideo
 
 VERSION = '1.0.0'
-CACHE = '~/.cache/magi_jax'
 PLAN, SUMMARY, LENGTHS, SKIPPED = 'plan.json', 'preparation.json', 'num_frames.npz', 'skipped.jsonl'
 LATENTS = 'latents'  # in the summary of a dataset that holds latents in place of videos
 
 
 def dataset_folder(name: str, data_dir: str) -> pathlib.Path:
-    """Where a prepared dataset lies; `data_dir` '' = ~/.cache/magi_jax."""
-    return pathlib.Path(os.path.expanduser(data_dir or CACHE)) / name / VERSION
+    """Where a prepared dataset lies; `data_dir` '' = `cache_folder()`."""
+    return data_folder(data_dir) / name / VERSION
 
 
 def read_summary(name: str, data_dir: str) -> dict[str, Any] | None:

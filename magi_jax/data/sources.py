@@ -21,8 +21,8 @@ from absl import logging
 from magi_jax.config import ConfigError, DataConfig
 from magi_jax.data import prepared, stored_video, video_file
 from magi_jax.data.builders import bouncing_objects
+from magi_jax.data.cache import cache_folder, data_folder
 
-CACHE = prepared.CACHE
 SUFFIXES = ('.avi', '.gif', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm')
 SPLITS = ('train', 'validation', 'test')
 FOLDER = 'video_folder'  # in place of a dataset's name
@@ -171,10 +171,10 @@ def _open_split(
 def _tfds_builder(data: DataConfig) -> tfds.core.DatasetBuilder:
     if data.source.startswith(f'{bouncing_objects.BouncingObjects.name}/'):
         try:
-            return bouncing_objects.prepare(data.source, data.path)
+            return bouncing_objects.prepare(data.source, os.fspath(data_folder(data.path)))
         except ValueError as error:
             raise ConfigError(f'data.source: {error}') from error
-    folder = os.path.expanduser(data.path or CACHE)
+    folder = os.fspath(data_folder(data.path))
     try:
         builder = tfds.builder(data.source, data_dir=folder)
     except (tfds.core.DatasetNotFoundError, ValueError) as error:
@@ -247,7 +247,7 @@ def hashed_split(name: str) -> str:
 def _index(root: pathlib.Path, names: list[str]) -> dict[str, int | str]:
     """Number of frames of each file, or why it is unusable. Files are decoded once and remembered till they change."""
     key = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
-    memory = pathlib.Path(CACHE).expanduser() / 'video_folder' / f'{key}.json'
+    memory = cache_folder() / 'video_folder' / f'{key}.json'
     known = _read_json(memory)
     stamps = {name: [(root / name).stat().st_size, (root / name).stat().st_mtime_ns] for name in names}
     new = [name for name in names if name not in known or known[name][0] != stamps[name]]

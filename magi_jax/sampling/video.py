@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from magi_jax.config import Config, ConfigError
+from magi_jax.config_checks import check_sampler
 from magi_jax.diffusion.schedule import respaced_process
 from magi_jax.layers.kv_cache import KVCache, append, empty_cache
 from magi_jax.layers.layout import CLIPS, COPIED, WHOLE, Layout
@@ -87,13 +88,9 @@ class VideoSampler:
 
         Raises:
           ConfigError: more context frames than the video has frames, a window that keeps no room to generate, or
-            guidance of a model that never went without history.
+            sampler fields that do not fit the model.
         """
-        if self.config.sampler.guidance != 1 and not self.config.masking.history_dropout:
-            raise ConfigError(
-                f'sampler.guidance = {self.config.sampler.guidance} needs a run that was trained with'
-                ' masking.history_dropout > 0; 1 turns it off'
-            )
+        check_sampler(self.config)
         if context.shape[1] > frames:
             raise ConfigError(f'{context.shape[1]} context frames are more than the {frames} frames asked for')
         slots, trained = self.window_size(frames), self.shape.frames

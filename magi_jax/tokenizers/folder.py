@@ -57,7 +57,7 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
     folder = pathlib.Path(folder)
     for name in ('config.json', *FILES):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f'no tokenizer in {folder}: {name} is missing; train one (objective = autoencoder)')
+            raise FileNotFoundError(f'no tokenizer in {folder}: {name} is missing: copy the whole folder there')
     try:
         written = json.loads((folder / 'config.json').read_text())
         config = TokenizerConfig(**written['tokenizer'])
@@ -82,16 +82,31 @@ def open_tokenizer(config: TokenizerConfig, height: int, width: int) -> Tokenize
     """Open the frozen tokenizer that a config names, for frames of height x width.
 
     Raises:
-      ConfigError: the config names no folder, or its latent statistics were never measured.
+      ConfigError: no folder is named, none is there, or its latents were never measured; else as `load_tokenizer`.
     """
     if config.kind == 'identity':
         return create_tokenizer(config, jax.random.key(0), height, width)
     if not config.path:
-        raise ConfigError('tokenizer.path must name the tokenizer folder of a finished autoencoder run')
+        raise ConfigError(f'tokenizer.path is empty: set it to a tokenizer folder; {how_to_make(config)}')
+    if not (pathlib.Path(config.path) / 'config.json').is_file():
+        raise ConfigError(f'no tokenizer in {config.path} (tokenizer.path): {how_to_make(config)}')
     tokenizer = load_tokenizer(config.path)
     if read_statistics(config.path).get('statistics') == NOT_MEASURED:
-        raise ConfigError(f'the latents of {config.path} have no known scale yet: run launch.measure_statistics')
+        command = 'python -m launch.measure_statistics with the same --config'
+        raise ConfigError(f'the latents of {config.path} have no known scale yet: run {command}')
     return tokenizer
+
+
+def how_to_make(config: TokenizerConfig) -> str:
+    """Return the command that makes the folder `config.path`, in words."""
+    if config.kind != 'autoencoder_kl':
+        out = config.path or 'FOLDER'
+        return f'convert it with python -m launch.convert_weights --kind {config.kind} --source FILE --out {out}'
+    run = pathlib.Path(config.path).parent if config.path else 'FOLDER'
+    return (
+        f'train one with python -m launch.train --config configs/quickstart_autoencoder.py --workdir {run},'
+        ' or with the :autoencoder variant of your own config'
+    )
 
 
 def read_statistics(folder: str | os.PathLike) -> dict:

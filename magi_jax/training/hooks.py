@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from PIL import Image, ImageDraw
 
 from magi_jax.config import Config
 from magi_jax.data.pipeline import train_batches, validation_clips
@@ -26,6 +27,7 @@ from magi_jax.tokenizers.statistics import measure_statistics
 
 STATISTICS_BATCHES = 64
 PREVIEW_CLIPS = 4
+STRIP = 14  # pixels of a row's name
 FIELDS = 'video', 'mean', 'log_variance', 'interval', 'example'  # of a batch; other labels stay behind
 
 
@@ -65,9 +67,10 @@ def mean_metrics(metrics: list[dict[str, jax.Array]], prefix: str) -> dict[str, 
 def preview(
     config: Config, mesh: Mesh, params: Any, tokenizer: Tokenizer | None, clips: dict[str, np.ndarray]
 ) -> np.ndarray:
-    """Real clips above the model's version of them: uint8 [T, 2H, B*W, 3], complete on every host.
+    """Clips above the model's version of them, each row under its name: uint8 [T, 2(H+14), B*W, 3] on every host.
 
-    Reconstructions for an autoencoder; for a generator, continuations of each clip's first frame.
+    Reconstructions for an autoencoder; for a generator, continuations of each clip's first frame. Of latents only
+    reconstructions of the clips are known, and the upper row is named so.
 
     Args:
       config: of the run.
@@ -99,8 +102,24 @@ def preview(
             keys=clip_keys(config.seed, range(len(video))),
             sharding=batch_sharding(mesh),
         )
-    both = np.concatenate([video, whole(made)], axis=2)[:count]
-    return np.concatenate(list(both), axis=2)
+    upper = 'real' if 'video' in clips else 'reconstruction'
+    lower = 'reconstruction' if config.objective == 'autoencoder' else 'generated'
+    return labelled_rows({upper: video[:count], lower: whole(made)[:count]})
+
+
+def labelled_rows(rows: dict[str, np.ndarray]) -> np.ndarray:
+    """Place clips uint8 [B, T, H, W, 3] side by side, a row for each entry, under a strip with the entry's name.
+
+    Returns:
+      uint8 [T, R(H+14), B*W, 3] of R rows.
+    """
+    parts = []
+    for name, clips in rows.items():
+        row = np.concatenate(list(clips), axis=2)
+        strip = Image.new('RGB', (row.shape[2], STRIP))
+        ImageDraw.Draw(strip).text((2, 1), name, fill='white')
+        parts += [np.broadcast_to(np.asarray(strip), (len(row), STRIP, row.shape[2], 3)), row]
+    return np.concatenate(parts, axis=1)
 
 
 def trained_tokenizer(config: Config, params: Any) -> Tokenizer:

@@ -5,6 +5,7 @@ Every host runs it and calls the same collectives in the same order; `Console` a
 
 import contextlib
 import dataclasses
+import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from jax.sharding import Mesh
 
 from magi_jax.checkpoint import Checkpoints, latest_step, save_config
 from magi_jax.config import Config, ConfigError
+from magi_jax.config_checks import check_config
 from magi_jax.data.latents import describe
 from magi_jax.data.pipeline import train_batches
 from magi_jax.objectives.api import make_objective
@@ -27,13 +29,15 @@ from magi_jax.tokenizers.api import Tokenizer, fingerprint
 from magi_jax.tokenizers.folder import load_tokenizer, open_tokenizer
 from magi_jax.training import hooks
 from magi_jax.training.lowering import lower_train_step
-from magi_jax.training.metrics import MetricWriter
-from magi_jax.training.optim import make_optimizer
+from magi_jax.training.metrics import MetricWriter, StepRate
+from magi_jax.training.optim import learning_rate_schedule, make_optimizer
 from magi_jax.training.state import StateFactory, TrainState
 from magi_jax.training.step import EvalStep, TrainStep, leaf_names, make_eval_step
 from magi_jax.training.stop import StopSignals
+from magi_jax.training.workdir_lock import locked
 
 TOKENIZER_FOLDER = 'tokenizer'
+COMPILATION_TIME = 'a small model takes about 15 to 60 s on an idle CPU, a large one minutes; the next start is quicker'
 INIT = 2  # purpose of randomness, beside those of training/step.py
 
 
@@ -68,8 +72,14 @@ class Run:
     console: Console
 
 
-def train(config: Config, workdir: str, console: Console) -> bool:
-    """Trains until `config.train.steps`, going on from the newest checkpoint of `workdir` if there is one.
+def train(config: Config, workdir: str, console: Console, parameter_table: bool = False) -> bool:
+    """Train until `config.train.steps`, going on from the newest checkpoint of `workdir` if there is one.
+
+    Args:
+      config: of the run.
+      workdir: its folder; only one process, or one group of hosts, may train in it at a time.
+      console: where progress is shown.
+      parameter_table: show every parameter with its shape, not only their number.
 
     Returns:
       True when the run is complete; False when SIGTERM or SIGINT to any host stopped it after a checkpoint.
@@ -78,19 +88,23 @@ def train(config: Config, workdir: str, console: Console) -> bool:
       ConfigError: the config does not fit the devices, the data, the tokenizer or the work folder.
       NonFiniteError: training diverged; the last checkpoint is from before.
     """
-    save_config(workdir, config)
-    if hosts.word_of_first(_is_complete(config, Path(workdir))):
-        console.line(f'{workdir} is complete: {config.train.steps} steps')
-        return True
-    run = prepare(config, Path(workdir), console)
-    writer = MetricWriter(workdir, resume_step=int(run.state.step))
-    closing = contextlib.closing
-    with run.checkpoints, closing(writer), closing(run.batches), StopSignals(run.mesh) as stop:
-        _run_steps(run, writer, stop)
-    complete = int(run.state.step) >= config.train.steps
-    if complete and config.objective == 'autoencoder':
-        hooks.export_tokenizer(config, run.state.ema, run.workdir / TOKENIZER_FOLDER)
-    return complete
+    check_config(config)
+    with locked(Path(workdir)):
+        save_config(workdir, config)
+        if hosts.word_of_first(_is_complete(config, Path(workdir))):
+            console.line(f'{workdir} is complete: {config.train.steps} steps')
+            return True
+        run = prepare(config, Path(workdir), console, parameter_table)
+        step = int(run.state.step)
+        writer = MetricWriter(workdir, resume_step=step)
+        writer.text(step, 'config', json.dumps(dataclasses.asdict(config), indent=1))
+        closing = contextlib.closing
+        with run.checkpoints, closing(writer), closing(run.batches), StopSignals(run.mesh) as stop:
+            _run_steps(run, writer, stop)
+        complete = int(run.state.step) >= config.train.steps
+        if complete and config.objective == 'autoencoder':
+            hooks.export_tokenizer(config, run.state.ema, run.workdir / TOKENIZER_FOLDER)
+        return complete
 
 
 def _is_complete(config: Config, workdir: Path) -> bool:
@@ -99,7 +113,7 @@ def _is_complete(config: Config, workdir: Path) -> bool:
     return step is not None and step >= config.train.steps and exported
 
 
-def prepare(config: Config, workdir: Path, console: Console) -> Run:
+def prepare(config: Config, workdir: Path, console: Console, parameter_table: bool = False) -> Run:
     """Config -> mesh, tokenizer, objective, a fresh or restored, sharded state, opened data and compiled step."""
     mesh = make_mesh(config.mesh)
     check_batch(mesh, config.data.batch_size, config.optim.accumulate)
@@ -114,7 +128,7 @@ def prepare(config: Config, workdir: Path, console: Console) -> Run:
     else:
         state = TrainState.from_items(checkpoints.restore(factory.abstract().items()))
         console.line(f'going on from the checkpoint of step {int(state.step)} in {workdir}')
-    console.line(parameter_overview.get_parameter_overview(state.params, include_stats=False))
+    console.line(_parameters(state.params, parameter_table))
     # Opened before the long compilation: a mistake in the data shows at once.
     rows = hosts.host_rows(mesh, config.data.batch_size)
     batches = train_batches(config.data, config.seed, int(state.step), rows)
@@ -126,6 +140,14 @@ def prepare(config: Config, workdir: Path, console: Console) -> Run:
     return Run(
         config, workdir, mesh, tokenizer, checkpoints, state, batches, validation, train_step, eval_step, console
     )
+
+
+def _parameters(params: Any, table: bool) -> str:
+    """Return how many parameters there are, or all of them with their shapes."""
+    if table:
+        return parameter_overview.get_parameter_overview(params, include_stats=False)
+    sizes = [leaf.size for leaf in jax.tree.leaves(params)]
+    return f'{sum(sizes):,} parameters in {len(sizes)} arrays: --parameters lists them'
 
 
 def _frozen_tokenizer(config: Config, workdir: Path) -> Tokenizer | None:
@@ -145,7 +167,7 @@ def _frozen_tokenizer(config: Config, workdir: Path) -> Tokenizer | None:
     hosts.meet('tokenizer copied')
     tokenizer, path = load_tokenizer(kept), config.tokenizer.path
     if path and Path(path).exists() and fingerprint(load_tokenizer(path)) != fingerprint(tokenizer):
-        raise ConfigError(f'{workdir} was started with another tokenizer than {path}; use another --workdir')
+        raise ConfigError(f'{workdir} was started with another tokenizer than {path}: use another --workdir')
     return tokenizer
 
 
@@ -155,18 +177,22 @@ def _check_latents(config: Config, tokenizer: Tokenizer | None) -> None:
     if described is None:
         return
     if tokenizer is None:
-        raise ConfigError(f'{source} holds latents, an autoencoder is trained on videos: {described.source}')
+        raise ConfigError(f'{source} holds latents: train an autoencoder on its videos, {described.source}')
     if described.fingerprint != fingerprint(tokenizer):
-        raise ConfigError(f'{source} holds latents of another tokenizer, or with other statistics: encode again')
+        raise ConfigError(
+            f'{source} holds latents of another tokenizer, or with other statistics: run launch.encode_latents again'
+        )
 
 
 def _compile(tokenizer: Tokenizer | None, config: Config, mesh: Mesh, console: Console) -> TrainStep:
     """Compiles the step before the first batch and reports what it needs."""
+    devices = f'{mesh.size} {jax.devices()[0].device_kind} device(s)'
+    console.line(f'compiling the training step for {devices}: {COMPILATION_TIME}')
     started = time.perf_counter()
     compiled = lower_train_step(config, mesh, tokenizer).compile()
     seconds = time.perf_counter() - started
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
-    text = f'train step on {mesh.size} {jax.devices()[0].device_kind} device(s), compiled in {seconds:.0f} s'
+    text = f'train step on {devices}, compiled in {seconds:.0f} s'
     if memory is not None:
         text += (
             f'; per device {memory.argument_size_in_bytes / 2**20:.0f} MiB arguments,'
@@ -178,7 +204,7 @@ def _compile(tokenizer: Tokenizer | None, config: Config, mesh: Mesh, console: C
 
 def _run_steps(run: Run, writer: MetricWriter, stop: StopSignals) -> None:
     """The steps themselves, with logging, validation, previews and checkpoints on their schedules."""
-    schedule, names = run.config.train, leaf_names(run.state.params)
+    schedule, names, rate = run.config.train, leaf_names(run.state.params), StepRate()
     step, pending, metrics = int(run.state.step), [], None
     saved = step if step else None
     bar = run.console.progress(step, schedule.steps)
@@ -191,27 +217,36 @@ def _run_steps(run: Run, writer: MetricWriter, stop: StopSignals) -> None:
         pending.append(metrics)
         if step % schedule.log_every == 0 or step == schedule.steps:
             _check_finite(metrics, step, names)
-            values = hooks.mean_metrics(pending, 'train/')
+            loss = _log(run.config, writer, step, pending, rate.per_second(len(pending)))
             pending = []
-            writer.scalars(step, {name: value for name, value in values.items() if name != 'train/bad_leaf'})
-            bar.set_postfix(loss=f'{values["train/loss"]:.4f}')
+            bar.set_postfix(loss=f'{loss:.4f}')
         bar.update(1)
-        if step % schedule.eval_every == 0 or step == schedule.steps:
-            batches = (put_batch(run.mesh, batch) for batch in run.validation.batches)
-            results = [run.eval_step(run.state.ema, run.tokenizer, batch) for batch in batches]
-            writer.scalars(step, hooks.mean_metrics(results, 'validation/'))
-        if step % schedule.sample_every == 0:
-            _write_preview(run, writer, step)
-        if step % schedule.checkpoint_every == 0 and step < schedule.steps:
-            _check_finite(metrics, step, names)
-            run.checkpoints.save(step, run.state.items())
-            saved = step
+        with rate.paused():
+            if step % schedule.eval_every == 0 or step == schedule.steps:
+                batches = (put_batch(run.mesh, batch) for batch in run.validation.batches)
+                results = [run.eval_step(run.state.ema, run.tokenizer, batch) for batch in batches]
+                writer.scalars(step, hooks.mean_metrics(results, 'validation/'))
+            if step % schedule.sample_every == 0:
+                _write_preview(run, writer, step)
+            if step % schedule.checkpoint_every == 0 and step < schedule.steps:
+                _check_finite(metrics, step, names)
+                run.checkpoints.save(step, run.state.items())
+                saved = step
     bar.close()
     if saved != step:
         if metrics is not None:
             _check_finite(metrics, step, names)
         run.checkpoints.save(step, run.state.items())
     run.checkpoints.wait()
+
+
+def _log(config: Config, writer: MetricWriter, step: int, metrics: list[dict[str, jax.Array]], rate: float) -> float:
+    """Write the means of the steps since the last log, the learning rate of `step` and the rate; return the loss."""
+    values = hooks.mean_metrics(metrics, 'train/')
+    learning_rate = learning_rate_schedule(config.optim, config.train.steps)(step - 1)
+    values |= {'train/learning_rate': float(learning_rate), 'train/steps_per_second': rate}
+    writer.scalars(step, {name: value for name, value in values.items() if name != 'train/bad_leaf'})
+    return values['train/loss']
 
 
 def _check_finite(metrics: dict[str, jax.Array], step: int, names: list[str]) -> None:

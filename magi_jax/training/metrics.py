@@ -4,12 +4,15 @@
 a run took up again, which takes back every earlier line of a later step. Dimension key: T frames, H, W pixels.
 """
 
+import contextlib
 import json
 import os
 import time
+from collections.abc import Iterator
 
 import jax
 import numpy as np
+import tensorboardX.summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
@@ -61,6 +64,12 @@ class MetricWriter:
         image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encode_gif(video, fps))
         self._write_summary(step, [Summary.Value(tag=name, image=image)])
 
+    def text(self, step: int, name: str, text: str) -> None:
+        """Write text, to TensorBoard only; its lines and indentation are kept."""
+        if self._active:
+            code = ''.join(f'    {line}\n' for line in text.splitlines())  # Markdown's block of code
+            self._write_summary(step, tensorboardX.summary.text(name, code).value)
+
     def close(self) -> None:
         """Closes both files."""
         if self._active:
@@ -78,6 +87,27 @@ class MetricWriter:
         event.wall_time = time.time()
         self._events.write_event(event)
         self._events.flush()
+
+
+class StepRate:
+    """Measures steps a second, without the time spent in `paused`."""
+
+    def __init__(self) -> None:
+        self._since = time.perf_counter()
+
+    def per_second(self, steps: int) -> float:
+        """Return the rate of the `steps` steps since the last call, or since the start."""
+        now = time.perf_counter()
+        rate = steps / max(now - self._since, 1e-9)
+        self._since = now
+        return rate
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out what happens inside."""
+        before = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - before
 
 
 def read_metrics(workdir: str) -> dict[str, dict[int, float]]:

@@ -94,7 +94,7 @@ def test_a_pair_samples_the_videos_of_one(tmp_path, environment, eight):
 @pytest.mark.parametrize(
     ('arguments', 'words'),
     [
-        (['model.width=3'], ["'model.width=3' is no flag", '--config.FIELD=VALUE']),
+        (['model.width=3'], ["'model.width=3' is not a flag", '--config.FIELD=VALUE']),
         (['--processes', '2'], ['--coordinator HOST:PORT, --processes and --process belong together']),
         (['--coordinator', 'a:1', '--processes', '2', '--process', '2'], ['--process 2 must lie in 0..1']),
         (

@@ -183,7 +183,7 @@ def test_folder_of_another_experiment(facts):
     checkpoints.save(1, {'ema': {'w': jnp.ones(3)}})
     checkpoints.close()
     text = run_named(facts, 'workdir', 'checkpoint')['checkpoint'][1]
-    assert 'was started with seed = 5, not 0; use another --workdir' in text
+    assert 'was started with seed = 5, not 0: use another --workdir' in text
 
 
 @pytest.fixture

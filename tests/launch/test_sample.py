@@ -119,7 +119,7 @@ def test_context_of_another_size_is_resized(sample, tmp_path):
         (['--context', '{footage}', '--context_frames', '5', '--interval', '2'], ['has 8 frames', 'need 9: lower']),
         (['--context', '{footage}', '--context_frames', '7'], ['7 context frames are more than the 6 frames']),
         (['--sampler', 'heat=3'], ["'heat=3'", 'temperature']),
-        (['--sampler', 'temperature=hot'], ["temperature = 'hot' must be of type float"]),
+        (['--sampler', 'temperature=hot'], ["temperature = 'hot' is of type str: give a number"]),
         (['--interval', '3'], ['interval 3 must lie in 1..2']),
         (['--num', '0'], ['--num=0']),
     ],

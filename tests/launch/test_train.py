@@ -150,7 +150,7 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint_before(t
     [
         (['--config.model.widht=3'], ["'widht'", 'Did you mean "width"']),
         (['--config.model.width=abc'], ['model.width', "'abc'"]),
-        (['--config.model.teacher_forcing=compleat'], ["'compleat' is not one of 'complete', 'masked'"]),
+        (['--config.model.teacher_forcing=compleat'], ["'compleat' is unknown: choose one of 'complete', 'masked'"]),
         (['--config=configs/quickstart.py:fast'], ["no variant ['fast']", 'runlocal']),
         (['--config=configs/nowhere.py'], ['configs/nowhere.py']),
         (['--config.tokenizer.kind=autoencoder_kl', '--config.tokenizer.path=/nowhere'], ['/nowhere']),
@@ -168,4 +168,4 @@ def test_mistakes_are_one_line(tmp_path, environment, command, overrides, words)
 
 def test_workdir_of_another_experiment_is_refused(environment, command, uninterrupted):
     result = run_forked(command(uninterrupted, '--config.model.width=32'), environment)
-    assert_one_line(result, 'was started with model.width = 16, not 32; use another --workdir')
+    assert_one_line(result, 'was started with model.width = 16, not 32: use another --workdir')

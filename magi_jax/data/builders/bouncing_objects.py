@@ -14,7 +14,6 @@ drawn in.
 import dataclasses
 import functools
 import itertools
-import os
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent import futures
@@ -303,12 +302,12 @@ class BouncingObjects(tfds.core.ShardBasedBuilder):
         return video | {'frames': [zlib.compress(frame.tobytes(), level=1) for frame in video['frames']]}
 
 
-def prepare(name: str = 'bouncing_objects/shapes', data_dir: str = '') -> tfds.core.DatasetBuilder:
+def prepare(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     """Return the dataset `name`; build it first if it is absent (TFDS renames a finished build into place).
 
     Args:
       name: 'bouncing_objects/shapes' or 'bouncing_objects/digits'.
-      data_dir: TFDS folder; '' = ~/.cache/magi_jax.
+      data_dir: TFDS folder.
 
     Raises:
       ValueError: there is no such dataset.
@@ -317,12 +316,11 @@ def prepare(name: str = 'bouncing_objects/shapes', data_dir: str = '') -> tfds.c
     if dataset != BouncingObjects.name or config not in KINDS:
         known = ', '.join(f'{BouncingObjects.name}/{kind}' for kind in KINDS)
         raise ValueError(f'there is no dataset {name!r}; there are: {known}')
-    folder = os.path.expanduser(data_dir or '~/.cache/magi_jax')
-    builder = BouncingObjects(config=config, data_dir=folder, file_format='array_record')
+    builder = BouncingObjects(config=config, data_dir=data_dir, file_format='array_record')
     try:
         builder.download_and_prepare(file_format='array_record')
     except OSError:
-        builder = BouncingObjects(config=config, data_dir=folder, file_format='array_record')
+        builder = BouncingObjects(config=config, data_dir=data_dir, file_format='array_record')
         if not builder.is_prepared():  # otherwise another process built the same bytes first
             raise
     return builder

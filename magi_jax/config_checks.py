@@ -1,0 +1,70 @@
+"""What must hold between the fields of a config, checked before anything long runs; ranges are in `config.py`."""
+
+from magi_jax.config import Config, ConfigError
+
+MOST_CLIPS = 2**31 - 1  # a clip's number in the run is an int32
+
+
+def check_config(config: Config) -> None:
+    """Check the fields of a run against each other.
+
+    Raises:
+      ConfigError: two fields do not fit; the message names both.
+    """
+    data, optim, steps = config.data, config.optim, config.train.steps
+    if steps * data.batch_size > MOST_CLIPS:
+        raise ConfigError(
+            f'train.steps = {steps} x data.batch_size = {data.batch_size} is more than {MOST_CLIPS} clips:'
+            f' choose train.steps up to {MOST_CLIPS // data.batch_size}'
+        )
+    if data.batch_size % optim.accumulate:
+        raise ConfigError(
+            f'data.batch_size = {data.batch_size} is not a multiple of optim.accumulate = {optim.accumulate}:'
+            f' choose data.batch_size = {optim.accumulate * -(-data.batch_size // optim.accumulate)}'
+        )
+    if data.context_frames > data.frames:
+        raise ConfigError(
+            f'data.context_frames = {data.context_frames} is more than data.frames = {data.frames}:'
+            f' choose data.context_frames from 0 to {data.frames}'
+        )
+    if config.objective == 'masked_diffusion':
+        _check_masking(config)
+        check_sampler(config)
+
+
+def _check_masking(config: Config) -> None:
+    masking = config.masking
+    if masking.ratio_min > masking.ratio_max:
+        raise ConfigError(
+            f'masking.ratio_min = {masking.ratio_min} is more than masking.ratio_max = {masking.ratio_max}:'
+            ' lower one or raise the other'
+        )
+
+
+def check_sampler(config: Config) -> None:
+    """Check the sampler's fields against the model that they sample from.
+
+    Raises:
+      ConfigError: two fields do not fit; the message names both.
+    """
+    sampler, timesteps, levels = config.sampler, config.model.head.timesteps, len(config.masking.noise_std)
+    if sampler.start >= timesteps:
+        raise ConfigError(
+            f'sampler.start = {sampler.start} is not a timestep of model.head.timesteps = {timesteps}:'
+            f' choose sampler.start from 1 to {timesteps - 1}'
+        )
+    if sampler.denoise_steps > sampler.start + 1:
+        raise ConfigError(
+            f'sampler.denoise_steps = {sampler.denoise_steps} is more than the {sampler.start + 1} timesteps from'
+            f' sampler.start = {sampler.start} on: choose sampler.denoise_steps from 2 to {sampler.start + 1}'
+        )
+    if sampler.context_level >= levels:
+        raise ConfigError(
+            f'sampler.context_level = {sampler.context_level} is not one of the {levels} levels of masking.noise_std:'
+            f' choose sampler.context_level from 0 to {levels - 1}'
+        )
+    if sampler.guidance != 1 and not config.masking.history_dropout:
+        raise ConfigError(
+            f'sampler.guidance = {sampler.guidance} needs a run that was trained with masking.history_dropout > 0:'
+            ' 1 turns it off'
+        )
