@@ -20,5 +20,11 @@ if [[ $out/report.html -nt $out/magi/config.json ]]; then
   exit
 fi
 echo '3/3  continuations of unseen videos, measured'
+sizes=()
+if [[ $variant == *runlocal* ]]; then
+  sizes=(--clips 6 --frames 8)
+  if [[ $variant != *digits* ]]; then sizes+=(--long_clips 6 --long_frames 12); fi
+fi
 "$PYTHON" -m launch.evaluate --workdir "$out/magi" --autoencoder "$out/autoencoder" --out "$out" \
-  --protocol "bouncing_shapes${variant:+_$variant}"
+  --made_by "bash launch/quickstart.sh${variant:+ $variant}" "${sizes[@]}"
+echo "done: trained models in $out, generated videos in $out/report.html"

@@ -53,6 +53,8 @@ def line_chart(
         parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
         parts.append(f'<text x="{LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
     for tick in _ticks(x_low, x_high, False):
+        if tick % 1:  # x counts frames or steps
+            continue
         x, y = place(tick, y_low)
         parts.append(f'<path class="grid" d="M{x:.1f} {y:.1f}v5"/>')
         parts.append(f'<text x="{x:.1f}" y="{y + 19:.1f}" text-anchor="middle">{_short(tick)}</text>')
@@ -121,10 +123,12 @@ def _short(value: float) -> str:
 
 
 def _path(points: Sequence[tuple[float, float | None]], place: Callable[[float, float], tuple[float, float]]) -> str:
-    commands, drawing = [], False
+    """Commands of an SVG path: a piece between gaps is a line, a point alone a dot (`h0`, with round ends)."""
+    pieces: list[list[str]] = [[]]
     for x, y in points:
-        if y is not None:
+        if y is None:
+            pieces.append([])
+        else:
             across, down = place(x, y)
-            commands.append(f'{"L" if drawing else "M"}{across:.1f} {down:.1f}')
-        drawing = y is not None
-    return ''.join(commands)
+            pieces[-1].append(f'{across:.1f} {down:.1f}')
+    return ''.join(f'M{"L".join(piece)}{"h0" if len(piece) == 1 else ""}' for piece in pieces if piece)

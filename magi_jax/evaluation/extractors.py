@@ -61,6 +61,7 @@ class Extractor:
       sha256: of its weights.
       settings: what else decides the numbers.
       window: frames that it sees at once; None: all.
+      min_frames: of a clip; the network has no features of shorter ones.
       network: (variables, uint8 [B,T,H,W,3]) -> features float32 [B,S,D].
       variables: its weights.
       batch: clips that a device sees at once. It is fixed, so that a clip's features do not depend on the others'
@@ -77,10 +78,18 @@ class Extractor:
     variables: Any
     batch: int
     weights: VerifiedFile | None = None
+    min_frames: int = 1
 
     def __post_init__(self):
         if RESERVED in self.metric.lower() and (self.weights is None or self.weights.sha256.lower() != self.sha256):
             raise ConfigError(HOW_TO_GET_FVD)
+
+    def check_frames(self, frames: int) -> None:
+        """Raise ConfigError if clips of so many frames are too short for the network."""
+        if frames < self.min_frames:
+            raise ConfigError(
+                f'clips of {frames} frames are too short for {self.label}: use --frames of at least {self.min_frames}'
+            )
 
     def on(self, mesh: Mesh) -> Callable[[np.ndarray], np.ndarray]:
         """uint8 [B,T,H,W,3] -> float32 [B,S,D], shared among the mesh's devices, whole on every host."""
@@ -89,6 +98,7 @@ class Extractor:
         variables = everywhere(mesh, self.variables)
 
         def features(video: np.ndarray) -> np.ndarray:
+            self.check_frames(video.shape[1])
             parts = (video[rows] for rows in equal_parts(mesh, len(video), self.batch))
             made = [whole(network(variables, on_devices(sharding, part))) for part in parts]
             return np.concatenate(made)[: len(video)]
@@ -124,6 +134,7 @@ def make_extractor(name: str, dataset: str, weights: VerifiedFile | None = None)
         variables=variables,
         batch=4,
         weights=weights,
+        min_frames=i3d.MIN_FRAMES,
     )
 
 
@@ -139,6 +150,7 @@ def _embedded(kind: str) -> Extractor:
         network=functools.partial(_classifier_features, kind),
         variables=trained.params,
         batch=8,
+        min_frames=classifier.FRAMES,
     )
 
 

@@ -87,7 +87,13 @@ class I3D(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Clips float32 [B,T,224,224,3] in [-1, 1], T >= MIN_FRAMES -> logits [B,400], averaged over time."""
+        """Clips float32 [B,T,224,224,3] in [-1, 1] -> logits [B,400], averaged over time.
+
+        Raises:
+          ConfigError: T < MIN_FRAMES; the mean over no time slot would be NaN.
+        """
+        if x.shape[1] < MIN_FRAMES:
+            raise ConfigError(f'I3D needs clips of at least {MIN_FRAMES} frames, not {x.shape[1]}: use longer clips')
         x = Unit(64, 7, self.bn_eps, stride=2, name='Conv3d_1a_7x7')(x)
         x = nn.max_pool(x, (1, 3, 3), (1, 2, 2), 'SAME')
         x = Unit(64, 1, self.bn_eps, name='Conv3d_2b_1x1')(x)

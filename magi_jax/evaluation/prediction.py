@@ -119,7 +119,9 @@ def score_rollout(generated: np.ndarray, real: np.ndarray, labels: Mapping[str, 
     length = real.shape[1] - context
     for name in ('colour', 'shape', 'count', 'moving'):
         kept, possible = numbers[f'{name}_model_end'], numbers[f'{name}_real_end']
-        rule = f"{name}: at least {KEPT:.0%} of the real clips' value in the last {LAST} of {length} frames"
+        rule = (
+            f"{name}: at least {KEPT:.0%} of the real clips' value in the last {min(LAST, length)} of {length} frames"
+        )
         passes[rule] = kept >= KEPT * possible
     bounces = numbers['bounces_model'], numbers['bounces_real']
     passes['bouncing: at least half as often as real objects'] = bounces[0] >= bounces[1] / 2

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from magi_jax.evaluation import charts, pictures
+from magi_jax.evaluation import charts, pictures, pixels
 from magi_jax.evaluation.prediction import Result
 from magi_jax.evaluation.report_style import STYLE
 
@@ -22,6 +22,7 @@ NAMES = {
     'repeat_last_context': 'repeat last frame',
     'plain_background': 'plain background',
 }
+PARTS = {'colour': 'colour kept', 'shape': 'shape kept', 'count': 'right number of objects', 'moving': 'moving'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +73,7 @@ def render(content: ReportContent) -> str:
     """The page as HTML. Raises as `write_report`."""
     results = [content.prediction, content.rollout]
     sections = [
-        section('Verdict', '', _verdict(results)),
+        section('Result', '', _verdict(results)),
         section(
             'Prediction', sentence(content.prediction.protocol), _clips(content.clips), _prediction_charts(content)
         ),
@@ -130,19 +131,43 @@ def _facts(facts: Mapping[str, str]) -> str:
     return f'<dl class="facts">{"".join(items)}</dl>'
 
 
+def achieved(prediction: Result, rollout: Result) -> list[str]:
+    """Return in sentences what the numbers say, before any goal is looked at."""
+    number = prediction.numbers
+    margin = number['margin_mean']
+    baselines = ', '.join(f'{NAMES[name]}: {_number(number[f"psnr_{name}"])} dB' for name in pixels.BASELINES)
+    ends = {part: [_percent(rollout.numbers[f'{part}_{who}_end']) for who in ('model', 'real')] for part in PARTS}
+    kept = ', '.join(f'{PARTS[part]} {model} (real videos: {real})' for part, (model, real) in ends.items())
+    return [
+        f'{prediction.generated} frames predicted after {prediction.context} given ones: PSNR '
+        f'{_number(number["psnr_model"])} dB, {_number(abs(margin))} dB {"above" if margin >= 0 else "below"} the '
+        f'better baseline ({baselines}).',
+        f'Videos continued for {rollout.generated} frames, at their end: {kept}.',
+    ]
+
+
+def goals(results: Sequence[Result]) -> dict[str, bool]:
+    """Return the rules of all results, each with whether it was reached."""
+    return {rule: passed for result in results for rule, passed in result.passes.items()}
+
+
 def _verdict(results: Sequence[Result]) -> str:
-    rules = [(rule, passed) for result in results for rule, passed in result.passes.items()]
-    kept = sum(passed for _, passed in rules)
+    rules = goals(results)
+    found = ''.join(f'<p>{html.escape(line)}</p>' for line in achieved(*results))
     items = (
-        f'<li class="{"pass" if passed else "fail"}"><b>{"pass" if passed else "fail"}</b> '
+        f'<li class="{"pass" if passed else "fail"}"><b>{"reached" if passed else "missed"}</b> '
         f'<span>{html.escape(sentence(rule))}</span></li>'
-        for rule, passed in rules
+        for rule, passed in rules.items()
     )
-    return f'<p><strong>{kept} of {len(rules)} rules kept.</strong></p><ul class="rules">{"".join(items)}</ul>'
+    return (
+        f'{found}<h3>Goals: {sum(rules.values())} of {len(rules)} reached</h3>'
+        f'<p class="note">README, section Results, tells how far trained models get.</p>'
+        f'<ul class="rules">{"".join(items)}</ul>'
+    )
 
 
 def _clips(clips: Clips) -> str:
-    return _legend() + pairs(clips.real, clips.generated, clips.context, 'clip')
+    return legend() + pairs(clips.real, clips.generated, clips.context, 'clip')
 
 
 def _long_clips(clips: Clips) -> str:
@@ -151,11 +176,11 @@ def _long_clips(clips: Clips) -> str:
         f'<h3>Generated video {number + 1}, every {STRIP_STEP}th frame</h3>{_strip(video)}'
         for number, video in enumerate(frames)
     )
-    return _legend() + pairs(clips.real, clips.generated, clips.context, 'video', LONG_FPS) + ''.join(strips)
+    return legend() + pairs(clips.real, clips.generated, clips.context, 'video', LONG_FPS) + ''.join(strips)
 
 
-def _legend() -> str:
-    """What the borders' colours mean."""
+def legend() -> str:
+    """Say what the colours of the borders mean, as HTML."""
     colours = {'given': pictures.GIVEN, 'real': pictures.REAL, 'generated': pictures.GENERATED}
     chips = (
         f'<span><i style="background:rgb{colour}"></i>{name}</span>'.replace(', ', ',')

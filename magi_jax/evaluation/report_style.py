@@ -24,7 +24,7 @@ figure { margin: 0; }
 .facts dd { margin: 0; font-size: .95rem; }
 .rules { list-style: none; margin: 0; padding: 0; }
 .rules li { display: flex; gap: 12px; align-items: baseline; padding: 7px 0; border-top: 1px solid var(--rule); }
-.rules b { flex: none; width: 3.6em; text-align: center; font-size: .8rem; border: 1px solid; border-radius: 4px; }
+.rules b { flex: none; width: 5em; text-align: center; font-size: .8rem; border: 1px solid; border-radius: 4px; }
 .pass b { color: var(--pass); }
 .fail b { color: var(--fail); }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 16px; align-items: center; }

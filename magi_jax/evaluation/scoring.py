@@ -27,6 +27,16 @@ Features = Callable[[np.ndarray], np.ndarray]  # of `Extractor.on`
 Reconstruct = Callable[[np.ndarray], np.ndarray]  # uint8 [B,T,H,W,3] -> the same after a tokenizer
 # (context uint8 [B,C,H,W,3], seed) -> uint8 [B,T,H,W,3] with the context
 Generate = Callable[[np.ndarray, int], np.ndarray]
+# Begins the next stage and wraps its iterator over batches, told their number.
+Progress = Callable[[Iterable[Any], int], Iterator[Any]]
+REAL_STAGES = {kind: f'features of real clips ({kind})' for kind in SETS}
+SAMPLING_STAGE = 'sampling clips, with their features'
+TOKENIZER_STAGE = 'features of real clips after the tokenizer'
+
+
+def unwatched(batches: Iterable[Any], total: int) -> Iterator[Any]:
+    """Show no progress."""
+    return iter(batches)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,10 +160,6 @@ class Measure:
         """The distance's full name."""
         return _metric(self.extractor, self.real.protocol)
 
-    def part(self, videos: Iterable[np.ndarray]) -> _Part:
-        """Of batches uint8 [B,T,H,W,3] that make up a set."""
-        return self.split(np.concatenate([self.windows(video) for video in videos]))
-
     def windows(self, video: np.ndarray) -> np.ndarray:
         """Features [B,windows,S,D] of [B,T,H,W,3]: of neighbouring windows up to the end, then of each still."""
         window = self.extractor.window or video.shape[1]
@@ -172,21 +178,27 @@ class Measure:
         protocol = self.real.protocol
         return list(range(protocol.frames, 0, -protocol.stills))[::-1] if protocol.stills else []
 
-    def real_part(self, kind: Set) -> _Part:
+    def real_part(self, kind: Set, progress: Progress = unwatched) -> _Part:
         """Of a set of real clips; from the cache if they were seen before."""
         identity = [self.extractor.metric, self.extractor.sha256, dataclasses.asdict(self.real.protocol)]
         identity += [self.real.digest(), kind]
         key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
         path = self.cache and self.cache / f'{key}.npy'
         if path and path.exists():
+            list(progress((), 0))
             return self.split(np.load(path))
-        windows = np.concatenate([self.windows(video) for video in self.real.batches(kind, BATCH)])
+        windows = self.seen(kind, lambda video: video, progress)
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
             unfinished = path.with_suffix(f'.{os.getpid()}.npy')
             np.save(unfinished, windows)
             unfinished.replace(path)
         return self.split(windows)
+
+    def seen(self, kind: Set, change: Reconstruct, progress: Progress) -> np.ndarray:
+        """What `windows` gives for a set of real clips, each batch changed first."""
+        batches = progress(self.real.batches(kind, BATCH), -(-self.real.protocol.clips // BATCH))
+        return np.concatenate([self.windows(change(video)) for video in batches])
 
     def split(self, windows: np.ndarray) -> _Part:
         """Of what `windows` gives for a set: the last window; every window or, of a single one, slot; stills."""
@@ -204,7 +216,7 @@ def score(
     generate: Generate,
     reconstruct: Reconstruct | None,
     seed: int,
-    progress: Callable[[Iterator[Any], int], Iterator[Any]] = lambda batches, total: batches,
+    progress: Progress = unwatched,
 ) -> tuple[Score, Shown]:
     """Measures a generator.
 
@@ -213,14 +225,14 @@ def score(
       generate: makes N clips a draw, BATCH at a time; every call gets its own seed.
       reconstruct: by the generator's tokenizer; None: it takes no such clips.
       seed: of all draws.
-      progress: wraps the iterator over batches of generated clips, told their number.
+      progress: called for each stage: REAL_STAGES, SAMPLING_STAGE and, with `reconstruct`, TOKENIZER_STAGE.
     """
     real, protocol = measure.real, measure.real.protocol
-    sets = {kind: measure.real_part(kind) for kind in SETS}
+    sets = {kind: measure.real_part(kind, progress) for kind in SETS}
     jobs = [(draw, start) for draw in range(protocol.seeds) for start in range(0, protocol.clips, BATCH)]
     made: list[list[np.ndarray]] = [[] for _ in range(protocol.seeds)]
     compared, shown = [], None
-    for draw, start in progress(iter(jobs), len(jobs)):
+    for draw, start in progress(jobs, len(jobs)):
         truth = real.read(protocol.context_of, np.arange(start, min(start + BATCH, protocol.clips)))
         video = generate(truth[:, : protocol.context], _batch_seed(seed, draw, start))
         made[draw].append(measure.windows(video))
@@ -230,7 +242,7 @@ def score(
     draws = [measure.split(np.concatenate(windows)) for windows in made]
     ceiling = None
     if reconstruct is not None:
-        ceiling = _frechet(sets['reference'].clip, _reconstructed(measure, reconstruct))
+        ceiling = _frechet(sets['reference'].clip, _reconstructed(measure, reconstruct, progress))
     _, neighbour = neighbours.nearest(draws[0].clip[:SHOWN], sets['training'].clip)
     measured = Score(
         measure.extractor,
@@ -244,18 +256,18 @@ def score(
     return measured, Shown(*shown, real.read('training', neighbour), protocol.context)
 
 
-def score_reconstruction(measure: Measure, reconstruct: Reconstruct) -> Spread:
+def score_reconstruction(measure: Measure, reconstruct: Reconstruct, progress: Progress = unwatched) -> Spread:
     """The Fréchet distance of real clips after a tokenizer, which a generator in its latents cannot beat but by luck.
 
-    Its floor is that of the same clips without the tokenizer.
+    Its floor is that of the same clips without the tokenizer. Stages: the first two of REAL_STAGES, TOKENIZER_STAGE.
     """
-    reference, others = (measure.real_part(kind).clip for kind in ('reference', 'others'))
-    return Spread(_frechet(reference, others), (_frechet(reference, _reconstructed(measure, reconstruct)),))
+    reference, others = (measure.real_part(kind, progress).clip for kind in ('reference', 'others'))
+    return Spread(_frechet(reference, others), (_frechet(reference, _reconstructed(measure, reconstruct, progress)),))
 
 
-def _reconstructed(measure: Measure, reconstruct: Reconstruct) -> np.ndarray:
+def _reconstructed(measure: Measure, reconstruct: Reconstruct, progress: Progress) -> np.ndarray:
     """Features [N,D] of the floor's clips after a tokenizer."""
-    return measure.part(map(reconstruct, measure.real.batches('others', BATCH))).clip
+    return measure.split(measure.seen('others', reconstruct, progress)).clip
 
 
 def _metric(extractor: Extractor, protocol: Distances) -> str:

@@ -57,6 +57,12 @@ def _tensorflow_arrays():
     return {f'RGB/inception_i3d/{name}': value for name, value in made.items()}
 
 
+@pytest.mark.parametrize('frames', [1, 8])
+def test_clips_that_are_too_short_are_refused(frames):
+    with pytest.raises(ConfigError, match=f'at least 9 frames, not {frames}'):
+        jax.eval_shape(i3d.I3D(1e-3).init, jax.random.key(0), np.zeros((1, frames, 224, 224, 3), np.float32))
+
+
 def test_logits_are_those_of_the_public_class():
     variables, _ = _torch_variables()
     clip = i3d.to_input(video(), 'torch-crop')

@@ -5,16 +5,18 @@ import dataclasses
 import hashlib
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 
-from magi_jax.config import ConfigError, DataConfig
+from magi_jax.config import ConfigError, DataConfig, MeshConfig
 from magi_jax.data import sources
 from magi_jax.data.transforms import clip_indices
 from magi_jax.evaluation import extractors, real_clips
 from magi_jax.evaluation.extractors import Extractor, VerifiedFile, make_extractor
-from magi_jax.evaluation.protocols import PROTOCOLS, Distances, find_protocol
+from magi_jax.evaluation.protocols import OLDER_NAMES, PROTOCOLS, Distances, explained, find_protocol, spelling
 from magi_jax.evaluation.real_clips import SETS, RealClips
+from magi_jax.parallel.mesh import make_mesh
 from tests.evaluation.i3d_weights import torch_weights
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -50,6 +52,64 @@ def test_what_the_names_stand_for(name, clips, frames, interval, context, side):
 def test_an_unknown_name_is_answered_with_those_there_are():
     with pytest.raises(ConfigError, match='no protocol ucf_101; there are: .*ucf101_first_frame'):
         find_protocol('ucf_101')
+
+
+@pytest.mark.parametrize(
+    ('older', 'name', 'clips', 'seeds'),
+    [
+        ('shapes_five_frame_quick', 'shapes_five_frame --clips 512 --seeds 2', 512, 2),
+        ('shapes_five_frame_runlocal', 'shapes_five_frame --clips 6 --seeds 2', 6, 2),
+        ('shapes_first_frame_study', 'shapes_first_frame --clips 512 --seeds 1', 512, 1),
+        ('shapes_first_frame_long_study', 'shapes_first_frame_long --clips 128', 128, 1),
+        ('ucf101_first_frame_videogpt', 'ucf101_first_frame --i3d videogpt', 2048, 4),
+        ('magvit_kinetics600_videogpt', 'magvit_kinetics600 --i3d videogpt', 50_000, 4),
+        (
+            'kinetics600_five_frame_64px_17_frames_videogpt',
+            'kinetics600_five_frame_64px --frames 17 --i3d videogpt',
+            50_000,
+            1,
+        ),
+    ],
+)
+def test_older_full_names_stand_for_base_names_with_flags(older, name, clips, seeds):
+    found = find_protocol(older)
+    assert (found.clips, found.seeds, spelling(older)) == (clips, seeds, name)
+    base, *flags = name.split()
+    fields = {'--clips': 'clips', '--seeds': 'seeds', '--frames': 'frames', '--i3d': 'extractor'}
+    changes = {fields[flag]: f'i3d-{value}' if flag == '--i3d' else int(value) for flag, value in pairwise(flags)}
+    assert find_protocol(base, **changes) == found and spelling(base, **changes) == name
+
+
+def pairwise(flags):
+    return zip(flags[::2], flags[1::2], strict=True)
+
+
+def test_every_name_of_earlier_versions_is_known():
+    assert len(OLDER_NAMES) + len(PROTOCOLS) == 38 + 1  # continuation is new
+    assert all(find_protocol(name) for name in OLDER_NAMES)
+    assert find_protocol('bouncing_shapes_runlocal').long_frames == 12
+
+
+def test_help_explains_every_base_name_in_a_line():
+    assert [line.split(': ')[0] for line in explained().splitlines()] == [f'* {name}' for name in PROTOCOLS]
+
+
+@pytest.mark.parametrize(
+    ('name', 'changes', 'complaint'),
+    [
+        ('bouncing_shapes', {'seeds': 2}, 'takes no --seeds: it takes --clips, --frames, --long_clips, --long_frames'),
+        ('shapes_five_frame', {'context': 2}, 'takes no --context_frames: it takes --clips'),
+        ('shapes_five_frame', {'clips': 1}, 'needs --clips of at least 2, not 1: .* --protocol continuation'),
+        ('shapes_five_frame', {'frames': 5}, '--frames 5 leaves nothing to generate after 5 given frames'),
+        ('shapes_five_frame', {'extractor': 'i3d-videogpt'}, 'takes no --i3d'),
+        ('bouncing_shapes', {'long_frames': 4}, '--long_frames 4 leaves nothing'),
+        ('continuation', {'frames': 3, 'context': 3}, 'use --frames of at least 4'),
+    ],
+)
+def test_changes_that_do_not_fit_are_refused(name, changes, complaint):
+    with pytest.raises(ConfigError, match=complaint) as error:
+        find_protocol(name, **changes)
+    assert '\n' not in str(error.value)
 
 
 def test_a_run_that_does_not_fit():
@@ -156,3 +216,12 @@ def test_verified_weights_earn_the_name(tmp_path, monkeypatch):
     sha8 = hashlib.sha256(b'as published').hexdigest()[:8]
     assert tensorflow.metric == f'fvd/i3d-tf400/bn1e-3/resize-tf1/cov-n-1/{sha8}'
     assert videogpt.metric == f'fvd/i3d-videogpt/bn1e-5/resize-torch-crop/cov-n-1/{sha8}'
+    with pytest.raises(ConfigError, match='8 frames are too short for FVD .*: use --frames of at least 9'):
+        tensorflow.check_frames(8)
+
+
+def test_clips_too_short_for_a_network_are_refused_before_it_sees_them():
+    embedded = make_extractor('classifier', 'bouncing_objects/shapes')
+    features = embedded.on(make_mesh(MeshConfig(data=1), jax.devices()[:1]))
+    with pytest.raises(ConfigError, match='15 frames are too short .*: use --frames of at least 16'):
+        features(np.zeros((1, 15, 64, 64, 3), np.uint8))

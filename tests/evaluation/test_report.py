@@ -79,12 +79,18 @@ def test_loads_nothing(source):
 def test_is_complete(source, content):
     page = Page(source)
     sections = [section['id'] for section in page.tags['section']]
-    assert sections == ['verdict', 'prediction', 'long-video', 'numbers', 'training', 'settings']
+    assert sections == ['result', 'prediction', 'long-video', 'numbers', 'training', 'settings']
     assert sum('image/webp' in image['src'] for image in page.tags['img']) == CLIPS + 1
     assert sum('image/png' in image['src'] for image in page.tags['img']) == 24 / report.STRIP_STEP
     assert len([figure for figure in page.tags['figure'] if figure.get('class') == 'chart']) == 2 + 4 + 2
     said = [content.title, content.summary, content.prediction.protocol[1:], content.rollout.protocol[1:], '2 cores']
-    said += [*content.commands, '"learning_rate": 0.0001', 'rules kept', 'repeat last frame', 'plain background']
+    said += [
+        *content.commands,
+        '"learning_rate": 0.0001',
+        'Goals: 7 of 7 reached',
+        'repeat last frame',
+        'plain background',
+    ]
     for number in ('psnr_model', 'psnr_repeat_last_context', 'psnr_plain_background', 'centre_error_model'):
         said.append(f'{content.prediction.numbers[number]:.2f}')
     for text in said:
@@ -100,7 +106,18 @@ def test_says_what_failed(content):
     rule = next(iter(content.prediction.passes))
     failed = dataclasses.replace(content.prediction, passes={**content.prediction.passes, rule: False})
     source = report.render(dataclasses.replace(content, prediction=failed))
-    assert '6 of 7 rules kept' in source and source.count('<li class="fail">') == 1
+    assert 'Goals: 6 of 7 reached' in source and source.count('<li class="fail">') == 1
+    assert source.count('<b>missed</b>') == 1
+
+
+def test_says_what_was_achieved_before_the_goals(content, source):
+    numbers, ends = content.prediction.numbers, content.rollout.numbers
+    margin = f'{numbers["psnr_model"]:.2f} dB, {numbers["margin_mean"]:.2f} dB above the better baseline'
+    kept = f'colour kept {100 * ends["colour_model_end"]:.1f} % (real videos: {100 * ends["colour_real_end"]:.1f} %)'
+    for text in (margin, kept):
+        assert 0 < source.index(text) < source.index('Goals:')
+    still = dataclasses.replace(content.prediction, numbers={**numbers, 'margin_mean': -1.5})
+    assert '1.50 dB below the better baseline' in report.achieved(still, content.rollout)[0]
 
 
 def test_text_cannot_end_the_data(content):
@@ -142,7 +159,12 @@ def test_chart_places_points():
     left, right = charts.LEFT, charts.WIDTH - charts.RIGHT
     low, high = charts.HEIGHT - charts.BOTTOM, charts.TOP
     middle_x, middle_y = (left + right) / 2, (low + high) / 2
-    assert drawn(chart) == f'M{left:.1f} {low:.1f}M{middle_x:.1f} {high:.1f}L{right:.1f} {middle_y:.1f}'
+    assert drawn(chart) == f'M{left:.1f} {low:.1f}h0M{middle_x:.1f} {high:.1f}L{right:.1f} {middle_y:.1f}'
+
+
+def test_frames_are_whole_numbers():
+    chart = charts.line_chart('Title', ('frame', 'y'), {'a': [(6, 0.0), (7, 1.0), (8, 0.5)]})
+    assert re.findall(r'text-anchor="middle">([\d.]+)<', chart) == ['6', '7', '8']
 
 
 def test_chart_logarithm():

@@ -1,0 +1,292 @@
+"""What `launch.evaluate` does for each kind of protocol: sample, measure, then write and print everything."""
+
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import magi_jax
+from launch import console
+from launch.stages import Stages
+from magi_jax.checkpoint import latest_step, load_config
+from magi_jax.config import ConfigError, MeshConfig
+from magi_jax.data import latents
+from magi_jax.data.pipeline import eval_batches
+from magi_jax.data.cache import cache_folder
+from magi_jax.data.video_file import write_gif, write_mp4
+from magi_jax.evaluation import continuation_report, report, scoring
+from magi_jax.evaluation.continuation import score_continuation
+from magi_jax.evaluation.continuation_clips import open_clips
+from magi_jax.evaluation.extractors import VerifiedFile, make_extractor
+from magi_jax.evaluation.pictures import enlarge, side_by_side
+from magi_jax.evaluation.prediction import score_prediction, score_rollout
+from magi_jax.evaluation.protocols import TAKES_ANY_RUN, Continuations, Distances, FrameComparison
+from magi_jax.evaluation.real_clips import RealClips
+from magi_jax.evaluation.report import Clips, ReportContent
+from magi_jax.evaluation.score_report import WHAT, ScoreContent, render_score
+from magi_jax.evaluation.scoring import Measure, Score
+from magi_jax.generator import reconstruct
+from magi_jax.parallel.mesh import make_mesh
+from magi_jax.tokenizers.folder import load_tokenizer
+from magi_jax.training.metrics import read_metrics
+
+FPS = 12
+SHOWN = 6
+AT_ONCE = 8  # clips that a device makes at once: on up to 8 devices the numbers are the same to the last bit
+PRINTED = 16  # rows of a table by frame; the report holds all
+REPORT_STAGE = 'writing the report'
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One call of `launch.evaluate`.
+
+    Attributes:
+      workdir: folder of the run.
+      out: folder to write to.
+      protocol: its spelling.
+      seed: of the samples.
+      made_by: the command that this call is a part of, e.g. the quickstart; None: none.
+    """
+
+    workdir: str
+    out: Path
+    protocol: str
+    seed: int
+    made_by: str | None = None
+
+    @property
+    def commands(self) -> tuple[str, ...]:
+        """What makes the report again."""
+        this = shlex.join(['python', '-m', 'launch.evaluate', *sys.argv[1:]])
+        return (f'{self.made_by}  # with the training', f'{this}  # the report alone') if self.made_by else (this,)
+
+    def write(self, metrics: Any, page: str | None = None) -> None:
+        """Write metrics.json and, with a page, report.html. It is the last thing a call does: both are of one call."""
+        metrics_file, report_file = self.out / 'metrics.json', self.out / 'report.html'
+        if metrics_file.exists():
+            print(f'{self.out}: metrics.json and report.html of an earlier call are replaced')
+            report_file.unlink(missing_ok=True)
+        report.write_page(metrics_file, json.dumps(metrics, indent=1))
+        if page is not None:
+            report.write_page(report_file, page)
+            print(f'\nreport: {report_file}')
+
+
+def measure_continuation(call: Call, protocol: FrameComparison) -> None:
+    """Compare continued clips of any run with the true frames."""
+    generator = magi_jax.load(call.workdir)
+    clips = open_clips(generator.config.data, protocol, generator.tokenizer)
+    wanted = clips.protocol
+    with Stages(['sampling clips', REPORT_STAGE]) as stages:
+        at_once = _at_once()
+
+        def generate(context: np.ndarray, seed: int, numbers: np.ndarray) -> np.ndarray:
+            options = {'interval': wanted.interval, 'seed': seed, 'numbers': numbers, 'at_once': at_once}
+            return generator.sample(context, wanted.frames, **options, progress=_frames(stages, len(context)))
+
+        result, shown = score_continuation(call.protocol, clips, generate, call.seed, SHOWN, stages.steps)
+        if not console.is_first():
+            return
+        stages.next()
+        page = continuation_report.render_continuation(
+            result, shown, _facts(call, generator), call.commands, dataclasses.asdict(generator.config)
+        )
+    print(f'\nprotocol {call.protocol}, split {clips.split!r}, clips: {len(clips)}')
+    heads, (mean, *frames) = continuation_report.table_rows(result)
+    print(report.markdown_table(heads, [mean, *frames[:: -(-len(frames) // PRINTED)]]))
+    print('\n'.join(['', *continuation_report.sentences(result), *(f'note: {note}' for note in clips.notes)]))
+    call.write(result.to_json() | _run(call), page)
+
+
+def measure_bouncing_shapes(call: Call, protocol: Continuations, autoencoder: str | None) -> None:
+    """Compare predicted frames of bouncing shapes with the true ones, and look for the objects of long videos."""
+    generator = magi_jax.load(call.workdir)
+    if generator.config.data.source != 'bouncing_objects/shapes':
+        raise ConfigError(
+            f'protocol bouncing_shapes needs a run on bouncing_objects/shapes, not on {generator.config.data.source}: '
+            f'{TAKES_ANY_RUN}'
+        )
+    context = protocol.context
+    with Stages(['sampling predictions', 'sampling long videos', 'finding the objects', REPORT_STAGE]) as stages:
+        clips, labels = _continued(call, generator, protocol.clips, protocol.frames, context, stages)
+        long_clips, long_labels = _continued(
+            call, generator, protocol.long_clips, protocol.long_frames, context, stages
+        )
+        if not console.is_first():
+            return
+        stages.next()
+        prediction = score_prediction(clips.generated[:, context:], clips.real, labels)
+        rollout = score_rollout(long_clips.generated, long_clips.real, long_labels, context)
+        stages.next()
+        runs = {'Generator': call.workdir} | ({'Autoencoder': autoencoder} if autoencoder else {})
+        facts = _facts(call, generator)
+        content = ReportContent(
+            title='Bouncing shapes',
+            summary=(
+                f'A MAGI of {facts["parameters"]} parameters continues unseen videos of bouncing shapes from {context} '
+                'real frames. Each frame is generated from those before it, with a KV cache.'
+            ),
+            prediction=prediction,
+            clips=_shown(clips),
+            rollout=rollout,
+            long_clips=_shown(long_clips),
+            losses={name: _losses(workdir) for name, workdir in runs.items()},
+            settings=dataclasses.asdict(generator.config),
+            commands=call.commands,
+            facts=facts,
+        )
+        page = report.render(content)
+        call.out.mkdir(parents=True, exist_ok=True)
+        _write_videos(call.out, _shown(clips), _shown(long_clips))
+    print('\n'.join(['', *report.achieved(prediction, rollout)]))
+    goals = report.goals((prediction, rollout))
+    print(f'\ngoals: {sum(goals.values())} of {len(goals)} reached')
+    for rule, reached in goals.items():
+        print(f'  {"reached" if reached else "missed "}  {rule}')
+    call.write([prediction.to_json(), rollout.to_json()], page)
+
+
+def measure_distances(call: Call, protocol: Distances, weights: VerifiedFile | None) -> None:
+    """Measure distances of generated clips, or of an autoencoder's reconstructions, to real clips."""
+    extractor = make_extractor(protocol.extractor, protocol.dataset, weights)
+    extractor.check_frames(protocol.frames)
+    config = load_config(call.workdir)
+    data = latents.videos_of(config.data)
+    protocol.check(call.protocol, data.source, (data.height, data.width), data.max_interval)
+    features = extractor.on(make_mesh(MeshConfig()))
+    cache = cache_folder() / 'features'
+    measure = Measure(call.protocol, extractor, features, RealClips(data, protocol), cache)
+    if config.objective == 'autoencoder':
+        _measure_reconstruction(call, measure)
+    else:
+        _measure_generator(call, measure)
+
+
+def _measure_reconstruction(call: Call, measure: Measure) -> None:
+    tokenizer = load_tokenizer(Path(call.workdir) / 'tokenizer')
+    with Stages([*list(scoring.REAL_STAGES.values())[:2], scoring.TOKENIZER_STAGE]) as stages:
+        through = functools.partial(reconstruct, tokenizer, at_once=_at_once())
+        distance = scoring.score_reconstruction(measure, through, stages.steps)
+    if not console.is_first():
+        return
+    print(f'\n{measure.metric}, protocol {measure.name}')
+    print(f'  real clips after the tokenizer {distance.mean:.4g}   real: {distance.floor:.4g}')
+    metrics = {'metric': measure.metric, 'protocol': measure.name, 'reconstruction': distance.to_json()}
+    call.write(metrics | _run(call))
+
+
+def _measure_generator(call: Call, measure: Measure) -> None:
+    generator, protocol, at_once = magi_jax.load(call.workdir), measure.real.protocol, _at_once()
+    frame_wise = generator.tokenizer.frame_wise
+    through = functools.partial(generator.reconstruct, at_once=at_once) if frame_wise else None
+    labels = [*scoring.REAL_STAGES.values(), scoring.SAMPLING_STAGE, *[scoring.TOKENIZER_STAGE][:frame_wise]]
+    with Stages([*labels, REPORT_STAGE]) as stages:
+
+        def generate(context: np.ndarray, seed: int) -> np.ndarray:
+            options = {'interval': protocol.interval, 'seed': seed, 'at_once': at_once}
+            return generator.sample(context, protocol.frames, **options, progress=_frames(stages, len(context)))
+
+        measured, shown = scoring.score(measure, generate, through, call.seed, stages.steps)
+        if not console.is_first():
+            return
+        stages.next()
+        base = call.protocol.partition(' ')[0].replace('_', ' ')
+        content = ScoreContent(
+            title=f'{protocol.dataset}: {base}',
+            summary=f'{protocol.frames}-frame clips, {protocol.context} frames given, compared with real clips.',
+            score=measured,
+            shown=shown,
+            settings=dataclasses.asdict(generator.config),
+            commands=call.commands,
+            facts=_facts(call, generator),
+        )
+        page = render_score(content)
+    _print_score(measured)
+    call.write(measured.to_json() | _run(call), page)
+
+
+def _print_score(measured: Score) -> None:
+    print(f'\n{measured.extractor.label}\n{measured.metric}, protocol {measured.protocol_name}')
+    for field, (name, _) in WHAT.items():
+        spread = getattr(measured, field)
+        print(f'  {name:48} {spread.mean:10.4g} ± {spread.std:.2g}   real: {spread.floor:.4g}')
+    if measured.reconstruction is not None:
+        print(f'  {"Fréchet distance of real clips after the tokenizer":48} {measured.reconstruction:10.4g}')
+    for note in measured.notes:
+        print(f'  note: {note}')
+
+
+def _continued(
+    call: Call, generator: magi_jax.Generator, count: int, frames: int, context: int, stages: Stages
+) -> tuple[Clips, Mapping[str, np.ndarray]]:
+    """The first `count` test clips, each real and continued from its first `context` frames; and their labels."""
+    (batch,) = eval_batches(generator.config.data, 'test', frames, count, count)
+    real = batch['video']
+    stages.next()
+    options = {'seed': call.seed, 'at_once': _at_once(), 'progress': _frames(stages, len(real))}
+    return Clips(real, generator.sample(real[:, :context], frames, **options), context), batch
+
+
+def _shown(clips: Clips) -> Clips:
+    return Clips(clips.real[:SHOWN], clips.generated[:SHOWN], clips.context)
+
+
+def _write_videos(folder: Path, clips: Clips, long_clips: Clips) -> None:
+    short, long = (
+        side_by_side(each.real, each.generated, each.context, columns=1 if len(each.real) % 2 else 2)
+        for each in (clips, long_clips)
+    )
+    write_gif(folder / 'prediction.gif', enlarge(short, 2), FPS)
+    write_gif(folder / 'long.gif', enlarge(long, 2), FPS)
+    write_mp4(folder / 'long.mp4', enlarge(long, 4), FPS)
+
+
+def _at_once() -> int:
+    return max(1, min(AT_ONCE, scoring.BATCH // jax.device_count()))
+
+
+def _frames(stages: Stages, clips: int) -> Callable[..., Any]:
+    """`progress` of `Generator.sample` for so many clips, made `_at_once` on each device."""
+    return functools.partial(stages.frames, parts=-(-clips // (_at_once() * jax.device_count())))
+
+
+def _run(call: Call) -> dict[str, Any]:
+    """What metrics.json says of the call."""
+    return {'run': {'workdir': call.workdir, 'seed': call.seed, 'revision': _revision()}}
+
+
+def _revision() -> str:
+    """Of the code, if it is a git checkout."""
+    command = ['git', '-C', str(Path(__file__).parent), 'rev-parse', 'HEAD']
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or 'unknown'
+
+
+def _facts(call: Call, generator: magi_jax.Generator) -> dict[str, str]:
+    config = generator.config
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(generator.weights))
+    versions = ', '.join(f'{name} {importlib.metadata.version(name)}' for name in ('jax', 'flax', 'optax'))
+    return {
+        'run': call.workdir,
+        'data': config.data.source,
+        'parameters': f'{parameters:,}',
+        'steps': f'{latest_step(call.workdir):,} of {config.data.batch_size} clips, {config.data.frames} frames each',
+        'device': f'{jax.device_count()} x {jax.devices()[0].device_kind} ({platform.machine()})',
+        'versions': versions,
+    }
+
+
+def _losses(workdir: str) -> dict[str, dict[int, float]]:
+    metrics = read_metrics(workdir)
+    return {'training': metrics['train/loss'], 'validation': metrics['validation/loss']}

@@ -1,0 +1,139 @@
+"""Clips of any run, continued from their first frames and compared with the true frames, one by one.
+
+B clips, C context frames, L generated frames, T = C + L, S seeds.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from magi_jax.evaluation import pixels
+from magi_jax.evaluation.continuation_clips import RealContinuations
+
+BATCH = 64  # clips in memory at once; the samples of a clip do not depend on it
+METRICS = {'psnr': pixels.psnr, 'ssim': pixels.ssim}
+
+# (context uint8 [B,C,H,W,3], seed, numbers of the clips) -> uint8 [B,T,H,W,3] with the context
+Generate = Callable[[np.ndarray, int, np.ndarray], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Course:
+    """One metric by generated frame, as means over clips."""
+
+    generated: np.ndarray  # float [S,L]
+    repeated: np.ndarray  # float [L], of the last given frame in place of every generated one
+
+    @property
+    def mean(self) -> float:
+        """Over seeds and frames."""
+        return float(self.generated.mean())
+
+    @property
+    def std(self) -> float:
+        """Of the seeds' means, unbiased; 0 for a single seed."""
+        return float(_std(self.generated.mean(axis=1)))
+
+    @property
+    def by_frame(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and deviation over seeds, [L] each."""
+        return self.generated.mean(axis=0), _std(self.generated)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as lists of floats."""
+        mean, std = self.by_frame
+        return {
+            'mean': self.mean,
+            'std': self.std,
+            'repeat_last_frame': float(self.repeated.mean()),
+            'by_seed': self.generated.mean(axis=1).tolist(),
+            'by_frame': {'mean': mean.tolist(), 'std': std.tolist(), 'repeat_last_frame': self.repeated.tolist()},
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Continuation:
+    """What `continuation` measured.
+
+    Attributes:
+      name: spelling of the protocol.
+      clips: the real clips.
+      courses: metric -> its values.
+    """
+
+    name: str
+    clips: RealContinuations
+    courses: dict[str, Course]
+
+    def to_json(self) -> dict[str, Any]:
+        """All numbers and what they depend on; JSON knows all types."""
+        protocol = self.clips.protocol
+        return {
+            'protocol': self.name,
+            'settings': dataclasses.asdict(protocol) | {'clips': len(self.clips), 'split': self.clips.split},
+            'frames': list(range(protocol.context + 1, protocol.frames + 1)),
+            **{name: course.to_json() for name, course in self.courses.items()},
+            'notes': list(self.clips.notes),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """Some clips to look at, uint8 [B,T,H,W,3] each, of the first seed."""
+
+    real: np.ndarray
+    generated: np.ndarray
+
+
+def score_continuation(
+    name: str,
+    clips: RealContinuations,
+    generate: Generate,
+    seed: int,
+    shown: int,
+    progress: Callable[[Iterable[Any], int], Iterator[Any]] = lambda batches, total: iter(batches),
+) -> tuple[Continuation, Shown]:
+    """Continue every clip with every seed and compare the generated frames with the true ones.
+
+    Args:
+      name: spelling of the protocol.
+      clips: of `open_clips`.
+      generate: continues a batch of clips.
+      seed: the first one; the others follow it.
+      shown: how many clips to return.
+      progress: wraps the iterator over batches, told their number.
+    """
+    context, seeds = clips.protocol.context, clips.protocol.seeds
+    starts = range(0, len(clips), BATCH)
+    generated: dict[str, list[list[np.ndarray]]] = {metric: [[] for _ in range(seeds)] for metric in METRICS}
+    repeated: dict[str, list[np.ndarray]] = {metric: [] for metric in METRICS}
+    kept = None
+    for start, draw in progress([(start, draw) for start in starts for draw in range(seeds)], len(starts) * seeds):
+        numbers = np.arange(start, min(start + BATCH, len(clips)))
+        real = clips.read(numbers)
+        video = generate(real[:, :context], seed + draw, numbers)
+        if kept is None:
+            kept = Shown(real[:shown], video[:shown])
+        truth = real[:, context:]
+        for metric, compare in METRICS.items():
+            generated[metric][draw].append(compare(video[:, context:], truth))
+            if not draw:
+                still = pixels.repeat_last_context(real[:, :context], truth.shape[1])
+                repeated[metric].append(compare(still, truth))
+    courses = {
+        metric: Course(np.stack([_mean(parts) for parts in generated[metric]]), _mean(repeated[metric]))
+        for metric in METRICS
+    }
+    return Continuation(name, clips, courses), kept
+
+
+def _mean(parts: list[np.ndarray]) -> np.ndarray:
+    """Mean over clips: parts [B,L] -> float64 [L]."""
+    return np.concatenate(parts).astype(np.float64).mean(axis=0)
+
+
+def _std(values: np.ndarray) -> np.ndarray:
+    """Unbiased deviation over the first axis; 0 of a single value."""
+    return values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1:])
