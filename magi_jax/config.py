@@ -166,7 +166,8 @@ class SamplerConfig:
     guidance: float = 1.0  # 1 = off; above, away from what no history suggests: needs masking.history_dropout (A15)
     guidance_schedule: Literal['linear', 'constant'] = 'linear'  # linear: grows with the revealed part (MAR)
     x0_clip: float = 3.0  # bound on predicted clean tokens, in standard deviations of the latents; inf = none
-    start: int = 999  # first diffusion timestep; the others follow evenly down to 0
+    start: int = 999  # first diffusion timestep
+    spacing: Literal['even', 'trailing'] = 'even'  # of the timesteps: even: down to 0 (MAR); trailing: none near 0
     long_video: Literal['slide', 'interpolate'] = 'slide'  # A12: how frames beyond the training length get positions
     keep_frames: int = 8  # 'slide': frames kept as context when the window is full
     context_level: int = 0  # A2: noise level that finished frames are labelled with
