@@ -122,7 +122,8 @@ def _measure_generator(measure: Measure) -> None:
     generator, protocol, at_once = magi_jax.load(WORKDIR.value), measure.real.protocol, _at_once()
 
     def generate(context: np.ndarray, seed: int) -> np.ndarray:
-        return generator.sample(context, protocol.frames, interval=protocol.interval, seed=seed, at_once=at_once)
+        drawn = {'interval': protocol.interval, 'seed': seed, 'at_once': at_once}
+        return generator.sample(context, protocol.frames, progress=False, **drawn)
 
     through_tokenizer = (
         functools.partial(generator.reconstruct, at_once=at_once) if generator.tokenizer.frame_wise else None

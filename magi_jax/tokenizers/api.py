@@ -64,6 +64,11 @@ class Tokenizer:
     latent_std: jax.Array  # float32 [c]
     config: TokenizerConfig = flax.struct.field(pytree_node=False)
 
+    def __repr__(self) -> str:
+        parameters = sum(getattr(leaf, 'size', 0) for leaf in jax.tree.leaves(self.params))
+        grid = f'{self.config.channels} channels of {self.config.downsample}x{self.config.downsample} pixels'
+        return f'Tokenizer({self.config.kind}, {grid}, {parameters:,} parameters)'
+
     @property
     def frame_wise(self) -> bool:
         """Whether each latent frame is of one frame and blind to the others, so that a device may encode its own."""
