@@ -21,8 +21,8 @@ from launch.stages import Stages
 from magi_jax.checkpoint import latest_step, load_config
 from magi_jax.config import ConfigError, MeshConfig
 from magi_jax.data import latents
-from magi_jax.data.pipeline import eval_batches
 from magi_jax.data.cache import cache_folder
+from magi_jax.data.pipeline import eval_batches
 from magi_jax.data.video_file import write_gif, write_mp4
 from magi_jax.evaluation import continuation_report, report, scoring
 from magi_jax.evaluation.continuation import score_continuation

@@ -22,7 +22,7 @@ import magi_jax
 from launch import console
 from magi_jax.benchmarks import quality
 from magi_jax.checkpoint import latest_step
-from magi_jax.config import ConfigError
+from magi_jax.config import ConfigError, SamplerConfig
 from magi_jax.data.pipeline import Batch, eval_batches
 from magi_jax.evaluation.prediction import score_prediction, score_rollout
 from magi_jax.generator import Generator
@@ -50,9 +50,10 @@ def main() -> None:
         raise ConfigError(f'{path} holds other measurements, {measured}, not {asked}: give another --json')
     (short,) = eval_batches(data, 'test', FRAMES, CLIPS.value, CLIPS.value)
     (long,) = eval_batches(data, 'test', LONG_FRAMES.value, LONG_CLIPS.value, LONG_CLIPS.value)
+    defaults = dataclasses.asdict(SamplerConfig())  # of fields that are newer than the file
     for sampler in quality.settings(generator.config.sampler, clip_shape(generator.config, generator.tokenizer).tokens):
         fields = dataclasses.asdict(sampler)
-        if any(row['sampler'] == fields for row in result['rows']):
+        if any(defaults | row['sampler'] == fields for row in result['rows']):
             continue
         result['rows'].append({'sampler': fields} | measure(generator.with_sampler(sampler), short, long))
         path.write_text(json.dumps(result, indent=1) + '\n')
@@ -98,7 +99,7 @@ def continued(generator: Generator, batch: Batch, seed: int) -> tuple[np.ndarray
     frames = batch['video'].shape[1]
     now = {'cpu': time.process_time, 'wall': time.perf_counter}[clock()]
     start = now()
-    generated = generator.sample(batch['video'][:, :CONTEXT], frames, seed=seed)
+    generated = generator.sample(batch['video'][:, :CONTEXT], frames, seed=seed, progress=False)
     return generated, (now() - start) / (frames - CONTEXT)
 
 

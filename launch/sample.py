@@ -1,9 +1,11 @@
 """Generates videos with a trained run: mp4, gif and npz; or mp4 alone, of any length and number.
 
 python -m launch.sample --workdir runs/quickstart/magi --frames 64 --num 4 --out videos
-python -m launch.sample --workdir runs/quickstart/magi --frames 64 --context clip.mp4 --context_frames 5 --out videos
-python -m launch.sample --workdir runs/quickstart/magi --frames 5000 --stream --out videos
-python -m launch.sample --workdir runs/quickstart/magi --num 2048 --batch 64 --out videos
+python -m launch.sample --workdir runs/quickstart/magi --frames 64 --context clip.mp4 --context_frames 5 --out continued
+python -m launch.sample --workdir runs/quickstart/magi --frames 5000 --stream --out long
+python -m launch.sample --workdir runs/quickstart/magi --num 2048 --batch 64 --out many
+
+No video is overwritten: a folder with videos of another call is refused. The same --batch or --stream call goes on.
 """
 
 import contextlib
@@ -17,12 +19,12 @@ import numpy as np
 from absl import flags
 
 import magi_jax
-from launch import console, distributed
-from magi_jax.checkpoint import latest_step
-from magi_jax.config import ConfigError, override
+from launch import console, distributed, video_folder
+from magi_jax.config import ConfigError, SamplerConfig, override
 from magi_jax.data.video_file import mp4_writer, read_video, write_gif, write_mp4
 from magi_jax.parallel.hosts import word_of_first
 
+FIELDS = ', '.join(field.name for field in dataclasses.fields(SamplerConfig))
 WORKDIR = console.define_path('workdir', None, 'folder of a generator run')
 OUT = console.define_path('out', None, 'folder to write to')
 FRAMES = flags.DEFINE_integer('frames', 16, 'length of each video, context included', lower_bound=1)
@@ -30,35 +32,39 @@ CONTEXT = console.define_path('context', None, 'video file whose first frames ar
 CONTEXT_FRAMES = flags.DEFINE_integer('context_frames', 1, 'how many of its frames are given', lower_bound=1)
 INTERVAL = flags.DEFINE_integer('interval', 1, 'raw frames between two frames', lower_bound=1)
 NUM = flags.DEFINE_integer('num', 1, 'number of videos', lower_bound=1)
-SEED = flags.DEFINE_integer('seed', 0, 'same seed, same videos')
+SEED = flags.DEFINE_integer('seed', 0, 'same seed, same videos', lower_bound=0, upper_bound=2**32 - 1)
 FPS = flags.DEFINE_float('fps', 8, 'frames per second of the files', lower_bound=0.1)
 STREAM = flags.DEFINE_bool('stream', False, 'writes mp4 alone, frame by frame: memory does not grow with length')
 BATCH = flags.DEFINE_integer(
     'batch', None, 'writes mp4 alone, so many videos at a time; those that are there are not made again', lower_bound=1
 )
-SAMPLER = flags.DEFINE_multi_string('sampler', [], 'sampler setting as FIELD=VALUE, e.g. temperature=0.9; repeatable')
+SAMPLER = flags.DEFINE_multi_string(
+    'sampler', [], f'sampler setting as FIELD=VALUE, e.g. temperature=0.9; repeatable. Fields: {FIELDS}'
+)
 
 
 def main() -> None:
     """Samples and writes what `write_small` or `write_large` says to --out."""
     generator = magi_jax.load(WORKDIR.value)
     generator = generator.with_sampler(override(generator.config.sampler, SAMPLER.value))
-    write = write_large if STREAM.value or BATCH.value else write_small
-    write(generator, Path(OUT.value), {'frames': FRAMES.value, 'interval': INTERVAL.value, 'seed': SEED.value})
+    folder, write = Path(OUT.value).expanduser(), write_large if STREAM.value or BATCH.value else write_small
+    with video_folder.claimed(folder) if console.is_first() else contextlib.nullcontext():
+        write(generator, folder, {'frames': FRAMES.value, 'interval': INTERVAL.value, 'seed': SEED.value})
 
 
 def write_small(generator: magi_jax.Generator, folder: Path, arguments: dict[str, Any]) -> None:
     """`00.mp4`, `00.gif`, ... and `videos.npz` (uint8 [num, frames, H, W, 3], settings), all at the end."""
+    if console.is_first():
+        video_folder.check_no_videos(folder)
     context = _context(generator, NUM.value)
     video = generator.sample(context, num=NUM.value, progress=console.frame_progress, **arguments)
     if not console.is_first():
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, clip in enumerate(video):
-        write_mp4(folder / f'{number:02}.mp4', clip, FPS.value)
-        write_gif(folder / f'{number:02}.gif', clip, FPS.value)
-    settings = {name: flags.FLAGS[name].value for name in ('workdir', 'context', 'context_frames', 'interval', 'seed')}
-    np.savez_compressed(folder / 'videos.npz', videos=video, settings=json.dumps(settings))
+    with video_folder.all_at_once(folder) as draft:
+        for number, clip in enumerate(video):
+            write_mp4(draft / f'{number:02}.mp4', clip, FPS.value)
+            write_gif(draft / f'{number:02}.gif', clip, FPS.value)
+        np.savez_compressed(draft / 'videos.npz', videos=video, settings=json.dumps(_settings(generator)))
     print(f'{len(video)} videos of {video.shape[1]} frames in {folder}')
 
 
@@ -71,10 +77,7 @@ def write_large(generator: magi_jax.Generator, folder: Path, arguments: dict[str
     size = min(BATCH.value or NUM.value, NUM.value)
     arguments = arguments | {'context': _context(generator, size)}
     if console.is_first():
-        folder.mkdir(parents=True, exist_ok=True)
-        _keep_settings(folder / 'settings.json', generator)
-        for half in folder.glob('.*.mp4.*'):  # of a run that was killed
-            half.unlink()
+        video_folder.keep_settings(folder, _settings(generator))
     missing = np.flatnonzero(word_of_first([not path.exists() for path in paths]))
     batches = [missing[start : start + size] for start in range(0, len(missing), size)]
 
@@ -100,24 +103,15 @@ def _frames(generator: magi_jax.Generator, arguments: dict[str, Any]) -> Iterato
     """The frames [B, H, W, 3] of a batch; of a temporal tokenizer all are made before the first is here."""
     if STREAM.value or generator.tokenizer.frame_wise:
         return generator.stream(**arguments)
-    return iter(np.moveaxis(generator.sample(**arguments), 1, 0))
+    return iter(np.moveaxis(generator.sample(**arguments, progress=False), 1, 0))
 
 
-def _keep_settings(path: Path, generator: magi_jax.Generator) -> None:
-    """Writes down what the videos of a folder are; raises ConfigError if it holds others."""
+def _settings(generator: magi_jax.Generator) -> dict[str, Any]:
+    """Return all that the videos depend on, besides their number."""
     names = ('frames', 'context', 'context_frames', 'interval', 'seed', 'fps')
     settings = {name: flags.FLAGS[name].value for name in names}
-    settings |= {'workdir': str(Path(WORKDIR.value).resolve()), 'step': latest_step(WORKDIR.value)}
-    settings |= {f'sampler.{name}': value for name, value in dataclasses.asdict(generator.config.sampler).items()}
-    held = path.exists() and any(path.parent.glob('*.mp4'))
-    before = json.loads(path.read_text()) if held else settings
-    for name in settings:
-        if settings[name] != before.get(name):
-            change = f'{name} = {before.get(name)!r}, not {settings[name]!r}'
-            raise ConfigError(f'{path.parent} holds videos made with {change}: give another --out')
-    draft = path.with_name(f'.{path.name}')
-    draft.write_text(json.dumps(settings, indent=1) + '\n')
-    draft.replace(path)
+    settings |= {'workdir': str(Path(generator.workdir).resolve()), 'step': generator.step}
+    return settings | {f'sampler.{name}': value for name, value in dataclasses.asdict(generator.config.sampler).items()}
 
 
 def _context(generator: magi_jax.Generator, num: int) -> np.ndarray | None:

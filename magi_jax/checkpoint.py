@@ -47,6 +47,7 @@ class Checkpoints:
     ):
         self._folder = Path(workdir).absolute() / 'checkpoints'
         self._warn = warn
+        self.restored_step: int | None = None  # of the checkpoint that `restore` read last
         self._manager = None
         if keep is not None:
             options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
@@ -80,6 +81,7 @@ class Checkpoints:
             items, reason = self._read(step, abstract)
             if items is not None:
                 self._set_aside(damaged)
+                self.restored_step = step
                 return items
             damaged[step], before = reason, self._next_step(step)
             if before is not None:

@@ -1,13 +1,15 @@
 """A trained generator as a library: arrays in, arrays out.
 
     generator = magi_jax.load('runs/quickstart/magi')
-    video = generator.sample(frames=64, num=4, seed=0)
+    video = generator.sample(frames=64, num=4, seed=0, temperature=0.9)
 
 Dimension key: B clips, T frames, H W pixels.
 """
 
+import contextlib
 import dataclasses
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from magi_jax.checkpoint import Checkpoints, load_config
-from magi_jax.config import Config, ConfigError, MeshConfig, SamplerConfig
+from magi_jax.config import Config, ConfigError, DataConfig, MeshConfig, SamplerConfig, replace_fields
 from magi_jax.objectives.api import clip_shape, make_objective
 from magi_jax.parallel.hosts import equal_parts, everywhere, on_devices, padded_rows, whole
 from magi_jax.parallel.layout import sampling_layout
 from magi_jax.parallel.mesh import batch_sharding, make_mesh, replicated
+from magi_jax.sampling.arguments import check_numbers, check_seed, check_videos, check_whole
+from magi_jax.sampling.progress import Progress, frame_bar
 from magi_jax.sampling.stream import clip_keys, sample_clips, stream_clips
 from magi_jax.sampling.video import VideoSampler, sampling_weights
 from magi_jax.tokenizers.api import Tokenizer, create_tokenizer
@@ -30,7 +34,7 @@ from magi_jax.tokenizers.folder import load_tokenizer
 from magi_jax.tokenizers.pixels import to_float, to_uint8
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Generator:
     """A finished or still training run, ready to sample from.
 
@@ -38,11 +42,22 @@ class Generator:
       config: of the run; `sampler` may be replaced with `with_sampler`.
       weights: the average's, as `sampling_weights` makes them, whole on every device of every host.
       tokenizer: the one that the run was trained with.
+      workdir: the run's folder.
+      step: of the checkpoint that the weights are from.
     """
 
     config: Config
     weights: Any
     tokenizer: Tokenizer
+    workdir: str = ''
+    step: int | None = None
+
+    def __repr__(self) -> str:
+        model, data = self.config.model, self.config.data
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(self.weights))
+        size = f'{model.blocks} blocks of width {model.width}, {parameters:,} parameters'
+        run = f'{self.workdir!r}, step={self.step}, {size}, {data.height}x{data.width} pixels'
+        return f'Generator({run}, tokenizer={self.config.tokenizer.kind})'
 
     def with_sampler(self, sampler: SamplerConfig) -> 'Generator':
         """The same model under other sampler settings."""
@@ -58,7 +73,8 @@ class Generator:
         seed: int = 0,
         numbers: Sequence[int] | None = None,
         at_once: int | None = None,
-        **progress: Any,
+        progress: bool | Progress = True,
+        **sampler: Any,
     ) -> np.ndarray:
         """Videos that continue `context`, or begin from nothing; shared among the devices of all hosts.
 
@@ -67,24 +83,29 @@ class Generator:
         Args:
           context: uint8 [B, c, H, W, 3], c >= 0 first frames of each video; None: unconditional. A temporal tokenizer
             takes certain c only, e.g. 1 + 4k.
-          frames: length of the videos, context included; any.
+          frames: length of the videos, context included; any from 1.
           num: videos from nothing when there is no context.
           interval: raw frames between two frames, 1..data.max_interval of the run.
-          seed: same seed, same videos.
+          seed: 0 to 2^32 - 1; same seed, same videos.
           numbers: [B] of the videos among all of this seed, whose draws they decide: a large set can be made in parts.
             None: 0..B-1.
           at_once: videos that a device makes at once; with it they are the same to the last bit on any number of
             devices. None: all.
-          **progress: `progress=`, as in `sampling.stream.sample_clips`; with `at_once` it is called for each part.
+          progress: True shows a bar in a terminal or notebook, False none. A function is called for each part, as in
+            `sampling.stream.sample_clips`.
+          **sampler: fields of `SamplerConfig` for this call, e.g. temperature=0.9, denoise_steps=10.
 
         Returns:
           uint8 [B, frames, H, W, 3].
 
         Raises:
-          ConfigError: an argument does not fit the run.
+          ConfigError: an argument is not allowed or does not fit the run.
         """
-        parts, count = self._inputs(context, frames, num, interval, seed, numbers, at_once)
-        return np.concatenate([whole(sample_clips(**part, **progress)) for part in parts])[:count]
+        request = _Request(context, frames, num, interval, seed, numbers)
+        parts, count = self._with_fields(sampler)._inputs(request, at_once)
+        shown = contextlib.nullcontext(progress) if callable(progress) else frame_bar(len(parts), bool(progress))
+        with shown as watch:
+            return np.concatenate([whole(sample_clips(**part, progress=watch)) for part in parts])[:count]
 
     def stream(
         self,
@@ -95,6 +116,7 @@ class Generator:
         interval: int = 1,
         seed: int = 0,
         numbers: Sequence[int] | None = None,
+        **sampler: Any,
     ) -> Iterator[np.ndarray]:
         """The frames of the same videos one after the other, context first, in memory that does not grow.
 
@@ -106,44 +128,31 @@ class Generator:
         Raises:
           ConfigError: as `sample`; also if the tokenizer is not frame-wise.
         """
-        (inputs,), count = self._inputs(context, frames, num, interval, seed, numbers, at_once=None)
+        request = _Request(context, frames, num, interval, seed, numbers)
+        (inputs,), count = self._with_fields(sampler)._inputs(request, at_once=None)
         given, made = np.moveaxis(inputs['context'][:count], 1, 0), stream_clips(**inputs)
         return itertools.chain(given, (whole(frame)[:count] for frame in _ahead(made)))
 
-    def _inputs(
-        self,
-        context: np.ndarray | None,
-        frames: int,
-        num: int,
-        interval: int,
-        seed: int,
-        numbers: Sequence[int] | None,
-        at_once: int | None,
-    ) -> tuple[list[dict[str, Any]], int]:
+    def _with_fields(self, fields: dict[str, Any]) -> 'Generator':
+        if not fields:
+            return self
+        arguments = [*_Request.__dataclass_fields__, 'at_once', 'progress']
+        return self.with_sampler(replace_fields(self.config.sampler, fields, arguments))
+
+    def _inputs(self, request: '_Request', at_once: int | None) -> tuple[list[dict[str, Any]], int]:
         """Arguments of `sample_clips` for each part, all devices having as many; and how many videos were asked for."""
-        data = self.config.data
-        if context is None:
-            context = np.zeros((num if numbers is None else len(numbers), 0, data.height, data.width, 3), np.uint8)
-        if context.ndim != 5 or context.shape[2:] != (data.height, data.width, 3) or context.dtype != np.uint8:
-            raise ConfigError(
-                f'context {context.dtype} {context.shape} must be uint8 [B, c, {data.height}, {data.width}, 3]'
-            )
-        if not 1 <= interval <= data.max_interval:
-            raise ConfigError(f'interval {interval} must lie in 1..{data.max_interval}, what this run was trained on')
-        mesh, numbers = _mesh(), np.arange(len(context)) if numbers is None else np.asarray(numbers)
-        if numbers.shape != context.shape[:1]:
-            raise ConfigError(f'{len(numbers)} numbers of videos do not belong to {len(context)} contexts')
+        mesh, (context, numbers) = _mesh(), request.checked(self.config.data)
         shape = clip_shape(self.config, self.tokenizer)
         alike = {
             'sampler': VideoSampler(self.config, shape, sampling_layout(self.config.model, shape, mesh)),
             'weights': self.weights,
             'tokenizer': everywhere(mesh, self.tokenizer),
-            'frames': frames,
+            'frames': request.frames,
             'sharding': batch_sharding(mesh),
         }
 
         def part(rows: np.ndarray) -> dict[str, Any]:
-            intervals, keys = np.full(rows.shape, interval, np.int32), clip_keys(seed, numbers[rows])
+            intervals, keys = np.full(rows.shape, request.interval, np.int32), clip_keys(request.seed, numbers[rows])
             return alike | {'context': context[rows], 'interval': intervals, 'keys': keys}
 
         return [part(rows) for rows in _parts(mesh, len(context), at_once)], len(context)
@@ -163,9 +172,41 @@ class Generator:
         return reconstruct(self.tokenizer, video, at_once)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Request:
+    """What `Generator.sample` and `Generator.stream` are called with."""
+
+    context: np.ndarray | None
+    frames: int
+    num: int
+    interval: int
+    seed: int
+    numbers: Sequence[int] | None
+
+    def checked(self, data: DataConfig) -> tuple[np.ndarray, np.ndarray]:
+        """Return context [B, c, H, W, 3] and numbers [B] of the videos. Raise ConfigError if a run on `data` cannot."""
+        check_whole('frames', self.frames, 1)
+        check_whole('num', self.num, 1)
+        check_whole('interval', self.interval, 1, data.max_interval, 'data.max_interval of this run')
+        check_seed(self.seed)
+        numbers = None if self.numbers is None else check_numbers(self.numbers)
+        if self.context is None:
+            count = self.num if numbers is None else len(numbers)
+            context = np.zeros((count, 0, data.height, data.width, 3), np.uint8)
+        else:
+            context = check_videos('context', self.context, data.height, data.width)
+        count = len(context)
+        if numbers is not None and len(numbers) != count:
+            raise ConfigError(f'{len(numbers)} numbers do not fit {count} clips of context: give one for each clip')
+        if self.num not in (1, count):
+            advice = 'leave num out, or repeat the context with np.repeat(context, num, axis=0)'
+            raise ConfigError(f'num = {self.num} does not fit {count} clips of context or numbers: {advice}')
+        return context, np.arange(count) if numbers is None else numbers
+
+
 def reconstruct(tokenizer: Tokenizer, video: np.ndarray, at_once: int | None = None) -> np.ndarray:
     """`Generator.reconstruct` of a tokenizer alone."""
-    mesh = _mesh()
+    mesh, video = _mesh(), check_videos('video', video)
     tokenizer, sharding = everywhere(mesh, tokenizer), batch_sharding(mesh)
     parts = (on_devices(sharding, video[rows]) for rows in _parts(mesh, len(video), at_once))
     return np.concatenate([whole(_reconstruct(tokenizer, part)) for part in parts])[: len(video)]
@@ -176,13 +217,14 @@ def _reconstruct(tokenizer: Tokenizer, video: jax.Array) -> jax.Array:
     return to_uint8(tokenizer.decode(tokenizer.encode(to_float(video))))
 
 
-def load(workdir: str) -> Generator:
+def load(workdir: str | os.PathLike) -> Generator:
     """The newest checkpoint of a training run's folder.
 
     Raises:
       FileNotFoundError: no run, checkpoint or tokenizer there.
       ConfigError: the run trained no generator.
     """
+    workdir = os.path.expanduser(workdir)
     config = load_config(workdir)
     if config.objective == 'autoencoder':
         raise ConfigError(f'{workdir} holds an autoencoder, not a generator; give the --workdir of a generator run')
@@ -196,11 +238,13 @@ def load(workdir: str) -> Generator:
     checkpoints = Checkpoints(workdir)
     params = checkpoints.restore({'ema': abstract})['ema']
     checkpoints.close()
-    return Generator(config, sampling_weights(config, params), tokenizer)
+    return Generator(config, sampling_weights(config, params), tokenizer, str(workdir), checkpoints.restored_step)
 
 
 def _parts(mesh: Mesh, count: int, at_once: int | None) -> list[np.ndarray]:
-    return [padded_rows(mesh, count)] if at_once is None else equal_parts(mesh, count, at_once)
+    if at_once is None:
+        return [padded_rows(mesh, count)]
+    return equal_parts(mesh, count, check_whole('at_once', at_once, 1))
 
 
 def _mesh() -> Mesh:

@@ -52,7 +52,7 @@ class Diffusion(nn.Module):
 
         Its marginals are those of training.
         """
-        timesteps = np.rint(np.arange(steps) * (start / (steps - 1))).astype(np.int64)
+        timesteps = np.rint(np.cumsum([0.0, *[start / (steps - 1)] * (steps - 1)])).astype(np.int64)
         abar = np.cumprod(1 - _cosine_betas(train_steps))[timesteps]
         return cls(prediction, 1 - abar / np.append(1.0, abar[:-1]), timesteps)
 

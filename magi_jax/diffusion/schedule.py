@@ -3,10 +3,16 @@
 Dimension key: S steps of the process.
 """
 
+from typing import Literal
+
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from magi_jax.config import ConfigError
+
+Spacing = Literal['even', 'trailing']
 
 
 @flax.struct.dataclass
@@ -47,19 +53,34 @@ def full_process(steps: int) -> Process:
     return _process(cosine_betas(steps), np.arange(steps))
 
 
-def respaced_process(train_steps: int, steps: int, start: int) -> Process:
-    """`steps` of the `train_steps` steps, evenly from 0 to `start` with rounding to the nearest: for sampling.
+def respaced_process(train_steps: int, steps: int, start: int, spacing: Spacing = 'even') -> Process:
+    """Return the process of `steps` of the `train_steps` steps: for sampling.
 
     The betas are rebuilt from the chosen steps' abar, so that x_i has the marginal that training saw at `timestep[i]`.
 
     Raises:
-      ValueError: more steps than there are between 0 and start.
+      ConfigError: more steps than there are between 0 and start, or fewer than 2.
     """
-    if not 1 < steps <= start + 1 <= train_steps:
-        raise ValueError(f'cannot take {steps} denoise steps from timestep {start} of {train_steps}')
-    timesteps = np.rint(np.arange(steps) * (start / (steps - 1))).astype(np.int64)
+    if not 1 <= start < train_steps:
+        raise ConfigError(f'sampler.start = {start} is no timestep after 0: choose 1 to {train_steps - 1}')
+    if not 1 < steps <= start + 1:
+        raise ConfigError(f'sampler.denoise_steps = {steps} do not fit timesteps 0 to {start}: choose 2 to {start + 1}')
+    timesteps = spaced_timesteps(steps, start, spacing)
     abar = np.cumprod(1 - cosine_betas(train_steps))[timesteps]
     return _process(1 - abar / np.append(1.0, abar[:-1]), timesteps)
+
+
+def spaced_timesteps(steps: int, start: int, spacing: Spacing = 'even') -> np.ndarray:
+    """Return `steps` timesteps up to `start`, ascending: int64 [S].
+
+    'even' goes from 0 to `start` as MAR's `space_timesteps` does: its float64 sum of strides decides how a half is
+    rounded. 'trailing' cuts 0..start into equal parts and takes the last timestep of each: none is near 0, where an
+    evaluation hardly changes anything.
+    """
+    if spacing == 'trailing':
+        return np.rint((start + 1) * np.arange(1, steps + 1) / steps).astype(np.int64) - 1
+    stride = start / (steps - 1) if steps > 1 else 1.0
+    return np.rint(np.cumsum([0.0, *[stride] * (steps - 1)])).astype(np.int64)
 
 
 def _process(betas: np.ndarray, timesteps: np.ndarray) -> Process:

@@ -55,8 +55,8 @@ def ode_sample(
 
     x_{i-1} = (s'/s) x_i + (a' - a s'/s) d with signal a, noise s and d = clean_i + w (clean_i - clean_{i+1}), where
     w = h_i / (2 h_{i+1}) of order 2 extrapolates the clean token to the middle of the step h_i in log(a/s) (Lu et al.
-    2022, 2M). The first step has nothing to extrapolate from. The last two are of order 1: towards the end, where the
-    noise vanishes, h grows without bound, while the clean token hardly changes.
+    2022, 2M). The first step has nothing to extrapolate from. The last step, and the one that ends at timestep 0, are
+    of order 1: there the noise vanishes and h grows without bound, while the clean token hardly changes.
 
     Args:
       denoiser: the network.
@@ -85,11 +85,14 @@ def ode_sample(
 
 
 def _extrapolation_weights(process: Process) -> jax.Array:
-    """[S]: h_i / (2 h_{i+1}), h_i the step from i to i-1 in log(signal / noise); 0 in the first and last two steps."""
+    """Return h_i / (2 h_{i+1}) [S], h_i the step from i to i-1 in log(signal / noise).
+
+    It is 0 in the first step, in the last, and in the one that ends at timestep 0.
+    """
     position = jnp.log(process.sqrt_abar) - jnp.log(process.sqrt_one_minus_abar)
     step = position[:-1] - position[1:]  # h_1 .. h_{S-1}
-    weights = step[1:-1] / (2 * step[2:])  # of i = 2 .. S-2
-    return jnp.pad(weights, (2, process.steps - 2 - len(weights)))
+    weights = jnp.where(process.timestep[:-2] > 0, step[:-1] / (2 * step[1:]), 0.0)  # of i = 1 .. S-2
+    return jnp.pad(weights, (1, process.steps - 1 - len(weights)))
 
 
 SOLVERS = {

@@ -81,7 +81,7 @@ def sample_frame(networks: FrameNetworks, recipe: RevealRecipe, clip_keys: Array
             denoiser = networks.denoiser(z)
         else:
             blind_z = jnp.take_along_axis(networks.blind(values, mask), chosen[..., None], axis=1)
-            revealed = 1.0 if recipe.guidance_schedule == 'constant' else (tokens - first) / tokens
+            revealed = 1.0 if recipe.guidance_schedule == 'constant' else revealed_part(first, tokens)
             both = networks.denoiser(jnp.concatenate([z, blind_z]))
             denoiser = _guided(both, 1 + (recipe.guidance - 1) * revealed)
         step_keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(clip_keys)
@@ -92,6 +92,15 @@ def sample_frame(networks: FrameNetworks, recipe: RevealRecipe, clip_keys: Array
 
     start = jnp.zeros((clip_keys.shape[0], tokens, width)), jnp.ones((clip_keys.shape[0], tokens), bool)
     return jax.lax.scan(reveal, start, (jnp.arange(1, len(steps) + 1), steps))[0][0]
+
+
+def revealed_part(hidden: Array | np.ndarray, tokens: int) -> Array | np.ndarray:
+    """Return the part of a frame's tokens by which MAR's linear guidance has grown: (N - m) / N.
+
+    `hidden` is m, the tokens still hidden after a mask step. MAR never counts fewer than one: the last step has
+    (N - 1) / N.
+    """
+    return (tokens - hidden.clip(1)) / tokens
 
 
 def _draw_tokens(denoiser: Denoiser, recipe: RevealRecipe, keys: Array, shape: tuple[int, int]) -> Array:

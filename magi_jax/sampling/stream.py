@@ -111,7 +111,9 @@ def _begin(
 ) -> tuple[Array, Array, VideoState, int]:
     """The context where the clips lie and its tokens, the state behind it, and how many latent frames are to come."""
     if context.shape[1] > frames:
-        raise ConfigError(f'{context.shape[1]} context frames are more than the {frames} frames asked for')
+        raise ConfigError(
+            f'{context.shape[1]} context frames are more than the {frames} frames asked for: raise frames'
+        )
     # Not device_put, which knows only the devices of this host.
     place = jax.jit(lambda *arrays: arrays, out_shardings=sharding)
     context, interval, keys = place(jnp.asarray(context), jnp.asarray(interval, jnp.int32), keys)

@@ -92,7 +92,9 @@ class VideoSampler:
         """
         check_sampler(self.config)
         if context.shape[1] > frames:
-            raise ConfigError(f'{context.shape[1]} context frames are more than the {frames} frames asked for')
+            raise ConfigError(
+                f'{context.shape[1]} context frames are more than the {frames} frames asked for: raise frames'
+            )
         slots, trained = self.window_size(frames), self.shape.frames
         if frames > slots and not 0 < self.config.sampler.keep_frames < slots:
             raise ConfigError(
@@ -158,7 +160,7 @@ class VideoSampler:
         decayed = sampler.temperature_decay * 10.0 ** -(state.frame - state.context + 1)
         temperature = sampler.temperature + decayed
         temperature = jnp.where(state.frame < OPENING_FRAMES, sampler.opening_temperature, temperature)
-        process = respaced_process(head.timesteps, sampler.denoise_steps, sampler.start)
+        process = respaced_process(head.timesteps, sampler.denoise_steps, sampler.start, sampler.spacing)
         return RevealRecipe(
             mask_steps=sampler.mask_steps,
             process=process,

@@ -65,6 +65,11 @@ class Tokenizer:
     latent_std: jax.Array  # float32 [c]
     config: TokenizerConfig = flax.struct.field(pytree_node=False)
 
+    def __repr__(self) -> str:
+        parameters = sum(getattr(leaf, 'size', 0) for leaf in jax.tree.leaves(self.params))
+        grid = f'{self.config.channels} channels of {self.config.downsample}x{self.config.downsample} pixels'
+        return f'Tokenizer({self.config.kind}, {grid}, {parameters:,} parameters)'
+
     @property
     def frame_wise(self) -> bool:
         """True if each latent frame depends on one frame only, so that devices can encode their own frames."""

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from magi_jax.diffusion.schedule import cosine_betas, full_process, respaced_process
+from magi_jax.config import ConfigError
+from magi_jax.diffusion.schedule import cosine_betas, full_process, respaced_process, spaced_timesteps
 
 
 def test_cosine_betas():
@@ -37,9 +38,33 @@ def test_respacing_reaches_from_zero_to_the_start(steps, start):
     assert len(timestep) == steps and timestep[0] == 0 and timestep[-1] == start and (np.diff(timestep) > 0).all()
 
 
-@pytest.mark.parametrize(('steps', 'start'), [(1, 999), (100, 98), (10, 1000)])
+def _mar_timesteps(count):
+    """Improved DDPM's arithmetic in Python's floats: strides are summed, each sum is rounded, a tie to the even."""
+    stride = 999 / (count - 1) if count > 1 else 1
+    taken, position = [], 0.0
+    for _ in range(count):
+        taken.append(round(position))
+        position += stride
+    return taken
+
+
+def test_even_timesteps_are_those_of_mar_for_every_count():
+    for count in range(1, 1001):
+        assert spaced_timesteps(count, 999).tolist() == _mar_timesteps(count), count
+
+
+def test_trailing_timesteps_end_the_equal_parts_of_all():
+    assert spaced_timesteps(4, 999, 'trailing').tolist() == [249, 499, 749, 999]
+    for count in (1, 3, 7, 20, 901):
+        timesteps = spaced_timesteps(count, 900, 'trailing')
+        assert len(timesteps) == count and timesteps[-1] == 900 and (np.diff([-1, *timesteps]) > 0).all()
+        assert np.ptp(np.diff([-1, *timesteps])) <= 1
+
+
+@pytest.mark.parametrize(('steps', 'start'), [(1, 999), (100, 98), (10, 1000), (2, 0)])
 def test_impossible_respacings_are_named(steps, start):
-    with pytest.raises(ValueError, match=f'cannot take {steps} denoise steps from timestep {start} of 1000'):
+    field = 'denoise_steps' if 0 < start < 1000 else 'start'
+    with pytest.raises(ConfigError, match=rf'sampler\.{field} = .*: choose'):
         respaced_process(1000, steps, start)
 
 

@@ -108,6 +108,34 @@ def test_ode_solvers_reach_a_gaussian_from_pure_noise(prediction):
     assert _gaussian_error('dpm++', 40, prediction, start=999) < 1e-2
 
 
+def _mixture_error(solver, steps, spacing):
+    """Mean distance between sorted samples of N(-1, 0.1^2) or N(1, 0.1^2), by their best denoiser, and exact ones."""
+    process, count = respaced_process(1000, steps, 999, spacing), 4000
+    modes, std = jnp.array([-1.0, 1.0]), 0.1
+
+    def denoise(x, t):
+        signal, noise = FULL.sqrt_abar[t][..., None], FULL.sqrt_one_minus_abar[t][..., None]
+        spread = (signal * std) ** 2 + noise**2
+        weights = jax.nn.softmax(-((x - signal * modes[None]) ** 2) / (2 * spread))
+        means = modes[None] + std**2 * signal / spread * (x - signal * modes[None])
+        clean = (weights * means).sum(-1, keepdims=True)
+        return jnp.concatenate([clean, jnp.zeros_like(clean)], axis=-1)
+
+    def noise(_):
+        return jax.scipy.stats.norm.ppf((jnp.arange(count)[:, None] + 0.5) / count)
+
+    made = jax.jit(lambda: SOLVERS[solver](denoise, noise, process, 'clean'))()
+    exact = np.sort(np.concatenate([mode + std * noise(0)[::2, 0] for mode in np.asarray(modes)]))
+    return np.abs(np.sort(made[:, 0]) - exact).mean()
+
+
+@pytest.mark.parametrize('solver', ['ddim', 'dpm++'])
+def test_trailing_timesteps_do_with_one_evaluation_less(solver):
+    trailing = _mixture_error(solver, 4, 'trailing')
+    assert trailing <= 1.05 * _mixture_error(solver, 5, 'even')
+    assert trailing <= 0.55 * _mixture_error(solver, 4, 'even')
+
+
 def test_temperature_of_ode_solvers_scales_what_is_drawn():
     """From pure noise, the deviation from the mean of a Gaussian target."""
     process = respaced_process(1000, 20, 999)

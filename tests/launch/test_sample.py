@@ -1,5 +1,6 @@
 """launch.sample as its user runs it, and the same videos from the library."""
 
+import io
 import json
 import os
 import subprocess
@@ -19,6 +20,7 @@ from tests.launch.commands import ROOT, assert_one_line, module, run, train_comm
 from tests.launch.forked import run_forked
 
 FRAMES = 6  # the trained clips have 4: the window slides
+GREY = np.full((2, 2, 32, 32, 3), 128, np.uint8)
 
 
 @pytest.fixture(scope='module')
@@ -69,24 +71,40 @@ def _arrays(folder):
 
 
 def test_videos_from_nothing(sample, tmp_path, generator):
+    (tmp_path / 'again' / '.unfinished').mkdir(parents=True)  # of a call that was killed while it wrote
+    (tmp_path / 'again' / '.unfinished' / '07.mp4').touch()
     for out in ('out', 'again'):
         result = sample('--num', '2', '--seed', '3', out=out)
         assert result.returncode == 0, result.stderr
         assert f'2 videos of {FRAMES} frames in {tmp_path / out}' in result.stdout
-    names = sorted(path.name for path in (tmp_path / 'out').iterdir())
-    assert names == ['00.gif', '00.mp4', '01.gif', '01.mp4', 'videos.npz']
+    names, again = (sorted(path.name for path in (tmp_path / out).iterdir()) for out in ('out', 'again'))
+    assert names == again == ['00.gif', '00.mp4', '01.gif', '01.mp4', 'videos.npz']
     for name in names[:-1]:  # a zip keeps the time
         assert (tmp_path / 'out' / name).read_bytes() == (tmp_path / 'again' / name).read_bytes()
     videos, settings = _arrays(tmp_path / 'out')
     assert videos.shape == (2, FRAMES, 32, 32, 3) and videos.dtype == np.uint8 and settings['seed'] == 3
+    assert settings['sampler.temperature'] == 1 and settings['step'] == 8
     np.testing.assert_array_equal(_arrays(tmp_path / 'again')[0], videos)
     for name in ('00.mp4', '01.mp4'):
         assert read_video(tmp_path / 'out' / name).shape == (FRAMES, 32, 32, 3)
     # The library gives the same videos; another seed or temperature gives others.
     np.testing.assert_allclose(generator.sample(frames=FRAMES, num=2, seed=3), videos, atol=1)
-    cooler = generator.with_sampler(override(generator.config.sampler, ['temperature=0.5']))
-    for other in generator.sample(frames=FRAMES, num=2, seed=4), cooler.sample(frames=FRAMES, num=2, seed=3):
+    cooler = generator.sample(frames=FRAMES, num=2, seed=3, temperature=0.5)
+    for other in generator.sample(frames=FRAMES, num=2, seed=4), cooler:
         assert abs(other.astype(int) - videos).max() > 1
+
+
+@pytest.mark.parametrize('arguments', [['--seed', '1'], ['--batch', '1'], ['--stream']])
+def test_videos_of_another_call_stay(command, environment, tmp_path, arguments):
+    folder = tmp_path / 'out'
+    folder.mkdir()
+    for name in ('00.mp4', '00.gif', 'videos.npz'):
+        (folder / name).write_text(name)
+    refused = f'{folder} holds files of another call (00.gif, 00.mp4, ...): give another --out'
+    assert_one_line(run_forked(command(*arguments), environment), refused)
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {
+        name: name for name in ('00.mp4', '00.gif', 'videos.npz')
+    }
 
 
 def test_context_is_cropped_spaced_and_kept(sample, tmp_path, footage):
@@ -120,8 +138,9 @@ def test_context_of_another_size_is_resized(sample, tmp_path):
         (['--context', '{footage}', '--context_frames', '7'], ['7 context frames are more than the 6 frames']),
         (['--sampler', 'heat=3'], ["'heat=3'", 'temperature']),
         (['--sampler', 'temperature=hot'], ["temperature = 'hot' is of type str: give a number"]),
-        (['--interval', '3'], ['interval 3 must lie in 1..2']),
+        (['--interval', '3'], ['interval = 3 is out of range', '1 to 2']),
         (['--num', '0'], ['--num=0']),
+        (['--seed', '4294967296'], ['--seed=4294967296', '[0, 4294967295]']),
     ],
 )
 def test_mistakes_are_one_line(command, environment, tmp_path, footage, arguments, words):
@@ -205,12 +224,76 @@ def test_library_continues_arrays_of_the_right_kind(generator):
     made = generator.sample(context, 3, interval=2)
     assert made.shape == (3, 3, 32, 32, 3) and (made[:, :2] == context).all()
     np.testing.assert_array_equal(generator.sample(context, 2), context)
-    with pytest.raises(ConfigError, match=r'uint8 \(3, 2, 16, 32, 3\) must be uint8 \[B, c, 32, 32, 3\]'):
-        generator.sample(context[:, :, :16], 3)
-    with pytest.raises(ConfigError, match='float32'):
-        generator.sample(context.astype(np.float32), 3)
-    with pytest.raises(ConfigError, match=r'interval 0 must lie in 1\.\.2'):
-        generator.sample(context, 3, interval=0)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ({'num': 0}, 'num = 0 is out of range: give a whole number, 1 or more'),
+        ({'num': 3, 'context': GREY}, 'num = 3 does not fit 2 clips of context or numbers: leave num out'),
+        ({'frames': 0}, 'frames = 0 is out of range'),
+        ({'frames': 1, 'context': GREY}, '2 context frames are more than the 1 frames asked for: raise frames'),
+        ({'context': list(GREY)}, 'context is a list: give an array'),
+        ({'context': GREY / 255}, r'context is float64 .*np\.round\(255 \* context\)'),
+        ({'context': GREY[0]}, r'for one clip context\[None\]'),
+        ({'context': GREY[:, :, :16]}, r'uint8 \[2, 2, 16, 32, 3\], not uint8 \[clips, frames, 32, 32, 3\]: resize'),
+        ({'interval': 0}, r'interval = 0 .* 1 to 2 \(data\.max_interval of this run\)'),
+        ({'numbers': [1, 2, 3], 'context': GREY}, '3 numbers do not fit 2 clips of context: give one for each clip'),
+        ({'seed': 2**32}, 'seed = 4294967296 is out of range: .* 0 to 4294967295'),
+        ({'seed': -1}, 'seed = -1 is out of range'),
+        ({'temprature': 0.9}, "'temprature' is no sampler field: did you mean 'temperature'"),
+        ({'frame': 9}, "'frame' is no sampler field: did you mean 'frames'"),
+        ({'denoise_steps': 'ten'}, "sampler.denoise_steps = 'ten'"),
+    ],
+)
+def test_library_refuses_wrong_arguments_in_one_line(generator, arguments, message):
+    for call in generator.sample, generator.stream:
+        with pytest.raises(ValueError, match=message) as error:
+            call(**arguments)
+        assert '\n' not in str(error.value)
+
+
+def test_library_refuses_parts_of_no_clips_and_videos_that_are_none(generator):
+    with pytest.raises(ConfigError, match='at_once = 0 is out of range'):
+        generator.sample(at_once=0)
+    with pytest.raises(ConfigError, match='at_once = 0 is out of range'):
+        generator.reconstruct(GREY, at_once=0)
+    with pytest.raises(ConfigError, match='video is a list'):
+        generator.reconstruct(list(GREY))
+
+
+def test_sampler_fields_are_keywords_of_one_call(generator):
+    cool = generator.with_sampler(override(generator.config.sampler, ['temperature=0.5']))
+    made = cool.sample(frames=3, num=2)
+    np.testing.assert_array_equal(generator.sample(frames=3, num=2, temperature=np.float32(0.5)), made)
+    streamed = np.stack(list(generator.stream(frames=3, num=2, temperature=0.5)), axis=1)
+    np.testing.assert_allclose(streamed.astype(int), made, atol=1)
+    assert generator.config.sampler.temperature == 1
+
+
+def test_a_bar_counts_the_frames_of_all_parts_in_a_terminal_and_nothing_is_printed_elsewhere(
+    generator, monkeypatch, capfd
+):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    for options, shown in [({}, True), ({'at_once': 1}, True), ({'progress': False}, False)]:
+        monkeypatch.setattr(sys, 'stderr', Terminal())
+        generator.sample(frames=3, num=16, **options)
+        bar = sys.stderr.getvalue()
+        total = 6 if options else 3  # of at_once: 16 clips on 8 devices
+        assert (f'/{total} [' in bar and 'frame' in bar) if shown else not bar
+        monkeypatch.undo()
+    generator.sample(frames=3, num=16)
+    assert capfd.readouterr() == ('', '')
+
+
+def test_a_generator_and_its_tokenizer_are_told_in_a_line(generator, workdir):
+    text = repr(generator)
+    assert text.startswith(f"Generator('{workdir}', step=8, 1 blocks of width 16, ") and len(text) < 300
+    assert text.endswith(' parameters, 32x32 pixels, tokenizer=identity)')
+    assert repr(generator.tokenizer) == 'Tokenizer(identity, 192 channels of 8x8 pixels, 0 parameters)'
 
 
 def test_library_uses_all_devices_and_they_change_nothing(generator):

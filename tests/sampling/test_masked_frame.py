@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from magi_jax.diffusion.schedule import respaced_process
-from magi_jax.masking.tokens import reveal_counts
-from magi_jax.sampling.masked_frame import FrameNetworks, RevealRecipe, sample_frame
+from magi_jax.masking.tokens import masked_counts, reveal_counts
+from magi_jax.sampling.masked_frame import FrameNetworks, RevealRecipe, revealed_part, sample_frame
 
 TOKENS, WIDTH = 7, 3
 KEYS = jax.random.split(jax.random.key(5), 2)
@@ -77,7 +77,7 @@ def test_temperature_scales_the_noise_and_the_clip_bounds_the_tokens():
     assert jnp.abs(warm - cold).mean() > 0.1
 
 
-@pytest.mark.parametrize(('schedule', 'revealed'), [('linear', [1 / 7, 4 / 7, 1]), ('constant', [1, 1, 1])])
+@pytest.mark.parametrize(('schedule', 'revealed'), [('linear', [1 / 7, 4 / 7, 6 / 7]), ('constant', [1, 1, 1])])
 def test_guidance_leads_away_from_the_blind_answer_and_grows_with_the_revealed_part(schedule, revealed):
     """The seeing network answers 3, the blind one 1: guided by g, 1 + 2 g."""
 
@@ -90,3 +90,21 @@ def test_guidance_leads_away_from_the_blind_answer_and_grows_with_the_revealed_p
     weights = np.repeat(1 + 0.5 * np.asarray(revealed), [1, 3, 3])
     for clip in frame:
         np.testing.assert_allclose(np.sort(clip[:, 0]), 1 + 2 * weights, rtol=1e-5)
+
+
+def _mar_guidance(tokens, steps, guidance):
+    """MAR's linear guidance of each mask step, by its rule for the number of tokens that stay hidden."""
+    hidden, weights = tokens, []
+    for step in range(steps):
+        length = np.floor(tokens * np.cos(np.pi / 2 * (step + 1) / steps))
+        length = np.maximum(1, np.minimum(hidden - 1, length))
+        weights.append(1 + (guidance - 1) * (tokens - length) / tokens)
+        hidden = 0 if step == steps - 1 else length
+    return weights
+
+
+@pytest.mark.parametrize('tokens', [1, 2, 7, 16, 64, 256])
+@pytest.mark.parametrize('steps', [1, 2, 3, 8, 64, 300])
+def test_linear_guidance_is_that_of_mar_in_every_step(tokens, steps):
+    weights = 1 + (3.0 - 1) * revealed_part(masked_counts(tokens, steps), tokens)
+    np.testing.assert_allclose(weights, _mar_guidance(tokens, steps, 3.0), rtol=1e-12)
