@@ -76,9 +76,9 @@ def test_numbers_of_videos_keep_all_their_bits():
 @pytest.mark.parametrize(
     ('fields', 'message'),
     [
-        ({'temprature': 0.9}, \"unknown field 'temprature': did you mean 'temperature'[?] Fields: mask_steps, "),
-        ({'frame': 3}, \"unknown field 'frame': did you mean 'frames'[?]"),
-        ({'zzz': 1}, \"unknown field 'zzz': choose one of mask_steps, .*context_noise"),
+        ({'temprature': 0.9}, "unknown field 'temprature': did you mean 'temperature'[?] Fields: mask_steps, "),
+        ({'frame': 3}, "unknown field 'frame': did you mean 'frames'[?]"),
+        ({'zzz': 1}, "unknown field 'zzz': choose one of mask_steps, .*context_noise"),
         ({'temperature': 'hot'}, "temperature = 'hot'"),
         ({'denoise_steps': 10.5}, 'denoise_steps = 10.5'),
         ({'solver': 'euler'}, "solver = 'euler' .*'ancestral', 'ddim'"),
