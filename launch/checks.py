@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from packaging.requirements import Requirement
 
-from launch.collectives import exchange
+import magi_jax
 from magi_jax.checkpoint import CONFIG_FILE, Checkpoints, check_same_experiment, latest_step, load_config
 from magi_jax.config import Config, ConfigError
 from magi_jax.data.pipeline import eval_batches, train_batches
@@ -33,6 +33,8 @@ from magi_jax.training.lowering import lower_train_step
 from magi_jax.training.optim import make_optimizer
 from magi_jax.training.state import StateFactory
 from magi_jax.training.step import leaf_names
+
+from .collectives import exchange
 
 PROBE_FOLDER = 'preflight'  # in the work folder, removed at the end
 SMALL_MODEL = 50_000_000  # parameters up to which `--step auto` runs steps
@@ -135,8 +137,8 @@ def _digest(*parts: bytes) -> str:
 
 
 def _sources() -> list[Path]:
-    root = Path(__file__).parents[1]
-    return sorted(path for folder in ('magi_jax', 'launch') for path in (root / folder).rglob('*.py'))
+    folders = Path(magi_jax.__file__).parent, Path(__file__).parent
+    return sorted({path for folder in folders for path in folder.rglob('*.py')})
 
 
 def check_devices(facts: Facts) -> str:

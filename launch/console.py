@@ -16,6 +16,9 @@ from tqdm import tqdm
 from magi_jax.config import Config, ConfigError, from_config_dict
 from magi_jax.data.video_file import VideoError
 
+from .commands import as_called_here
+from .config_flag import config_to_explain, print_config_help
+
 COMPILED_PROGRAMS = '~/.cache/magi_jax/compilation'
 DISK_FULL = 'the disk is full: free space and run the same command again; the last complete checkpoint is safe'
 # Mistakes that a person can mend, and whose message says how; anything else is a bug and keeps its traceback.
@@ -27,7 +30,7 @@ class Terminal:
 
     def line(self, text: str) -> None:
         if is_first():
-            tqdm.write(text)
+            tqdm.write(as_called_here(text))
 
     def progress(self, initial: int, total: int) -> tqdm:
         bar = {'unit': 'step', 'dynamic_ncols': True, 'smoothing': 0.05, 'mininterval': 1.0}
@@ -65,6 +68,8 @@ def run(main: Callable[[], int | None], session: contextlib.AbstractContextManag
         except Exception as error:  # noqa: BLE001, raised again unless expected
             return report(error)
 
+    main_module = sys.modules['__main__']
+    main_module.__doc__ = as_called_here(main_module.__doc__ or '')  # the text of --help
     try:
         app.run(guarded, flags_parser=_parse_flags)
     except ConfigError as error:
@@ -101,6 +106,9 @@ def read_config(flag: flags.FlagHolder) -> Config:
 def _parse_flags(argv: list[str]) -> list[str]:
     """absl's parser; what was typed wrong is a ConfigError, what else a config file raises is a bug of that file."""
     try:
+        if 'config' in flags.FLAGS and (explained := config_to_explain(argv)):
+            print_config_help(explained)
+            sys.exit(0)
         _, *strays = flags.FLAGS(argv)
         if strays:
             way_out = 'a config field is set with --config.FIELD=VALUE' if 'config' in flags.FLAGS else 'see --help'
@@ -130,11 +138,11 @@ def last_line(error: Exception) -> str:
 def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
     """What the project warns of, in one line; what libraries warn each other of, not at all."""
     if category is UserWarning and is_first():
-        print(f'warning: {message}', file=sys.stderr)
+        print(f'warning: {as_called_here(str(message))}', file=sys.stderr)
 
 
 def _fail(error: object) -> int:
-    print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
+    print(f'error: {as_called_here(" ".join(str(error).split()))}', file=sys.stderr)
     return 1
 
 

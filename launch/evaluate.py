@@ -26,7 +26,6 @@ from absl import flags
 from tqdm import tqdm
 
 import magi_jax
-from launch import console, distributed
 from magi_jax.checkpoint import load_config
 from magi_jax.config import ConfigError, MeshConfig
 from magi_jax.data.pipeline import eval_batches
@@ -44,6 +43,8 @@ from magi_jax.generator import reconstruct
 from magi_jax.parallel.mesh import make_mesh
 from magi_jax.tokenizers.folder import load_tokenizer
 from magi_jax.training.metrics import read_metrics
+
+from . import console, distributed
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'folder of a run')
 PROTOCOL = flags.DEFINE_string('protocol', 'bouncing_shapes', f'what is measured, and how: {", ".join(PROTOCOLS)}')
@@ -137,7 +138,7 @@ def _measure_generator(measure: Measure) -> None:
         score=measured,
         shown=shown,
         settings=dataclasses.asdict(generator.config),
-        commands=(f'python -m launch.evaluate --workdir {WORKDIR.value} --protocol {PROTOCOL.value} --out OUT',),
+        commands=(f'python -m {__package__}.evaluate --workdir {WORKDIR.value} --protocol {PROTOCOL.value} --out OUT',),
         facts=_facts(generator),
     )
     write_page(folder / 'report.html', render_score(content))
@@ -218,7 +219,7 @@ def _report(
         settings=dataclasses.asdict(config),
         commands=(
             'bash launch/quickstart.sh',
-            f'python -m launch.sample --workdir {WORKDIR.value} --frames 64 --num 4 --out videos',
+            f'python -m {__package__}.sample --workdir {WORKDIR.value} --frames 64 --num 4 --out videos',
         ),
         facts=_facts(generator),
     )

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 
-from launch import console, distributed
-from launch.checks import CHECKS, PROBE_FOLDER, Check, Facts, share
+from . import console, distributed
+from .checks import CHECKS, PROBE_FOLDER, Check, Facts, share
+from .config_flag import define_config
 
-CONFIG = config_flags.DEFINE_config_file('config', None, 'configs/NAME.py[:variant,runlocal]', lock_config=True)
+CONFIG = define_config()
 WORKDIR = flags.DEFINE_string('workdir', None, 'folder that the run will use, seen by every host')
 REQUIREMENTS = flags.DEFINE_string(
     'requirements', str(Path(__file__).parents[1] / 'requirements.txt'), 'the pinned versions'

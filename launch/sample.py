@@ -17,11 +17,12 @@ import numpy as np
 from absl import flags
 
 import magi_jax
-from launch import console, distributed
 from magi_jax.checkpoint import latest_step
 from magi_jax.config import ConfigError, override
 from magi_jax.data.video_file import mp4_writer, read_video, write_gif, write_mp4
 from magi_jax.parallel.hosts import word_of_first
+
+from . import console, distributed
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'folder of a generator run')
 OUT = flags.DEFINE_string('out', None, 'folder to write to')
