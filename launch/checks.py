@@ -144,7 +144,7 @@ def _sources() -> list[Path]:
 def check_devices(facts: Facts) -> str:
     """The devices lay out the config's mesh, and the batch divides over it."""
     if jax.default_backend() == 'cpu' and any(map(os.path.exists, TPU_FILES)) and 'JAX_PLATFORMS' not in os.environ:
-        raise ConfigError('this host has TPU chips but jax runs on the CPU: pip install -e .[tpu] -c requirements.txt')
+        raise ConfigError(f'this host has TPU chips but jax runs on the CPU: pip install "jax[tpu]=={jax.__version__}"')
     config, devices, hosts = facts.config, jax.devices(), jax.process_count()
     mesh = make_mesh(config.mesh)
     check_batch(mesh, config.data.batch_size, config.optim.accumulate)

@@ -2,7 +2,7 @@
 
 python -m launch.compile --config configs/magi_ucf101.py --topology v5e:4x4 [--target sample] [--config.mesh.fsdp=4 ...]
 
-Needs libtpu: pip install -e .[tpu] -c requirements.txt. Exit status 2 if the program does not fit.
+Needs libtpu: pip install -e '.[tpu]' -c requirements.txt. Exit status 2 if the program does not fit.
 """
 
 import dataclasses

@@ -15,6 +15,8 @@ from pathlib import Path
 import jax
 from absl import flags
 
+from magi_jax.config import ConfigError
+
 from . import console, distributed
 from .checks import CHECKS, PROBE_FOLDER, Check, Facts, share
 from .config_flag import define_config
@@ -84,7 +86,10 @@ def _line(status: str, name: str, text: str) -> str:
 
 def main() -> int:
     """Returns 0 when every check passed, else 1; the first process speaks for all."""
-    facts = Facts(console.read_config(CONFIG), Path(WORKDIR.value), Path(REQUIREMENTS.value), STEP.value)
+    requirements = Path(REQUIREMENTS.value)
+    if not requirements.is_file():  # it lies in a checkout, not in an installed package
+        raise ConfigError(f'{requirements} is missing: give --requirements FILE, from which all hosts were installed')
+    facts = Facts(console.read_config(CONFIG), Path(WORKDIR.value), requirements, STEP.value)
     failed = 0
     for status, name, text in run_checks(CHECKS, facts, TIMEOUT.value):
         failed += status == 'FAILED'
