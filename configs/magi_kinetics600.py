@@ -24,10 +24,12 @@ As it stands for 16 chips of v5e; `:v6e` and `:v5p` for 16 of those, `:v5e256` f
 
 from ml_collections import ConfigDict
 
-from configs.magi_ucf101 import SLICES, fit_slice, run_locally, train_autoencoder, use_own_tokenizer
 from magi_jax.config import ConfigError, default
+from magi_jax.config_files import import_config
 
-VARIANTS = ('own', 'autoencoder', 'heads128', *list(SLICES)[1:])  # the first slice is the default
+magi_ucf101 = import_config('magi_ucf101')
+
+VARIANTS = ('own', 'autoencoder', 'heads128', *list(magi_ucf101.SLICES)[1:])  # the first slice is the default
 
 
 def get_config(arg: str = '') -> ConfigDict:
@@ -46,14 +48,14 @@ def get_config(arg: str = '') -> ConfigDict:
     config.tokenizer.width = 512
     config.optim.learning_rate = 2e-4
     config.train.steps = 281_250
-    fit_slice(config, next((name for name in names if name in SLICES), 'v5e'))
+    magi_ucf101.fit_slice(config, next((name for name in names if name in magi_ucf101.SLICES), 'v5e'))
     if 'heads128' in names:
         config.model.heads = 10
     if 'own' in names or 'autoencoder' in names:
         config.tokenizer.path = 'runs/kinetics600/autoencoder/tokenizer'
-        use_own_tokenizer(config)
+        magi_ucf101.use_own_tokenizer(config)
     if 'autoencoder' in names:
-        train_autoencoder(config)
+        magi_ucf101.train_autoencoder(config)
     if 'runlocal' in names:
-        run_locally(config)
+        magi_ucf101.run_locally(config)
     return config

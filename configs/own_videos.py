@@ -12,8 +12,8 @@ Half an hour on 2 CPU cores; what comes of it depends on the videos. With an acc
 
 from ml_collections import ConfigDict
 
-from configs import quickstart, quickstart_autoencoder
 from magi_jax.config import ConfigError
+from magi_jax.config_files import import_config
 
 VARIANTS = ('autoencoder',)
 
@@ -22,7 +22,7 @@ def get_config(arg: str = '') -> ConfigDict:
     names = [name for name in arg.split(',') if name]
     if unknown := set(names) - {*VARIANTS, 'runlocal'}:
         raise ConfigError(f'no variant {sorted(unknown)}; there are: {", ".join(VARIANTS)}, runlocal')
-    config = (quickstart_autoencoder if 'autoencoder' in names else quickstart).get_config()
+    config = import_config('quickstart_autoencoder' if 'autoencoder' in names else 'quickstart').get_config()
     config.data.source = 'my_videos'
     config.data.flip_horizontal = True
     config.masking.posterior_noise = True

@@ -7,8 +7,9 @@ The same in all ways to train, as there: data, steps, masks and seeds. `:runloca
 
 from ml_collections import ConfigDict
 
-from configs import study_strategies
+from magi_jax.config_files import import_config
 
+study_strategies = import_config('study_strategies')
 VARIANTS, PLAN, RUNLOCAL_PLAN = study_strategies.VARIANTS, study_strategies.PLAN, study_strategies.RUNLOCAL_PLAN
 
 

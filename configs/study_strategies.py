@@ -9,8 +9,8 @@ same in all ways to train. One run by hand: `launch.train --config configs/study
 
 from ml_collections import ConfigDict
 
-from configs import quickstart
 from magi_jax.config import ConfigError
+from magi_jax.config_files import import_config
 from magi_jax.evaluation import study
 
 VARIANTS = ('masked', 'one_interval', 'no_noise')
@@ -39,7 +39,7 @@ def get_config(arg: str = '') -> ConfigDict:
     names = [name for name in arg.split(',') if name]
     if unknown := set(names) - {*VARIANTS, 'runlocal'}:
         raise ConfigError(f'no variant {sorted(unknown)}; there are: {", ".join(VARIANTS)}, runlocal')
-    config = quickstart.get_config('runlocal' if 'runlocal' in names else '')
+    config = import_config('quickstart').get_config('runlocal' if 'runlocal' in names else '')
     config.data.max_interval = 1 if 'one_interval' in names else 3
     if 'masked' in names:
         config.model.teacher_forcing = 'masked'

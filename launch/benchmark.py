@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
 
-from launch import console
 from magi_jax.benchmarks import contest, table
 from magi_jax.benchmarks.settings import Settings
 
-CONFIG = config_flags.DEFINE_config_file('config', None, 'configs/NAME.py[:variant,runlocal]', lock_config=True)
+from . import console
+from .config_flag import define_config
+
+CONFIG = define_config()
 TASK = flags.DEFINE_enum('task', None, ['train', 'sample'], 'what is timed; may stand without a flag as the first word')
 AGAINST = flags.DEFINE_list('against', [], f'others beside JAX: {", ".join(contest.AGAINST)}')
 MODES = ['default', 'reduce-overhead', 'max-autotune']
@@ -79,7 +80,7 @@ def description(settings: Settings) -> dict[str, Any]:
     return {
         'title': f'{settings.task}: {model.blocks} blocks of width {model.width}, {clips} clips of {length},'
         f' {settings.config.train.compute_dtype}',
-        'command': ' '.join(['python -m launch.benchmark', *sys.argv[1:]]),
+        'command': ' '.join([f'python -m {__package__}.benchmark', *sys.argv[1:]]),
         'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
         'commit': commit.stdout.strip(),
         'processor': processor(),

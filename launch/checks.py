@@ -22,7 +22,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from packaging.requirements import Requirement
 
-from launch.collectives import exchange
+import magi_jax
 from magi_jax.checkpoint import CONFIG_FILE, Checkpoints, check_same_experiment, latest_step, load_config
 from magi_jax.config import Config, ConfigError
 from magi_jax.data.pipeline import eval_batches, train_batches
@@ -36,6 +36,8 @@ from magi_jax.training.lowering import lower_train_step
 from magi_jax.training.optim import make_optimizer
 from magi_jax.training.state import StateFactory
 from magi_jax.training.step import leaf_names
+
+from .collectives import exchange
 
 PROBE_FOLDER = 'preflight'  # folder inside the work folder; removed at the end
 SMALL_MODEL = 50_000_000  # largest number of parameters for which `--step auto` runs steps
@@ -138,14 +140,14 @@ def _digest(*parts: bytes) -> str:
 
 
 def _sources() -> list[Path]:
-    root = Path(__file__).parents[1]
-    return sorted(path for folder in ('magi_jax', 'launch') for path in (root / folder).rglob('*.py'))
+    folders = Path(magi_jax.__file__).parent, Path(__file__).parent
+    return sorted({path for folder in folders for path in folder.rglob('*.py')})
 
 
 def check_devices(facts: Facts) -> str:
     """Check that the devices fill the mesh of the config and that the batch divides over it."""
     if jax.default_backend() == 'cpu' and any(map(os.path.exists, TPU_FILES)) and 'JAX_PLATFORMS' not in os.environ:
-        raise ConfigError('this host has TPU chips but jax runs on the CPU: pip install -e .[tpu] -c requirements.txt')
+        raise ConfigError(f'this host has TPU chips but jax runs on the CPU: pip install "jax[tpu]=={jax.__version__}"')
     config, devices, hosts = facts.config, jax.devices(), jax.process_count()
     mesh = make_mesh(config.mesh)
     check_batch(mesh, config.data.batch_size, config.optim.accumulate)

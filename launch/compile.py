@@ -2,7 +2,7 @@
 
 python -m launch.compile --config configs/magi_ucf101.py --topology v5e:4x4 [--target sample] [--config.mesh.fsdp=4 ...]
 
-Needs libtpu: pip install -e .[tpu] -c requirements.txt. Exit status 2 if the program does not fit.
+Needs libtpu: pip install -e '.[tpu]' -c requirements.txt. Exit status 2 if the program does not fit.
 """
 
 import dataclasses
@@ -14,10 +14,7 @@ from typing import Any
 import jax
 from absl import flags
 from jax.sharding import Mesh
-from ml_collections import config_flags
 
-from launch import console
-from launch.fit import lines, topology_devices, ways_out
 from magi_jax.config import Config
 from magi_jax.models.flops import frame_flops, train_flops
 from magi_jax.objectives.api import clip_shape, make_objective
@@ -29,7 +26,11 @@ from magi_jax.training.lowering import abstract_tokenizer, encoder_flops, lower_
 from magi_jax.training.optim import make_optimizer
 from magi_jax.training.state import StateFactory
 
-CONFIG = config_flags.DEFINE_config_file('config', None, 'configs/NAME.py[:variant,runlocal]', lock_config=True)
+from . import console
+from .config_flag import define_config
+from .fit import lines, topology_devices, ways_out
+
+CONFIG = define_config()
 TOPOLOGY = flags.DEFINE_string('topology', None, 'the slice: v4:2x2x4, v5e:4x4, v5p:2x2x4, v6e:4x4, ...')
 TARGET = flags.DEFINE_enum('target', 'train', ['train', 'sample'], 'the optimizer step, or one frame of the sampler')
 CLIPS = flags.DEFINE_integer('clips', 0, 'of --target sample: videos made at once; 0: one a chip')

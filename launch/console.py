@@ -21,6 +21,9 @@ from magi_jax.data import cache
 from magi_jax.data.video_file import VideoError
 from magi_jax.fields import expand_path
 
+from .commands import as_called_here
+from .config_flag import config_to_explain, print_config_help
+
 CACHE_VARIABLE = 'MAGI_JAX_CACHE'
 CACHE_HELP = f'${CACHE_VARIABLE}, or {cache.CACHE}'
 COMPILED_PROGRAMS = 'compilation'  # in the cache folder
@@ -37,7 +40,7 @@ class Terminal:
 
     def line(self, text: str) -> None:
         if is_first():
-            tqdm.write(text)
+            tqdm.write(as_called_here(text))
 
     def progress(self, initial: int, total: int) -> tqdm:
         bar = {'unit': 'step', 'dynamic_ncols': True, 'smoothing': 0.05, 'mininterval': 1.0}
@@ -76,6 +79,8 @@ def run(main: Callable[[], int | None], session: contextlib.AbstractContextManag
         except Exception as error:  # noqa: BLE001, raised again unless expected
             return report(error)
 
+    main_module = sys.modules['__main__']
+    main_module.__doc__ = as_called_here(main_module.__doc__ or '')  # the text of --help
     try:
         app.run(guarded, flags_parser=_parse_flags)
     except ConfigError as error:
@@ -172,7 +177,11 @@ def read_config(flag: flags.FlagHolder) -> Config:
 def _parse_flags(argv: list[str]) -> list[str]:
     """Parse flags with absl. Raise ConfigError for user mistakes; what else a config file raises is a bug of it."""
     try:
-        _, *strays = flags.FLAGS([_expand_config(word) for word in argv])
+        argv = [_expand_config(word) for word in argv]
+        if 'config' in flags.FLAGS and (explained := config_to_explain(argv)):
+            print_config_help(explained)
+            sys.exit(0)
+        _, *strays = flags.FLAGS(argv)
         if strays:
             suggestion = 'set a config field with --config.FIELD=VALUE' if 'config' in flags.FLAGS else 'see --help'
             raise ConfigError(f'{strays[0]!r} is not a flag: {suggestion}')
@@ -202,7 +211,7 @@ def _expand_config(word: str) -> str:
 
 def _missing(name: str) -> str:
     """Return the error of a required flag that was not given, with the command's own example."""
-    example = re.search(r'python -m launch\..*', sys.modules['__main__'].__doc__ or '')
+    example = re.search(r'python -m (?:magi_jax\.)?launch\..*', sys.modules['__main__'].__doc__ or '')
     return f'--{name} is missing: add --{name} ({flags.FLAGS[name].help})' + (
         f', as in {example[0]}' if example else ''
     )
@@ -216,11 +225,11 @@ def last_line(error: Exception) -> str:
 def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
     """What the project warns of, in one line; what libraries warn each other of, not at all."""
     if category is UserWarning and is_first():
-        print(f'warning: {message}', file=sys.stderr)
+        print(f'warning: {as_called_here(str(message))}', file=sys.stderr)
 
 
 def _fail(error: object) -> int:
-    print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
+    print(f'error: {as_called_here(" ".join(str(error).split()))}', file=sys.stderr)
     return 1
 
 

@@ -12,11 +12,12 @@ from pathlib import Path
 
 from absl import flags
 
-from launch import console
 from magi_jax.config import ConfigError
 from magi_jax.tokenizers.convert.published_file import convert_file
 from magi_jax.tokenizers.folder import NOT_MEASURED, save_tokenizer
 from magi_jax.tokenizers.published import PUBLISHED
+
+from . import console
 
 KIND = flags.DEFINE_enum('kind', None, sorted(PUBLISHED), 'which architecture')
 SOURCE = console.define_path('source', None, 'the file as published: .safetensors, or .pt, .ckpt, .jit of torch')

@@ -18,8 +18,9 @@ from collections.abc import Iterator
 import jax
 from absl import flags
 
-from launch import console
 from magi_jax.config import ConfigError
+
+from . import console
 
 COORDINATOR = flags.DEFINE_string(
     'coordinator', None, 'HOST:PORT of process 0, any free port (or JAX_COORDINATOR_ADDRESS); not needed on TPU slices'

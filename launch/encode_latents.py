@@ -16,10 +16,8 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
 from tqdm import tqdm
 
-from launch import console, distributed, parts
 from magi_jax.config import Config, ConfigError
 from magi_jax.data import prepared
 from magi_jax.data.cache import data_folder
@@ -30,7 +28,10 @@ from magi_jax.parallel.encoding import make_encoder
 from magi_jax.tokenizers.api import Tokenizer, fingerprint
 from magi_jax.tokenizers.folder import open_tokenizer, read_statistics
 
-CONFIG = config_flags.DEFINE_config_file('config', None, 'configs/NAME.py[:variant,runlocal]', lock_config=True)
+from . import console, distributed, parts
+from .config_flag import define_config
+
+CONFIG = define_config()
 DATASET = flags.DEFINE_string('dataset', None, 'name of the new dataset')
 DATA_DIR = console.define_path('data_dir', '', f'where datasets are kept; "" = {console.CACHE_HELP}')
 CLIPS = flags.DEFINE_integer('clips', 8, 'of a temporal tokenizer: clips of each training video', lower_bound=1)

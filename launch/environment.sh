@@ -1,9 +1,11 @@
 # shellcheck shell=bash
-# Sourced by the other scripts: makes .venv with exactly requirements.txt, and sets
+# Sourced by the other scripts: makes .venv with exactly requirements.txt and this project itself, and sets
 #   ROOT    the repository
 #   PYTHON  the interpreter of .venv
-# A finished installation leaves a copy of requirements.txt in .venv. Without that copy .venv is built anew; when the copy
-# differs, the new versions are installed over the old ones. Needs no root.
+# The project is installed in place (editable): .venv's python finds magi_jax from any folder, and sees every change.
+# A finished installation leaves a copy of what it was made of in .venv (see describe_environment). Without that copy .venv
+# is built anew; when the copy differs, the new versions are installed over the old ones. A .venv that is a link to a folder
+# elsewhere is used as it is. Needs no root.
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 PYTHON="$ROOT/.venv/bin/python"
@@ -55,9 +57,23 @@ run_quietly() {
   echo "$text done in $((SECONDS - began)) s"
 }
 
+# Prints what .venv depends on; the place too, because the project is installed in place.
+describe_environment() {
+  echo "# $ROOT"
+  cat "$ROOT/requirements.txt" "$ROOT/pyproject.toml"
+}
+
+# Fetches what requirements.txt pins, then needs no network: setuptools, which installs the project, is among the pins.
+install_all() {
+  local pip=("$PYTHON" -m pip --disable-pip-version-check --no-input install)
+  # --no-compile: half the time; Python compiles the few modules that are used when they are first imported.
+  "${pip[@]}" --no-compile -r "$ROOT/requirements.txt" &&
+    "${pip[@]}" --no-deps --no-build-isolation --editable "$ROOT"
+}
+
 make_environment() {
-  local wanted="$ROOT/requirements.txt" installed="$ROOT/.venv/requirements.installed" base
-  if cmp -s "$wanted" "$installed" && "$PYTHON" -c '' 2>/dev/null; then
+  local installed="$ROOT/.venv/requirements.installed" base
+  if "$PYTHON" -c '' 2>/dev/null && { [[ -L $ROOT/.venv ]] || describe_environment | cmp -s - "$installed"; }; then
     return
   fi
   if [[ ! -e $installed ]] || ! "$PYTHON" -c '' 2>/dev/null; then
@@ -65,10 +81,8 @@ make_environment() {
     "$base" -m venv --clear "$ROOT/.venv" || return
   fi
   rm -f "$installed"
-  # --no-compile: half the time; Python compiles the few modules that are used when they are first imported.
-  run_quietly "Installing requirements.txt into .venv (about 1.3 GB) ..." \
-    "$PYTHON" -m pip install --disable-pip-version-check --no-input --no-compile -r "$wanted" || return
-  cp "$wanted" "$installed.new" && mv "$installed.new" "$installed"
+  run_quietly "Installing requirements.txt into .venv (about 1.3 GB) ..." install_all || return
+  describe_environment >"$installed.new" && mv "$installed.new" "$installed"
 }
 
 make_environment || exit 1

@@ -17,8 +17,6 @@ from typing import Any
 
 from absl import flags
 
-from launch import console, distributed, evaluations
-from launch.evaluations import Call
 from magi_jax.checkpoint import load_config
 from magi_jax.config import DataConfig
 from magi_jax.evaluation.extractors import VARIANTS, VerifiedFile
@@ -29,6 +27,9 @@ from magi_jax.evaluation.protocols import (
     find_protocol,
     spelling,
 )
+
+from . import console, distributed, evaluations
+from .evaluations import Call
 
 _COUNT = functools.partial(flags.DEFINE_integer, lower_bound=1)
 _READINGS = [name.removeprefix('i3d-') for name in VARIANTS]

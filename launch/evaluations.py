@@ -16,8 +16,6 @@ import jax
 import numpy as np
 
 import magi_jax
-from launch import console
-from launch.stages import Stages
 from magi_jax.checkpoint import latest_step, load_config
 from magi_jax.config import ConfigError, MeshConfig
 from magi_jax.data import latents
@@ -39,6 +37,9 @@ from magi_jax.generator import reconstruct
 from magi_jax.parallel.mesh import make_mesh
 from magi_jax.tokenizers.folder import load_tokenizer
 from magi_jax.training.metrics import read_metrics
+
+from . import console
+from .stages import Stages
 
 FPS = 12
 SHOWN = 6
@@ -68,7 +69,7 @@ class Call:
     @property
     def commands(self) -> tuple[str, ...]:
         """What makes the report again."""
-        this = shlex.join(['python', '-m', 'launch.evaluate', *sys.argv[1:]])
+        this = shlex.join(['python', '-m', f'{__package__}.evaluate', *sys.argv[1:]])
         return (f'{self.made_by}  # with the training', f'{this}  # the report alone') if self.made_by else (this,)
 
     def write(self, metrics: Any, page: str | None = None) -> None:

@@ -28,7 +28,7 @@ def topology_devices(topology: str) -> list[jax.Device]:
       ConfigError: libtpu is not installed, or does not know the slice.
     """
     if importlib.util.find_spec('libtpu') is None:
-        raise ConfigError('launch.compile needs the TPU compiler: pip install -e .[tpu] -c requirements.txt')
+        raise ConfigError(f'launch.compile needs the TPU compiler: pip install "jax[tpu]=={jax.__version__}"')
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     jax.config.update('jax_platforms', 'cpu')

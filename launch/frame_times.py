@@ -10,13 +10,14 @@ from pathlib import Path
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 
-from launch import console
 from magi_jax.benchmarks import frame_times
 from magi_jax.evaluation import charts, report
 
-CONFIG = config_flags.DEFINE_config_file('config', None, 'configs/NAME.py[:variant,runlocal]', lock_config=True)
+from . import console
+from .config_flag import define_config
+
+CONFIG = define_config()
 OUT = console.define_path('out', None, 'folder for frame_times.json and frame_times.html')
 LENGTHS = flags.DEFINE_multi_integer('frames', [16, 32, 64, 128], 'n', lower_bound=frame_times.AVERAGED + 1)
 REPEATS = flags.DEFINE_integer('repeats', 3, 'of each measurement; the median counts', lower_bound=1)

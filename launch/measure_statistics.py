@@ -9,13 +9,14 @@ from collections.abc import Iterator
 
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
 from tqdm import tqdm
 
-from launch import console
 from magi_jax.training.latent_scale import measure_scale
 
-CONFIG = config_flags.DEFINE_config_file('config', None, 'configs/NAME.py[:variant,runlocal]', lock_config=True)
+from . import console
+from .config_flag import define_config
+
+CONFIG = define_config()
 CLIPS = flags.DEFINE_integer('clips', 1024, 'training clips to measure, rounded up to whole batches', lower_bound=1)
 
 

@@ -13,12 +13,14 @@ from pathlib import Path
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 
-from launch import console, distributed
-from launch.checks import CHECKS, PROBE_FOLDER, Check, Facts, share
+from magi_jax.config import ConfigError
 
-CONFIG = config_flags.DEFINE_config_file('config', None, 'configs/NAME.py[:variant,runlocal]', lock_config=True)
+from . import console, distributed
+from .checks import CHECKS, PROBE_FOLDER, Check, Facts, share
+from .config_flag import define_config
+
+CONFIG = define_config()
 WORKDIR = console.define_path('workdir', None, 'folder that the run will use, seen by every host')
 REQUIREMENTS = console.define_path(
     'requirements', str(Path(__file__).parents[1] / 'requirements.txt'), 'the pinned versions'
@@ -83,7 +85,10 @@ def _line(status: str, name: str, text: str) -> str:
 
 def main() -> int:
     """Return 0 if every check passed, else 1; the first process prints."""
-    facts = Facts(console.read_config(CONFIG), Path(WORKDIR.value), Path(REQUIREMENTS.value), STEP.value)
+    requirements = Path(REQUIREMENTS.value)
+    if not requirements.is_file():  # it lies in a checkout, not in an installed package
+        raise ConfigError(f'{requirements} is missing: give --requirements FILE, from which all hosts were installed')
+    facts = Facts(console.read_config(CONFIG), Path(WORKDIR.value), requirements, STEP.value)
     failed = 0
     for status, name, text in run_checks(CHECKS, facts, TIMEOUT.value):
         failed += status == 'FAILED'

@@ -15,12 +15,13 @@ from pathlib import Path
 from absl import flags
 from tqdm import tqdm
 
-from launch import console, parts
 from magi_jax.config import ConfigError
 from magi_jax.data import prepared
 from magi_jax.data.cache import data_folder
 from magi_jax.data.preparation import dataset, public, shards
 from magi_jax.data.preparation.reencode import Settings
+
+from . import console, parts
 
 DATASET = flags.DEFINE_string('dataset', None, 'ucf101/split1, kinetics600, something_something_v2, ... or any name')
 SOURCE = console.define_path('source', '', 'folder of videos, or CSV file with columns path, label, split')

@@ -19,7 +19,6 @@ import numpy as np
 from absl import flags
 
 import magi_jax
-from launch import console
 from magi_jax.benchmarks import quality
 from magi_jax.checkpoint import latest_step
 from magi_jax.config import ConfigError, SamplerConfig
@@ -27,6 +26,8 @@ from magi_jax.data.pipeline import Batch, eval_batches
 from magi_jax.evaluation.prediction import score_prediction, score_rollout
 from magi_jax.generator import Generator
 from magi_jax.objectives.api import clip_shape
+
+from . import console
 
 WORKDIR = console.define_path('workdir', None, 'folder of a generator run on bouncing_objects/shapes')
 JSON = console.define_path('json', None, 'file of the result; default: one in magi_jax/benchmarks/results')
@@ -65,7 +66,7 @@ def description() -> dict[str, Any]:
     """Return the facts that the numbers depend on, without rows."""
     return {
         'title': f'{FRAMES - CONTEXT} and {LONG_FRAMES.value - CONTEXT} frames behind {CONTEXT} real ones',
-        'command': f'python -m launch.quality --workdir {WORKDIR.value}',
+        'command': f'python -m {__package__}.quality --workdir {WORKDIR.value}',
         'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
         'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
         'clock': clock(),

@@ -19,10 +19,11 @@ import numpy as np
 from absl import flags
 
 import magi_jax
-from launch import console, distributed, video_folder
 from magi_jax.config import ConfigError, SamplerConfig, override
 from magi_jax.data.video_file import mp4_writer, read_video, write_gif, write_mp4
 from magi_jax.parallel.hosts import word_of_first
+
+from . import console, distributed, video_folder
 
 FIELDS = ', '.join(field.name for field in dataclasses.fields(SamplerConfig))
 WORKDIR = console.define_path('workdir', None, 'folder of a generator run')

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from launch import console
+from . import console
 
 BAR = '{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}'
 

@@ -6,22 +6,25 @@ Each run has its own folder, WORKDIR/VARIANTS/seedN. After a kill or SIGTERM the
 runs. WORKDIR/study.json, study.md and study.html are written after every run.
 """
 
-import runpy
 from pathlib import Path
 
 from absl import flags
 
-from launch import console
-from launch.study_runs import Stopped, run_all
+from magi_jax.config_files import find_config_file, import_config
 
-CONFIG = console.define_path('config', None, 'configs/study_NAME.py[:runlocal]')
+from . import console
+from .study_runs import Stopped, run_all
+
+CONFIG = console.define_path('config', None, 'study_NAME or PATH.py, then [:runlocal]')
 WORKDIR = console.define_path('workdir', None, 'folder of all runs')
 
 
 def main() -> int:
     """Return 0, or the exit status of the command that failed or was stopped."""
-    path, _, extra = CONFIG.value.partition(':')
-    plan, root = runpy.run_path(path)['RUNLOCAL_PLAN' if extra == 'runlocal' else 'PLAN'], Path(WORKDIR.value)
+    name, _, extra = CONFIG.value.partition(':')
+    path = str(find_config_file(name))
+    module, root = import_config(path), Path(WORKDIR.value)
+    plan = module.RUNLOCAL_PLAN if extra == 'runlocal' else module.PLAN
     try:
         run_all(plan, path, extra, root)
     except Stopped as stopped:

@@ -47,7 +47,7 @@ def run_all(plan: study.Plan, config: str, extra: str, root: Path) -> None:
     """
     runs = [Run(variants, seed) for variants, seeds in plan.runs.items() for seed in range(seeds)]
     root.mkdir(parents=True, exist_ok=True)
-    execute(root, 'launch.train', f'--config={plan.tokenizer}', f'--workdir={root / "autoencoder"}')
+    execute(root, f'{__package__}.train', f'--config={plan.tokenizer}', f'--workdir={root / "autoencoder"}')
     for number, run in enumerate(runs, 1):
         print(f'\n{number}/{len(runs)}  {study.describe(run.variants)}, seed {run.seed}', flush=True)
         variants = ','.join(name for name in (run.variants, extra) if name)
@@ -60,11 +60,11 @@ def make(root: Path, run: Run, config: str, protocols: Iterable[str]) -> None:
     folder = root / run.folder
     tokenizer = '' if config.endswith('runlocal') else root / 'autoencoder/tokenizer'
     overrides = f'--config.seed={run.seed}', f'--config.tokenizer.path={tokenizer}'
-    execute(root, 'launch.train', f'--config={config}', f'--workdir={folder}', *overrides)
+    execute(root, f'{__package__}.train', f'--config={config}', f'--workdir={folder}', *overrides)
     for name in protocols:
         out = folder / name
         if not (out / 'report.html').exists():
-            execute(root, 'launch.evaluate', f'--workdir={folder}', f'--protocol={name}', f'--out={out}')
+            execute(root, f'{__package__}.evaluate', f'--workdir={folder}', f'--protocol={name}', f'--out={out}')
 
 
 def execute(root: Path, module: str, *arguments: str) -> None:

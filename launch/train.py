@@ -4,12 +4,13 @@ python -m launch.train --config configs/quickstart.py --workdir runs/quickstart/
 """
 
 from absl import flags
-from ml_collections import config_flags
 
-from launch import console, distributed
 from magi_jax.training.loop import train
 
-CONFIG = config_flags.DEFINE_config_file('config', None, 'configs/NAME.py[:variant,runlocal]', lock_config=True)
+from . import console, distributed
+from .config_flag import define_config
+
+CONFIG = define_config()
 WORKDIR = console.define_path('workdir', None, 'folder of this run: checkpoints, metrics, previews')
 PARAMETERS = flags.DEFINE_bool('parameters', False, 'list all parameters with their shapes')
 

@@ -17,9 +17,10 @@ from absl import flags
 from flax.traverse_util import flatten_dict
 from tqdm import tqdm
 
-from launch import console
 from magi_jax.evaluation import classifier_training as training
 from magi_jax.evaluation.classifier import FACTORS, check_gate
+
+from . import console
 
 KIND = flags.DEFINE_enum('kind', None, sorted(FACTORS), 'configuration of bouncing_objects')
 OUT = console.define_path('out', None, 'folder for <kind>.npz and <kind>.json')
@@ -59,7 +60,7 @@ def main() -> None:
         'validation_clips': len(held_out),
         'training': {name: flag.value for name, flag in (('steps', STEPS), ('batch', BATCH), ('videos', VIDEOS))},
         'seed': SEED.value,
-        'command': f'python -m launch.train_classifier --kind {kind} --out magi_jax/evaluation/weights',
+        'command': f'python -m {__package__}.train_classifier --kind {kind} --out magi_jax/evaluation/weights',
         'jax': jax.__version__,
     }
     (out / f'{kind}.json').write_text(json.dumps(facts, indent=2) + '\n')

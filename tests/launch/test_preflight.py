@@ -152,7 +152,7 @@ def test_tpu_chips_that_jax_does_not_use(facts, monkeypatch, tmp_path):
     assert run_named(facts, 'devices')['devices'][0] == 'ok'
     monkeypatch.setattr(checks, 'TPU_FILES', (str(tmp_path),))
     monkeypatch.delenv('JAX_PLATFORMS')
-    assert 'pip install -e .[tpu]' in run_named(facts, 'devices')['devices'][1]
+    assert 'pip install "jax[tpu]==' in run_named(facts, 'devices')['devices'][1]
 
 
 def test_bucket_is_no_folder(facts):
