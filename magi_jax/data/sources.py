@@ -19,7 +19,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from magi_jax.config import ConfigError, DataConfig
-from magi_jax.data import prepared, stored_video, video_file
+from magi_jax.data import decoding, prepared, stored_video, video_file
 from magi_jax.data.builders import bouncing_objects
 from magi_jax.data.cache import cache_folder, data_folder
 
@@ -209,7 +209,7 @@ class FolderSource:
                 usable.append((name, outcome))
             else:
                 reason = f'has {outcome} frames, a clip {data.frames}' if isinstance(outcome, int) else outcome
-                self.skipped.append((name, reason))
+                self.skipped.append((decoding.file_text(name), reason))
         if self.skipped:
             logging.warning('%d of %d files skipped, first: %s: %s', len(self.skipped), len(names), *self.skipped[0])
         if not usable:
@@ -224,7 +224,8 @@ class FolderSource:
     def __getitem__(self, index: int) -> Video:
         path = self._root / self._names[index]
         length = int(self.lengths[index])
-        return Video(self._names[index], length, lambda indices: video_file.read_frames(path, indices, *self._size), {})
+        name = decoding.file_text(self._names[index])
+        return Video(name, length, lambda indices: video_file.read_frames(path, indices, *self._size), {})
 
 
 def _split_names(root: pathlib.Path, split: str) -> list[str]:
@@ -240,7 +241,7 @@ def _split_names(root: pathlib.Path, split: str) -> list[str]:
 
 def hashed_split(name: str) -> str:
     """90 % of all names train, 5 % validation, 5 % test."""
-    percent = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) * 100 >> 64
+    percent = int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8]) * 100 >> 64
     return 'train' if percent < 90 else 'validation' if percent < 95 else 'test'
 
 

@@ -16,7 +16,8 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from magi_jax.data.video_file import VideoError, to_array
+from magi_jax.data.decoding import VideoError
+from magi_jax.data.video_file import to_array
 
 Codec = Literal['h264', 'lossless']
 CODECS = ('h264', 'lossless')

@@ -1,10 +1,13 @@
 """Video files in and out, through PyAV.
 
-T frames, H rows, W columns. Frames come in presentation order, as many as the file has: nothing is resampled in time.
+T frames, H rows, W columns. Frames come in the order in which they are shown, as many as the file has: nothing is
+resampled in time.
 """
 
 import contextlib
 import io
+import itertools
+import math
 import os
 import pathlib
 import tempfile
@@ -17,9 +20,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from PIL import Image
 
-
-class VideoError(ValueError):
-    """A file that cannot be used as a video; the message names the file and what is wrong with it."""
+from magi_jax.data.decoding import VideoError, open_video
 
 
 def read_video(
@@ -34,7 +35,8 @@ def read_video(
       max_frames: stop after this many frames; the rest of the file is then not checked.
 
     Returns:
-      uint8 [T,H,W,3] RGB, T >= 1, upright (rotation metadata applied).
+      uint8 [T,H,W,3] RGB, T >= 1, upright (rotation and mirroring of the metadata applied). Without `height`, frames
+      have the size of the first one, also where the stream changes its size.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -42,8 +44,10 @@ def read_video(
     """
     if (height is None) != (width is None):
         raise ValueError('give both height and width, or neither')
-    scaler = VideoReformatter()
-    frames = [to_array(*item, scaler, height, width) for item in _decode(path, max_frames)]
+    scaler, frames = VideoReformatter(), []
+    for frame, aspect in _decode(path, max_frames):
+        image = to_array(frame, aspect, scaler, height, width)
+        frames.append(fit(image[None], *frames[0].shape[:2])[0] if frames else image)
     return np.stack(frames)
 
 
@@ -61,7 +65,7 @@ def read_frames(path: str | os.PathLike, indices: Sequence[int], height: int, wi
         if index in wanted
     }
     if len(found) < len(wanted):
-        raise VideoError(f'{path} has no frame {max(wanted)}; it changed after it was indexed')
+        raise VideoError(f'has no frame {max(wanted)}: it changed after it was indexed', 'truncated', path)
     return np.stack([found[int(index)] for index in indices])
 
 
@@ -171,33 +175,15 @@ def _whole_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
 
 def _decode(path: str | os.PathLike, limit: int | None) -> Iterator[tuple[av.VideoFrame, float]]:
-    """The first `limit` frames (None: all), each checked, with the width of a pixel over its height."""
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f'there is no video file {path}')
-    if not os.path.getsize(path):
-        raise VideoError(f'{path} is empty (0 bytes)')
-    count, last = 0, None
+    """Yield the first `limit` frames (None: all), each checked, with the width of a pixel over its height."""
     try:
-        with av.open(os.fspath(path)) as container:
-            if not container.streams.video:
-                raise VideoError(f'{path} has no video stream')
-            stream = container.streams.video[0]
-            stream.codec_context.thread_count = 1  # callers run in threads of their own
-            for frame in container.decode(stream):
-                if frame.is_corrupt:
-                    raise VideoError(f'{path} is damaged or cut off at frame {count}')
-                if last is not None and frame.pts is not None and frame.pts < last:
-                    raise VideoError(f'{path} has timestamps that go backwards at frame {count}')
-                last = frame.pts
-                yield frame, float(stream.sample_aspect_ratio or 1)
-                count += 1
-                if count == limit:
-                    return
-    except av.FFmpegError as error:
-        where = f'at frame {count}' if count else 'from the start'
-        raise VideoError(f'{path} cannot be decoded {where}: {error.strerror}') from error
-    if not count:
-        raise VideoError(f'{path} has no frames')
+        with open_video(path) as video:
+            for frame in itertools.islice(video.frames(), limit):
+                yield frame, video.aspect
+    except VideoError as error:
+        if error.reason == 'missing':
+            raise FileNotFoundError(f'there is no video file {path}') from error
+        raise
 
 
 def to_array(
@@ -206,7 +192,7 @@ def to_array(
     """One decoded frame as an upright RGB image.
 
     Args:
-      frame: as the decoder gave it, its rotation only noted.
+      frame: as the decoder gave it, its orientation only noted.
       aspect: width of a pixel over its height.
       scaler: to be reused for the next frame.
       height: of the result, with `width`: the frame is scaled to cover this size and cropped at the centre.
@@ -215,16 +201,40 @@ def to_array(
     Returns:
       uint8 [H,W,3].
     """
-    turns = frame.rotation // 90 % 4
+    turned, flipped = _orientation(frame)
     if height is None:
         # threads=1: swscale's own threads cost several times the conversion itself on small frames.
         image = scaler.reformat(frame, format='rgb24', threads=1).to_ndarray()
-        return np.ascontiguousarray(np.rot90(image, turns))
-    if turns % 2:
+        return _orient(image, turned, flipped)
+    if turned:
         height, width = width, height
     scale = max(height / frame.height, width / (frame.width * aspect))
     rows, columns = max(height, round(frame.height * scale)), max(width, round(frame.width * aspect * scale))
     method = 'AREA' if scale < 1 else 'BICUBIC'
     image = scaler.reformat(frame, columns, rows, 'rgb24', interpolation=method, threads=1).to_ndarray()
     top, left = (rows - height) // 2, (columns - width) // 2
-    return np.ascontiguousarray(np.rot90(image[top : top + height, left : left + width], turns))
+    return _orient(image[top : top + height, left : left + width], turned, flipped)
+
+
+def _orientation(frame: av.VideoFrame) -> tuple[bool, tuple[int, ...]]:
+    """Return what makes a frame upright: whether to exchange rows and columns, and then which axes to reverse.
+
+    The display matrix maps column x and row y to (a x + c y, b x + d y). Any of the eight orientations is one.
+    """
+    try:
+        side = frame.side_data.get('DISPLAYMATRIX')
+    except ValueError:  # PyAV has no name for another kind of side data of this frame; the angle it reads itself
+        angle = math.radians(frame.rotation)
+        a, b, c, d = math.cos(angle), -math.sin(angle), math.sin(angle), math.cos(angle)
+    else:
+        if side is None:
+            return False, ()
+        a, b, _, c, d = np.frombuffer(side, np.int32)[:5].astype(float)
+    turned = abs(b) + abs(c) > abs(a) + abs(d)
+    down, right = (b, c) if turned else (d, a)
+    return turned, tuple(axis for axis, direction in enumerate((down, right)) if direction < 0)
+
+
+def _orient(image: np.ndarray, turned: bool, flipped: tuple[int, ...]) -> np.ndarray:
+    image = image.swapaxes(0, 1) if turned else image
+    return np.ascontiguousarray(np.flip(image, flipped))

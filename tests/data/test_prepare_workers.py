@@ -6,8 +6,6 @@ import subprocess
 import sys
 import time
 
-import pytest
-
 from magi_jax.data.preparation import workers
 from tests.launch.commands import ROOT
 
@@ -54,9 +52,11 @@ def test_items_are_read_only_as_far_as_needed():
     results.close()
 
 
-def test_a_mistake_in_the_function_is_raised():
-    with pytest.raises(ZeroDivisionError, match='why'):
-        list(workers.run_ordered(job, [('', 1), ('raise', 'why')], processes=1, timeout=60))
+def test_an_exception_costs_its_item_and_nothing_else():
+    items = [('', 1), ('raise', 'why\nnot'), ('', 2)]
+    first, failed, last = workers.run_ordered(job, items, processes=1, timeout=60)
+    assert (first, last) == (('', 1), ('', 2))
+    assert failed.raised and not failed.timed_out and failed.cause == 'ZeroDivisionError: why not'
 
 
 def test_workers_end_with_their_owner(tmp_path):

@@ -1,7 +1,6 @@
 """Video files: round trips, exact frames, and one clear line for every bad file."""
 
 import resource
-import struct
 from fractions import Fraction
 
 import av
@@ -156,23 +155,3 @@ def test_pixels_that_are_not_square_are_undone(tmp_path):
     assert square[:, :, 2:-2].min() > 180
     whole = video_file.read_video(tmp_path / 'a.mp4', 48, 64)[0, 24, :, 0]
     assert whole[:6].max() < 20 and whole[10:54].min() > 180 and whole[58:].max() < 20
-
-
-@pytest.mark.parametrize('turns', [1, 2, 3])
-def test_rotation_metadata_is_applied(tmp_path, turns):
-    upright = np.zeros((1, 32, 64, 3), np.uint8)
-    upright[:, :16, :32] = 200  # bright at the top left
-    video_file.write_mp4(tmp_path / 'a.mp4', np.rot90(upright, -turns, axes=(1, 2)).copy(), 8)
-    turn_track(tmp_path / 'a.mp4', turns)
-    for back in (video_file.read_video(tmp_path / 'a.mp4'), video_file.read_video(tmp_path / 'a.mp4', 32, 64)):
-        assert back.shape == upright.shape and psnr(back, upright) > 25
-
-
-def turn_track(path, turns):
-    """Writes a rotation by `turns` quarter turns, as phones do, into the display matrix of the track header."""
-    content = bytearray(path.read_bytes())
-    start = content.index(b'tkhd') + 4 + 40  # version, flags and the other fields of a version 0 header
-    one = 1 << 16
-    a, b = {1: (0, -one), 2: (-one, 0), 3: (0, one)}[turns]
-    content[start : start + 36] = struct.pack('>9i', a, b, 0, -b, a, 0, 0, 0, 1 << 30)
-    path.write_bytes(content)

@@ -120,7 +120,7 @@ def test_one_epoch_through_the_training_pipeline_loses_nothing(finished, monkeyp
     assert source.lengths.tolist() == [source[i].num_frames for i in range(len(source))]
     half = sources.open_source(data, 'train[50%:]+validation[:3]')
     assert half.lengths.tolist() == [half[i].num_frames for i in range(len(half))]
-    assert dict(source.skipped)['empty.mp4'] == 'empty: 0 bytes'
+    assert dict(source.skipped)['empty.mp4'] == 'empty: the file is empty (0 bytes)'
 
 
 def test_frames_are_those_of_the_file(finished):

@@ -15,6 +15,7 @@ import tensorflow_datasets as tfds
 
 from magi_jax.config import ConfigError
 from magi_jax.data import prepared, stored_video, video_file
+from magi_jax.data.decoding import file_text
 from magi_jax.data.preparation import robot_records, shards, workers
 from magi_jax.data.preparation.listing import Listing, Row, Skip
 from magi_jax.data.preparation.reencode import Prepared, Settings, Skipped, reencode_file, reencode_frames
@@ -267,10 +268,14 @@ def _record(row: Row, result: Prepared, labels: list[str]) -> tuple[dict[str, An
 
 def _skip(row: Row, result: Skipped | workers.Died, timeout: float) -> Skip:
     if isinstance(result, Skipped):
-        return Skip(row.video_id, row.path, row.split, result.reason, result.detail)
-    if result.timed_out:
-        return Skip(row.video_id, row.path, row.split, 'timed_out', f'not decoded in {timeout:g} s')
-    return Skip(row.video_id, row.path, row.split, 'crashed', f'the process that decoded it {result.cause}')
+        reason, detail = result.reason, result.detail
+    elif result.raised:
+        reason, detail = 'failed', result.cause
+    elif result.timed_out:
+        reason, detail = 'timed_out', f'not decoded in {timeout:g} s'
+    else:
+        reason, detail = 'crashed', f'the process that decoded it {result.cause}'
+    return Skip(row.video_id, file_text(row.path), row.split, reason, detail)
 
 
 def read_report(shard: shards.Shard, plan: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 
 from magi_jax.config import ConfigError
 from magi_jax.data import sources
+from magi_jax.data.decoding import file_text
 from magi_jax.data.preparation.reencode import Reason
 
 SUFFIXES = (
@@ -96,12 +97,14 @@ def make_listing(
     first: dict[str, Row] = {}
     skipped = []
     for row in rows:
+        # Ids and labels are stored as text; only `path` keeps the bytes of the name, to open the file.
+        row = dataclasses.replace(row, video_id=file_text(row.video_id), label=row.label and file_text(row.label))
         if not re.fullmatch(r'[A-Za-z]\w*', row.split):
             raise ConfigError(f'split {row.split!r} of {row.path} is not a name of letters, digits and _')
         if row.video_id in first:
             other = first[row.video_id]
-            detail = f'{other.path} in split {other.split} has the same id'
-            skipped.append(Skip(row.video_id, row.path, row.split, 'duplicate_id', detail))
+            detail = f'{file_text(other.path)} in split {other.split} has the same id'
+            skipped.append(Skip(row.video_id, file_text(row.path), row.split, 'duplicate_id', detail))
         else:
             first[row.video_id] = row
     if not first:
@@ -111,7 +114,7 @@ def make_listing(
     if unknown := found - set(names):
         raise ConfigError(f'{root}: label {min(unknown)!r} is not one of the {len(names)} classes of the dataset')
     kept = sorted(first.values(), key=lambda row: (row.split, hashlib.sha256(row.video_id.encode()).digest()))
-    return Listing(str(root), tuple(kept), tuple(skipped), names, tuple(sorted(ignored)))
+    return Listing(str(root), tuple(kept), tuple(skipped), names, tuple(sorted(map(file_text, ignored))))
 
 
 def walk(root: pathlib.Path) -> list[str]:
@@ -157,7 +160,8 @@ def _list_folder(root: pathlib.Path) -> Listing:
 
 
 def _list_csv(path: pathlib.Path) -> Listing:
-    with open(path, newline='', encoding='utf-8-sig') as file:
+    # Names of files are bytes.
+    with open(path, newline='', encoding='utf-8-sig', errors='surrogateescape') as file:
         reader = csv.DictReader(file, skipinitialspace=True)
         columns = reader.fieldnames or []
         if 'path' not in columns:

@@ -7,38 +7,26 @@ import dataclasses
 import itertools
 import math
 import os
-import stat
 from collections.abc import Iterable, Iterator
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from magi_jax.config import ConfigError
-from magi_jax.data import stored_video, video_file
-
-Reason = Literal[
-    'missing',  # there is no such file
-    'not_a_file',  # a folder, a pipe, a device
-    'empty',
-    'unreadable',  # the operating system says no
-    'not_a_video',  # no container that FFmpeg knows, or cut off before its index
-    'no_video_stream',
-    'unsupported_codec',
-    'corrupt',  # decoding fails or is concealed somewhere
-    'truncated',  # fewer seconds decode than the file states
-    'bad_timestamps',
-    'too_short',
-    'duplicate_id',
-    'timed_out',
-    'crashed',  # the decoder took its process with it, twice
-]
+from magi_jax.data import decoding, stored_video, video_file
+from magi_jax.data.decoding import Reason
+from magi_jax.data.preparation import containers
 
 Frame = TypeVar('Frame')
 
-_MAX_GAP = 10.0  # seconds between two frames; more is a broken clock, and would be filled with copies
-_MISSING = 0.05, 0.5  # a file is truncated when more than this part of it, and more than these seconds, do not decode
+# Seconds, and mean periods of the file, between two frames: more is a broken clock, and would be filled with copies.
+# A last frame may be held for any time, of which copies for so many seconds are stored.
+_MAX_GAP, _MAX_PERIODS = 10.0, 10
+# A file is truncated when more than this part of it, these seconds and these frames do not decode.
+_MISSING_PART, _MISSING_SECONDS, _MISSING_FRAMES = 0.05, 0.5, 2
+_MIN_RATE, _MAX_RATE = 0.01, 1000.0  # frames per second
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,12 +68,6 @@ class Skipped:
     detail: str
 
 
-class _Unusable(Exception):
-    def __init__(self, reason: Reason, detail: str):
-        super().__init__(detail)
-        self.reason, self.detail = reason, detail
-
-
 def reencode_file(path: str | os.PathLike, settings: Settings) -> Prepared | Skipped:
     """Decodes the whole file, upright, with square pixels, at a constant rate, and encodes it.
 
@@ -94,13 +76,12 @@ def reencode_file(path: str | os.PathLike, settings: Settings) -> Prepared | Ski
       settings: size and rate of the result.
 
     Returns:
-      The video, or why there is none. Only errors of this program are raised.
+      The video, or why there is none.
     """
     try:
-        _check_file(path)
-        with _open(path) as container:
-            return _reencode(container, settings)
-    except _Unusable as error:
+        with decoding.open_video(path) as video:
+            return _reencode(video, settings)
+    except decoding.VideoError as error:
         return Skipped(error.reason, error.detail)
 
 
@@ -140,89 +121,63 @@ def _outputs(time: float, fps: float) -> int:
     return math.ceil(time * fps - 0.25)
 
 
-def _check_file(path: str | os.PathLike) -> None:
-    try:
-        status = os.stat(path)
-    except FileNotFoundError:
-        raise _Unusable('missing', 'there is no such file') from None
-    except OSError as error:
-        raise _Unusable('unreadable', str(error.strerror)) from error
-    if not stat.S_ISREG(status.st_mode):
-        raise _Unusable('not_a_file', 'not a regular file')
-    if not status.st_size:
-        raise _Unusable('empty', '0 bytes')
-
-
-def _open(path: str | os.PathLike) -> av.container.InputContainer:
-    try:
-        return av.open(os.fspath(path), metadata_errors='replace')
-    except av.FFmpegError as error:
-        if isinstance(error, PermissionError):
-            raise _Unusable('unreadable', str(error.strerror)) from error
-        raise _Unusable('not_a_video', str(error.strerror)) from error
-
-
-def _reencode(container: av.container.InputContainer, settings: Settings) -> Prepared | Skipped:
-    if not container.streams.video:
-        raise _Unusable('no_video_stream', 'sound or subtitles only')
-    stream = container.streams.video[0]
-    if stream.codec_context is None:
-        raise _Unusable('unsupported_codec', 'there is no decoder for the video stream')
-    stream.codec_context.thread_count = 1  # one file a process
-    rate = _rate(stream)
+def _reencode(video: decoding.OpenVideo, settings: Settings) -> Prepared | Skipped:
+    rate = _rate(video)
     fps = settings.fps or rate
-    if not 0 < fps <= 1000:
-        raise _Unusable('bad_timestamps', f'the frame rate is unknown or absurd ({fps:g}); give one')
-    timer = _Timer(1 / (rate or fps))
-    shown = constant_rate(timer.timed(_frames(container, stream)), fps)
-    result = _store(_repeat(shown, float(stream.sample_aspect_ratio or 1), settings), fps, settings)
-    _check_length(container, stream, timer)
+    if not _MIN_RATE <= fps <= _MAX_RATE:
+        raise decoding.VideoError(f'the frame rate is unknown or absurd ({fps:g}): give one', 'bad_timestamps')
+    timer = _Timer(video, 1 / (rate or fps))
+    shown = constant_rate(timer.timed(), fps)
+    result = _store(_repeat(shown, video.aspect, settings), fps, settings)
+    _check_length(video, timer)
     return result
 
 
-def _rate(stream: av.VideoStream) -> float:
-    """Frames per second; 0 = unknown."""
-    average, guessed = float(stream.average_rate or 0), float(stream.guessed_rate or 0)
-    # The average of a file of constant rate is off by the rounding of its length; the guess of another one is no guess.
-    return guessed if not average or abs(guessed - average) < 0.02 * average else average
+def _rate(video: decoding.OpenVideo) -> float:
+    """Return frames per second; 0 = unknown.
+
+    A container states an average, which counts how long the last frame is held, and FFmpeg guesses a rate from the
+    first packets. Where they differ, the times of all packets decide. They always do for AVI: it states how many chunks
+    a second there are, and some or most of them may have no frame.
+    """
+    rates = (float(rate or 0) for rate in (video.stream.average_rate, video.stream.guessed_rate))
+    average, guessed = (rate if rate <= _MAX_RATE else 0.0 for rate in rates)
+    alike = average and abs(guessed - average) < 0.02 * average
+    if alike:
+        average = guessed  # the average of a file of constant rate is off by the rounding of its length
+    if alike and video.container.format.name != 'avi':
+        return average
+    mean = decoding.mean_rate(video.path)
+    if not mean or abs(mean - average) < 0.1 * average:
+        return average or guessed
+    return guessed if abs(mean - guessed) < 0.02 * guessed else mean
 
 
 class _Timer:
     """Gives each frame its time and duration, and adds them up."""
 
-    def __init__(self, period: float):
-        self._period = period  # seconds, where a frame does not say how long it lasts
+    def __init__(self, video: decoding.OpenVideo, period: float):
+        self._video = video
+        self.period = period  # seconds from one frame to the next, where the file does not tell
         self.first = 0.0  # time of the first frame
-        self.seconds = 0.0  # from there to the end of the last one
+        self.end = 0.0  # of the last frame
 
-    def timed(self, frames: Iterable[av.VideoFrame]) -> Iterator[tuple[av.VideoFrame, float, float]]:
-        last = None
-        for number, frame in enumerate(frames):
-            time = frame.time if frame.pts is not None else 0.0 if last is None else last + self._period
-            if last is not None and not 0 <= time - last <= _MAX_GAP:
-                raise _Unusable('bad_timestamps', f'{time - last:.3g} s from frame {number - 1} to the next')
-            # A last frame that claims to stay for a minute is a muxer's mistake.
-            duration = min(1.0, float(frame.duration * frame.time_base) if frame.duration else self._period)
+    def timed(self) -> Iterator[tuple[av.VideoFrame, float, float]]:
+        """Yield (frame, time, duration) in seconds; only the duration of the last frame means something."""
+        restarts = bool(self._video.container.format.flags & av.format.Flags.ts_discont.value)
+        clock, last = decoding.Clock(self.period, restarts), None
+        for number, frame in enumerate(self._video.frames()):
+            time = clock.time(frame)
+            if last is not None and not 0 <= time - last <= max(_MAX_GAP, _MAX_PERIODS * self.period):
+                detail = f'{time - last:.3g} s from frame {number - 1} to the next'
+                raise decoding.VideoError(detail, 'bad_timestamps')
+            stamped = frame.pts is not None or frame.dts is not None
+            duration = float(frame.duration * frame.time_base) if frame.duration and stamped else self.period
+            # Many writers do not know how long the last frame lasts, and write 0 or the shortest time there is.
+            duration = duration if duration >= self.period / 4 else self.period
             self.first, last = time if last is None else self.first, time
-            self.seconds = time - self.first + duration
-            yield frame, time, duration
-
-
-def _frames(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
-    """All frames of the stream; raises where one of them is damaged."""
-    number = 0
-    try:
-        for frame in container.decode(stream):
-            if frame.is_corrupt:
-                raise _Unusable('corrupt', f'frame {number} is damaged or cut off')
-            yield frame
-            number += 1
-    except av.FFmpegError as error:
-        if isinstance(error, (av.error.DecoderNotFoundError, av.error.PatchWelcomeError)):
-            raise _Unusable('unsupported_codec', str(error.strerror)) from error
-        raise _Unusable('corrupt', f'frame {number} cannot be decoded: {error.strerror}') from error
-    if not number:
-        raise _Unusable('corrupt', 'no frame can be decoded')
+            self.end = time + duration
+            yield frame, time, min(duration, _MAX_GAP)
 
 
 def _repeat(shown: Iterable[tuple[av.VideoFrame, int]], aspect: float, settings: Settings) -> Iterator[np.ndarray]:
@@ -240,17 +195,18 @@ def _store(images: Iterator[np.ndarray], fps: float, settings: Settings) -> Prep
     return Prepared(video, fps)
 
 
-def _check_length(container: av.container.InputContainer, stream: av.VideoStream, timer: _Timer) -> None:
-    """Some formats (avi, webm) just end where they were cut: only the length that they state tells."""
+def _check_length(video: decoding.OpenVideo, timer: _Timer) -> None:
+    """Raise VideoError if frames are missing at the end: some formats (avi, webm) just end where they were cut.
+
+    A file that has all bytes, or all frames of its index, is not cut, however long its last frame is held.
+    """
+    stream, container = video.stream, video.container
+    if 0 < stream.frames <= video.packets or containers.is_whole(video.path):
+        return
     if stream.duration:
         stated = float(stream.duration * stream.time_base)
     else:
-        if tag := stream.metadata.get('DURATION'):  # Matroska's own, of this stream: sound may last longer
-            hours, minutes, seconds = map(float, tag.split(':'))
-            end = 3600 * hours + 60 * minutes + seconds
-        else:
-            end = (container.duration or 0) / av.time_base
-        stated = end - max(0.0, timer.first)  # the first frame need not be at 0
-    part, at_least = _MISSING
-    if stated - timer.seconds > max(part * stated, at_least):
-        raise _Unusable('truncated', f'{timer.seconds:.2f} of {stated:.2f} seconds can be decoded')
+        stated = (container.duration or 0) / av.time_base - max(0.0, timer.first)  # the first frame need not be at 0
+    found = max(timer.end, video.end) - timer.first
+    if stated - found > max(_MISSING_PART * stated, _MISSING_SECONDS, _MISSING_FRAMES * timer.period):
+        raise decoding.VideoError(f'{found:.2f} of {stated:.2f} seconds can be decoded', 'truncated')

@@ -14,10 +14,11 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Died:
-    """In place of a result: the process ended, because it `timed_out` or of another cause."""
+    """In place of a result: the process ended, because it `timed_out` or of another cause, or the function `raised`."""
 
     timed_out: bool
     cause: str
+    raised: bool = False
 
 
 def run_ordered(
@@ -26,14 +27,14 @@ def run_ordered(
     """`map(function, items)` in other processes, in order.
 
     Args:
-      function: importable by its name; what it raises is raised here.
+      function: importable by its name.
       items: read as they are needed.
       processes: how many, at least 1.
       timeout: seconds for one item; its process is ended then, in native code as well.
       ahead: how many results per process may wait for a slow one before them.
 
     Yields:
-      The result of each item, or `Died` when it timed out, or ended its process twice.
+      The result of each item, or `Died` when it timed out, ended its process twice, or raised an exception.
     """
     crew, numbered = _Crew(function, processes, timeout), enumerate(items)
     results: dict[int, Any] = {}
@@ -78,7 +79,7 @@ class _Crew:
         for pipe in connection.wait(list(self._busy)):
             worker, number, item = self._busy.pop(pipe)
             result = worker.take()
-            if not isinstance(result, Died):
+            if not isinstance(result, Died) or result.raised:
                 self._idle.append(worker)
             elif not result.timed_out and number not in self._retried:  # perhaps it was not this item's fault
                 self._retried.add(number)
@@ -110,14 +111,11 @@ class _Worker:
     def take(self) -> Any:
         """The result; `Died` when there will be none."""
         try:
-            error, result = self.pipe.recv()
+            return self.pipe.recv()
         except (EOFError, ConnectionResetError):
             self._process.join()
             self.pipe.close()
             return _autopsy(self._process.exitcode)
-        if error is not None:
-            raise error
-        return result
 
     def stop(self) -> None:
         self.pipe.close()
@@ -143,9 +141,10 @@ def _serve(function: Callable[[Any], Any], timeout: float, pipe: connection.Conn
             return
         signal.setitimer(signal.ITIMER_REAL, timeout)
         try:
-            answer = None, function(item)
-        except Exception as error:  # noqa: BLE001 -- handed to the owner, who raises it
-            answer = error, None
+            answer = function(item)
+        except Exception as error:  # noqa: BLE001 -- one item's fault, whatever it is, must not end the others
+            message = ' '.join(str(error).split())  # one line
+            answer = Died(False, f'{type(error).__name__}: {message}', raised=True)
         signal.setitimer(signal.ITIMER_REAL, 0)
         try:
             pipe.send(answer)
