@@ -19,7 +19,7 @@ from absl import flags
 import magi_jax
 from launch import console, distributed
 from magi_jax.checkpoint import latest_step
-from magi_jax.config import ConfigError, override
+from magi_jax.config import ConfigError, SamplerConfig, field_help, override
 from magi_jax.data.video_file import mp4_writer, read_video, write_gif, write_mp4
 from magi_jax.parallel.hosts import word_of_first
 
@@ -36,7 +36,8 @@ STREAM = flags.DEFINE_bool('stream', False, 'writes mp4 alone, frame by frame: m
 BATCH = flags.DEFINE_integer(
     'batch', None, 'writes mp4 alone, so many videos at a time; those that are there are not made again', lower_bound=1
 )
-SAMPLER = flags.DEFINE_multi_string('sampler', [], 'sampler setting as FIELD=VALUE, e.g. temperature=0.9; repeatable')
+SAMPLER_FIELDS = '; '.join(f'{name}: {text}' for name, text in field_help(SamplerConfig).items())
+SAMPLER = flags.DEFINE_multi_string('sampler', [], f'FIELD=VALUE, repeatable, e.g. temperature=0.9. {SAMPLER_FIELDS}')
 
 
 def main() -> None:
