@@ -10,6 +10,7 @@ import sys
 import pytest
 from absl import flags
 
+from launch import console
 from magi_jax.config import ConfigError, SamplerConfig, field_help, from_config_dict
 from magi_jax.data import cache
 from magi_jax.fields import expand_path
@@ -88,6 +89,13 @@ def test_what_jax_cannot_do_here_is_one_line(tmp_path, environment, videos, sett
     result = run(train_command(tmp_path / 'run', videos), environment | setting)
     assert_one_line(result, name, 'unset')
     assert name == 'JAX_ENABLE_X64' or f'{name}={value}' in result.stderr
+
+
+@pytest.mark.parametrize('error', [MemoryError(), RuntimeError('RESOURCE_EXHAUSTED: 9 bytes')])
+def test_too_little_memory_is_one_line(capsys, error):
+    assert console.report(error) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith('error: out of memory (') and 'lower data.batch_size' in line
 
 
 def test_without_a_home_the_message_names_the_setting(tmp_path, environment):
