@@ -225,7 +225,7 @@ def check_tokenizer(facts: Facts) -> str:
         facts.tokenizer = create_tokenizer(config.tokenizer, jax.random.key(0), config.data.height, config.data.width)
         text = 'identity'
     elif not (config.tokenizer.path or kept.exists()):
-        raise ConfigError(f'tokenizer.path is empty: {how_to_make(config.tokenizer)}')
+        raise ConfigError(f'tokenizer.path names no tokenizer folder: {how_to_make(config.tokenizer)}')
     else:
         folder = kept if kept.exists() else Path(config.tokenizer.path)
         facts.tokenizer = load_tokenizer(folder)

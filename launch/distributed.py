@@ -108,10 +108,10 @@ def _named_processes() -> tuple[str, int, int] | None:
     if address is None and numbers == [None, None]:
         return None
     if address is None or None in numbers or ':' not in address or not all(str(n).isdecimal() for n in numbers):
-        raise ConfigError('--coordinator HOST:PORT, --processes and --process belong together')
+        raise ConfigError('--coordinator HOST:PORT, --processes and --process belong together: give all three')
     processes, process = map(int, numbers)
     if process >= processes:
-        raise ConfigError(f'--process {process} must lie in 0..{processes - 1}')
+        raise ConfigError(f'--process {process} is out of range: choose 0 to {processes - 1}')
     return None if processes == 1 else (address, processes, process)
 
 

@@ -19,13 +19,12 @@ import numpy as np
 from absl import flags
 
 import magi_jax
-from magi_jax.config import ConfigError, SamplerConfig, override
+from magi_jax.config import ConfigError, SamplerConfig, field_help, override
 from magi_jax.data.video_file import mp4_writer, read_video, write_gif, write_mp4
 from magi_jax.parallel.hosts import word_of_first
 
 from . import console, distributed, video_folder
 
-FIELDS = ', '.join(field.name for field in dataclasses.fields(SamplerConfig))
 WORKDIR = console.define_path('workdir', None, 'folder of a generator run')
 OUT = console.define_path('out', None, 'folder to write to')
 FRAMES = flags.DEFINE_integer('frames', 16, 'length of each video, context included', lower_bound=1)
@@ -39,9 +38,8 @@ STREAM = flags.DEFINE_bool('stream', False, 'writes mp4 alone, frame by frame: m
 BATCH = flags.DEFINE_integer(
     'batch', None, 'writes mp4 alone, so many videos at a time; those that are there are not made again', lower_bound=1
 )
-SAMPLER = flags.DEFINE_multi_string(
-    'sampler', [], f'sampler setting as FIELD=VALUE, e.g. temperature=0.9; repeatable. Fields: {FIELDS}'
-)
+SAMPLER_FIELDS = '; '.join(f'{name}: {text}' for name, text in field_help(SamplerConfig).items())
+SAMPLER = flags.DEFINE_multi_string('sampler', [], f'FIELD=VALUE, repeatable, e.g. temperature=0.9. {SAMPLER_FIELDS}')
 
 
 def main() -> None:

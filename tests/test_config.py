@@ -11,6 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from magi_jax.config import Config, ConfigError, default, from_config_dict, to_config_dict
+from magi_jax.config_checks import check_config
 
 FILES = sorted((pathlib.Path(__file__).resolve().parents[1] / 'configs').glob('*.py'))
 
@@ -99,6 +100,8 @@ def test_config_file(path):
         assert configs[one] != configs[other], f'{one!r} and {other!r} are the same experiment'
     for name in names:
         local = from_config_dict(module.get_config(f'{name},runlocal' if name else 'runlocal'))
+        for config in (configs[name], local):
+            check_config(config)
         assert local.train.steps <= min(100, configs[name].train.steps), 'runlocal must take seconds'
     with pytest.raises(ConfigError, match='nonsense'):
         module.get_config('nonsense')

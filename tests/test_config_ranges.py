@@ -17,7 +17,7 @@ from magi_jax.training.lowering import abstract_tokenizer, trace_next_frame, tra
 
 LOCAL = from_config_dict(quickstart.get_config('runlocal'))
 VALUES = (0, -1, math.nan, math.inf, -math.inf, 10**30, 10**400, 1e30, 1e308)
-SECONDS = 10  # to an answer
+SECONDS = 10  # of the processor, to an answer
 
 
 def numeric_fields(cls=Config, path=()):
@@ -56,13 +56,13 @@ def outcomes():
     """(path, value, config or None if it is refused, seconds) of all fields and values."""
     for path in FIELDS:
         for value in VALUES:
-            began = time.perf_counter()
+            began = time.process_time()
             try:
                 config = start(changed(path, value))
             except ConfigError as error:
                 assert '\n' not in str(error) and path[-1] in str(error) and ': ' in str(error), error
                 config = None
-            yield path, value, config, time.perf_counter() - began
+            yield path, value, config, time.process_time() - began
 
 
 def test_every_number_declares_its_range():
@@ -92,7 +92,7 @@ def test_a_run_can_start_with_every_number_that_is_not_refused():
     for _, _, config, _ in outcomes():
         if config is None:
             continue
-        began = time.perf_counter()
+        began = time.process_time()
         try:
             mesh = make_mesh(config.mesh)
             tokenizer = abstract_tokenizer(config)
@@ -101,7 +101,7 @@ def test_a_run_can_start_with_every_number_that_is_not_refused():
         except ConfigError as error:
             assert '\n' not in str(error)
             late += 1
-        traced, longest = traced + 1, max(longest, time.perf_counter() - began)
+        traced, longest = traced + 1, max(longest, time.process_time() - began)
     print(f'{traced} accepted values traced, {late} of them refused then, at most {longest:.1f} s')
     assert longest < SECONDS
 

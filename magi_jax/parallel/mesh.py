@@ -25,7 +25,7 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     if min(sizes) < 1 or int(np.prod(sizes)) != len(devices):
         raise ConfigError(
             f'mesh.data = {config.data}, mesh.fsdp = {config.fsdp}, mesh.sequence = {config.sequence} and'
-            f' mesh.tensor = {config.tensor} do not lay out {len(devices)} devices; leave one of them at -1'
+            f' mesh.tensor = {config.tensor} do not lay out {len(devices)} devices: leave one of them at -1'
         )
     try:
         laid_out = mesh_utils.create_device_mesh(sizes, devices)

@@ -87,7 +87,7 @@ def open_tokenizer(config: TokenizerConfig, height: int, width: int) -> Tokenize
     if config.kind == 'identity':
         return create_tokenizer(config, jax.random.key(0), height, width)
     if not config.path:
-        raise ConfigError(f'tokenizer.path is empty: set it to a tokenizer folder; {how_to_make(config)}')
+        raise ConfigError(f'tokenizer.path names no tokenizer folder: {how_to_make(config)}')
     if not (pathlib.Path(config.path) / 'config.json').is_file():
         raise ConfigError(f'no tokenizer in {config.path} (tokenizer.path): {how_to_make(config)}')
     tokenizer = load_tokenizer(config.path)

@@ -34,7 +34,7 @@ def measure_scale(
     tokenizer = load_tokenizer(folder)
     published = PUBLISHED.get(tokenizer.config.kind)
     if published is None or published.scale:
-        raise ConfigError(f'the scale of the latents of {folder} is known and left alone')
+        raise ConfigError(f'the scale of the latents of {folder} is known: leave this command out')
     provenance = {name: value for name, value in read_statistics(folder).items() if name not in ('mean', 'std')}
     count = -(-clips // data.batch_size)
     batches = train_batches(data, config.seed)

@@ -253,8 +253,8 @@ def _check_finite(metrics: dict[str, jax.Array], step: int, names: list[str]) ->
     bad = int(metrics['bad_leaf'])
     if bad >= 0:
         raise NonFiniteError(
-            f'step {step}: {names[bad]} is not finite; the checkpoints in the work folder are from before.'
-            ' Lower optim.learning_rate or raise optim.warmup_steps, then run again'
+            f'step {step}: {names[bad]} is not finite, the checkpoints in the work folder are from before:'
+            ' lower optim.learning_rate or raise optim.warmup_steps, then run again'
         )
 
 

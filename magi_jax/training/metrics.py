@@ -127,7 +127,7 @@ def read_metrics(workdir: str) -> dict[str, dict[int, float]]:
         try:
             line = json.loads(text)
         except json.JSONDecodeError as error:
-            raise ValueError(f'{path} line {number} is damaged ({error}); delete that line') from error
+            raise ValueError(f'{path} line {number} is damaged ({error}): delete that line') from error
         if 'resumed_at' in line:
             latest = {key: value for key, value in latest.items() if key[0] <= line['resumed_at']}
         else:

@@ -96,7 +96,10 @@ def test_a_pair_samples_the_videos_of_one(tmp_path, environment, eight):
     [
         (['model.width=3'], ["'model.width=3' is not a flag", '--config.FIELD=VALUE']),
         (['--processes', '2'], ['--coordinator HOST:PORT, --processes and --process belong together']),
-        (['--coordinator', 'a:1', '--processes', '2', '--process', '2'], ['--process 2 must lie in 0..1']),
+        (
+            ['--coordinator', 'a:1', '--processes', '2', '--process', '2'],
+            ['--process 2 is out of range: choose 0 to 1'],
+        ),
         (
             ['--coordinator', 'localhost:1', '--processes', '2', '--process', '1', '--start_timeout', '2'],
             ['process 0 does not answer at localhost:1', '--start_timeout'],

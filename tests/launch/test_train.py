@@ -14,6 +14,7 @@ import pytest
 from magi_jax.training.metrics import read_metrics
 from tests.launch.commands import ROOT, assert_one_line, run, train_command
 from tests.launch.forked import run_forked
+from tests.training.test_metrics import events
 
 STEPS = 40
 SCHEDULE = (f'--config.train.steps={STEPS}', '--config.train.checkpoint_every=17', '--config.train.log_every=1')
@@ -47,6 +48,9 @@ def uninterrupted(tmp_path_factory, environment, command):
     result = run(command(workdir), environment)
     assert result.returncode == 0, result.stderr
     assert _steps(workdir) == [34, STEPS]  # train.keep_checkpoints = 2
+    parameters, compiling, *_ = result.stdout.splitlines()
+    assert re.fullmatch(r'[\d,]+ parameters in \d+ arrays: --parameters lists them', parameters)
+    assert re.search(r'compiling the training step for 1 cpu device\(s\): .* on an idle CPU', compiling)
     return workdir
 
 
@@ -129,6 +133,17 @@ def test_kills_in_the_middle_of_saves_cost_only_the_steps_since_the_save_before(
     assert sorted(path.name for path in (tmp_path / 'checkpoints').iterdir()) == ['34', '40']  # no leftovers
 
 
+def test_learning_rate_speed_and_config_are_written(uninterrupted):
+    written = read_metrics(str(uninterrupted))
+    rates = written['train/learning_rate']
+    assert rates[1] == 0 and rates[STEPS] == pytest.approx(5e-3 * (STEPS - 1) / 100)  # its warm-up is of 100 steps
+    assert all(rate > 0 for rate in written['train/steps_per_second'].values())
+    (text,) = [
+        v for e in events(uninterrupted) for v in e.summary.value if v.metadata.plugin_data.plugin_name == 'text'
+    ]
+    assert '"learning_rate": 0.005' in text.tensor.string_val[0].decode()
+
+
 def test_second_run_of_a_finished_workdir_does_nothing(environment, command, uninterrupted):
     before = {path: path.stat().st_mtime_ns for path in uninterrupted.rglob('*')}
     result = run(command(uninterrupted), environment)
@@ -141,7 +156,7 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint_before(t
     overrides = [f'--config.optim.{field}' for field in wild]
     result = run(command(tmp_path, *overrides, '--config.train.checkpoint_every=1'), environment)
     assert result.returncode == 1 and 'Traceback' not in result.stderr
-    said = re.search(r'error: step (\d+): loss is not finite; .*Lower optim.learning_rate', result.stderr)
+    said = re.search(r'error: step (\d+): loss is not finite, .*: lower optim.learning_rate', result.stderr)
     assert said and _steps(tmp_path)[-1] == int(said[1]) - 1
 
 

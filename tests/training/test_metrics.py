@@ -13,7 +13,9 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from magi_jax.data.video_file import encode_gif
-from magi_jax.training.metrics import FILE, MetricWriter, read_metrics
+from magi_jax.training import metrics
+from magi_jax.training.hooks import STRIP, labelled_rows
+from magi_jax.training.metrics import FILE, MetricWriter, StepRate, read_metrics
 
 
 def events(workdir):
@@ -46,8 +48,41 @@ def test_scalars_come_back_from_both_files(tmp_path):
 def test_infinite_and_missing_numbers_come_back(tmp_path):
     writer = MetricWriter(str(tmp_path))
     writer.scalars(1, {'inf': float('inf'), 'nan': float('nan')})
-    metrics = read_metrics(str(tmp_path))
-    assert metrics['inf'] == {1: float('inf')} and np.isnan(metrics['nan'][1])
+    written = read_metrics(str(tmp_path))
+    assert written['inf'] == {1: float('inf')} and np.isnan(written['nan'][1])
+
+
+def test_text_keeps_its_lines(tmp_path):
+    MetricWriter(str(tmp_path)).text(7, 'config', '{\n "seed": 0\n}')
+    ((step, value),) = [(e.step, v) for e in events(tmp_path) for v in e.summary.value]
+    assert (step, value.metadata.plugin_data.plugin_name) == (7, 'text') and value.tag.startswith('config')
+    assert value.tensor.string_val[0].decode() == '    {\n     "seed": 0\n    }\n'
+
+
+def test_the_rate_of_steps_leaves_out_what_is_paused(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(metrics.time, 'perf_counter', lambda: now[0])
+    rate = StepRate()
+    now[0] += 2.0
+    with rate.paused():
+        now[0] += 1000.0
+    now[0] += 3.0
+    assert rate.per_second(10) == 2.0
+    now[0] += 4.0
+    assert rate.per_second(1) == 0.25
+
+
+@pytest.mark.parametrize('names', [('real', 'generated'), ('reconstruction', 'generated')])
+def test_rows_of_a_preview_are_under_their_names(names):
+    clips = {name: np.stack([noise(3, 16, 48), noise(3, 16, 48)[:, ::-1]]) for name in names}
+    shown = labelled_rows(clips)
+    assert shown.shape == (3, 2 * (STRIP + 16), 96, 3)
+    strips = [shown[:, i * (STRIP + 16) :][:, :STRIP] for i in range(2)]
+    assert all(strip.max() > 200 and (strip == strip[:1]).all() for strip in strips)
+    assert (strips[0] != strips[1]).any()
+    for i, name in enumerate(names):
+        rows = shown[:, i * (STRIP + 16) + STRIP :][:, :16]
+        np.testing.assert_array_equal(rows, np.concatenate(list(clips[name]), axis=2))
 
 
 def test_video_is_a_gif_of_that_size(tmp_path):
