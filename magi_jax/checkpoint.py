@@ -48,6 +48,7 @@ class Checkpoints:
         self._folder = Path(workdir).absolute() / 'checkpoints'
         self._warn = warn
         self._manager = None
+        self.restored_step: int | None = None  # of the last `restore`
         if keep is not None:
             options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
             self._manager = ocp.CheckpointManager(self._folder, options=options)
@@ -80,6 +81,7 @@ class Checkpoints:
             items, reason = self._read(step, abstract)
             if items is not None:
                 self._set_aside(damaged)
+                self.restored_step = step
                 return items
             damaged[step], before = reason, self._next_step(step)
             if before is not None:

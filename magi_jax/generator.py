@@ -8,6 +8,8 @@ Dimension key: B clips, T frames, H W pixels.
 
 import dataclasses
 import itertools
+import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,9 @@ from magi_jax.objectives.api import clip_shape, make_objective
 from magi_jax.parallel.hosts import equal_parts, everywhere, on_devices, padded_rows, whole
 from magi_jax.parallel.layout import sampling_layout
 from magi_jax.parallel.mesh import batch_sharding, make_mesh, replicated
+from magi_jax.pretrained.folder import Origin, is_pretrained, read_pretrained, read_results, save_pretrained
+from magi_jax.pretrained.hub import find_folder, push_folder
+from magi_jax.sampling.attention_maps import attention_to_past
 from magi_jax.sampling.stream import clip_keys, sample_clips, stream_clips
 from magi_jax.sampling.video import VideoSampler, sampling_weights
 from magi_jax.tokenizers.api import Tokenizer, create_tokenizer
@@ -38,11 +43,13 @@ class Generator:
       config: of the run; `sampler` may be replaced with `with_sampler`.
       weights: the average's, as `sampling_weights` makes them, whole on every device of every host.
       tokenizer: the one that the run was trained with.
+      origin: what `save_pretrained` writes besides; `load` sets it.
     """
 
     config: Config
     weights: Any
     tokenizer: Tokenizer
+    origin: Origin | None = dataclasses.field(default=None, repr=False)
 
     def with_sampler(self, sampler: SamplerConfig) -> 'Generator':
         """The same model under other sampler settings."""
@@ -162,6 +169,62 @@ class Generator:
         """
         return reconstruct(self.tokenizer, video, at_once)
 
+    def attention(self, video: np.ndarray, interval: int = 1) -> np.ndarray:
+        """Return how the tokens of the frame after `video` attend to each frame, before any of them is revealed.
+
+        Args:
+          video: uint8 [B, T, H, W, 3] with T below the trained length.
+          interval: as in `sample`.
+
+        Returns:
+          float32 [L, B, H, N, T + 1]: temporal layers, clips, heads, tokens, frames. The last frame is the new one.
+          Weights over frames sum to 1.
+        """
+        sampler = VideoSampler(self.config, clip_shape(self.config, self.tokenizer))
+        return attention_to_past(sampler, self.weights, self.tokenizer, video, interval)
+
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike,
+        *,
+        name: str | None = None,
+        license: str = 'unknown',
+        metrics: str | os.PathLike | None = None,
+    ) -> None:
+        """Write weights, config, tokenizer and model card to a folder that `load` reads on any machine.
+
+        Args:
+          folder: new, empty or an older one of this function.
+          name: what the model card calls the model; None: the folder's name.
+          license: Hub identifier of the weights' licence, e.g. 'apache-2.0'.
+          metrics: a metrics.json of `launch.evaluate` for the model card; None: the one in the run's folder, if any.
+
+        Raises:
+          ConfigError: the folder holds something else, or this generator was not made by `load`.
+        """
+        if self.origin is None:
+            raise ConfigError('this Generator has no float32 parameters to save: make it with magi_jax.load')
+        facts = self.origin.facts()
+        if metrics is not None:
+            facts |= {'metrics': read_results(metrics)}
+        name = name or Path(folder).resolve().name
+        save_pretrained(folder, self.config, self.tokenizer, self.origin.params, facts, name, license)
+
+    def push_to_hub(self, name: str, *, private: bool = False, **card: Any) -> str:
+        """Save to the Hugging Face Hub repository `name`, made if missing, and return its address.
+
+        Args:
+          name: 'user/name'.
+          private: whether a new repository is private.
+          **card: `license` and `metrics` of `save_pretrained`.
+
+        Raises:
+          ConfigError: `pip install 'magi_jax[hub]'` is missing, or the Hub refused.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, name=name, **card)
+            return push_folder(folder, name, private)
+
 
 def reconstruct(tokenizer: Tokenizer, video: np.ndarray, at_once: int | None = None) -> np.ndarray:
     """`Generator.reconstruct` of a tokenizer alone."""
@@ -176,13 +239,22 @@ def _reconstruct(tokenizer: Tokenizer, video: jax.Array) -> jax.Array:
     return to_uint8(tokenizer.decode(tokenizer.encode(to_float(video))))
 
 
-def load(workdir: str) -> Generator:
-    """The newest checkpoint of a training run's folder.
+def load(workdir: str | os.PathLike, revision: str | None = None) -> Generator:
+    """Load the newest checkpoint of a training run, or weights that `save_pretrained` wrote.
+
+    Args:
+      workdir: folder of a run or of `save_pretrained`, or 'user/name' of the Hugging Face Hub, downloaded once.
+      revision: branch, tag or commit of a Hub repository.
 
     Raises:
       FileNotFoundError: no run, checkpoint or tokenizer there.
-      ConfigError: the run trained no generator.
+      ConfigError: the run trained no generator, or a file is not what `save_pretrained` wrote.
     """
+    workdir = find_folder(workdir, revision)
+    if is_pretrained(workdir):
+        config, tokenizer, origin = read_pretrained(workdir)
+        params = on_devices(replicated(_mesh()), origin.params)
+        return Generator(config, sampling_weights(config, params), tokenizer, origin)
     config = load_config(workdir)
     if config.objective == 'autoencoder':
         raise ConfigError(f'{workdir} holds an autoencoder, not a generator; give the --workdir of a generator run')
@@ -196,7 +268,8 @@ def load(workdir: str) -> Generator:
     checkpoints = Checkpoints(workdir)
     params = checkpoints.restore({'ema': abstract})['ema']
     checkpoints.close()
-    return Generator(config, sampling_weights(config, params), tokenizer)
+    origin = Origin(jax.tree.map(np.asarray, params), checkpoints.restored_step, workdir)
+    return Generator(config, sampling_weights(config, params), tokenizer, origin)
 
 
 def _parts(mesh: Mesh, count: int, at_once: int | None) -> list[np.ndarray]:
