@@ -124,7 +124,10 @@ def test_the_real_client_finds_weights_in_its_cache(generator, monkeypatch, tmp_
 
 def test_the_real_client_without_a_network_is_one_line(generator, monkeypatch, tmp_path):
     constants = pytest.importorskip('huggingface_hub.constants', reason='the hub extra is not installed')
-    monkeypatch.setattr(constants, 'ENDPOINT', 'http://127.0.0.1:9')  # nobody listens there
+    hf_api = pytest.importorskip('huggingface_hub.hf_api', reason='the hub extra is not installed')
+    nowhere = 'http://127.0.0.1:9'  # nobody listens there
+    monkeypatch.setattr(constants, 'ENDPOINT', nowhere)
+    monkeypatch.setattr(hf_api.api, 'endpoint', nowhere)
     monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'cache'))
     monkeypatch.setenv('HF_TOKEN', 'hf_none')
     monkeypatch.chdir(tmp_path)
