@@ -42,9 +42,8 @@ from magi_jax.evaluation.score_report import WHAT, ScoreContent, render_score
 from magi_jax.evaluation.scoring import BATCH, Measure, Score, score, score_reconstruction
 from magi_jax.generator import reconstruct
 from magi_jax.parallel.mesh import make_mesh
-from magi_jax.pretrained.hub import find_folder
 from magi_jax.tokenizers.folder import load_tokenizer
-from magi_jax.training.metrics import has_metrics, read_metrics
+from magi_jax.training.metrics import read_metrics
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'folder of a run')
 PROTOCOL = flags.DEFINE_string('protocol', 'bouncing_shapes', f'what is measured, and how: {", ".join(PROTOCOLS)}')
@@ -97,7 +96,7 @@ def _measure_continuations(protocol: Continuations) -> None:
 def _measure_distances(protocol: Distances) -> None:
     weights = VerifiedFile(WEIGHTS.value, WEIGHTS_SHA256.value or '') if WEIGHTS.value else None
     extractor = make_extractor(protocol.extractor, protocol.dataset, weights)
-    config = load_config(find_folder(WORKDIR.value))
+    config = load_config(WORKDIR.value)
     data = config.data
     protocol.check(PROTOCOL.value, data.source, (data.height, data.width), data.max_interval)
     features = extractor.on(make_mesh(MeshConfig()))
@@ -215,7 +214,7 @@ def _report(
         clips=Clips(clips.real[:SHOWN], clips.generated[:SHOWN], clips.context),
         rollout=rollout,
         long_clips=Clips(long_clips.real[:SHOWN], long_clips.generated[:SHOWN], long_clips.context),
-        losses={name: _losses(workdir) for name, workdir in runs.items() if has_metrics(workdir)},
+        losses={name: _losses(workdir) for name, workdir in runs.items()},
         settings=dataclasses.asdict(config),
         commands=(
             'bash launch/quickstart.sh',

@@ -26,7 +26,7 @@ def main() -> None:
     """Writes the folder, uploads it if asked to, and prints where it is."""
     generator = magi_jax.load(WORKDIR.value)
     generator.save_pretrained(OUT.value, name=PUSH.value, license=LICENSE.value, metrics=METRICS.value)
-    print(f'step {generator.origin.step} of {WORKDIR.value} written to {OUT.value}')
+    print(f'step {generator.step} of {WORKDIR.value} written to {OUT.value}')
     if PUSH.value:
         print(f'uploaded to {push_folder(OUT.value, PUSH.value, PRIVATE.value)}')
 

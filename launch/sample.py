@@ -18,13 +18,12 @@ from absl import flags
 
 import magi_jax
 from launch import console, distributed
+from magi_jax.checkpoint import latest_step
 from magi_jax.config import ConfigError, override
 from magi_jax.data.video_file import mp4_writer, read_video, write_gif, write_mp4
 from magi_jax.parallel.hosts import word_of_first
 
-WORKDIR = flags.DEFINE_string(
-    'workdir', None, 'folder of a generator run or of launch.export, or user/name of the Hugging Face Hub'
-)
+WORKDIR = flags.DEFINE_string('workdir', None, 'folder of a generator run')
 OUT = flags.DEFINE_string('out', None, 'folder to write to')
 FRAMES = flags.DEFINE_integer('frames', 16, 'length of each video, context included', lower_bound=1)
 CONTEXT = flags.DEFINE_string('context', None, 'video file whose first frames are continued; none: from nothing')
@@ -108,7 +107,7 @@ def _keep_settings(path: Path, generator: magi_jax.Generator) -> None:
     """Writes down what the videos of a folder are; raises ConfigError if it holds others."""
     names = ('frames', 'context', 'context_frames', 'interval', 'seed', 'fps')
     settings = {name: flags.FLAGS[name].value for name in names}
-    settings |= {'workdir': str(Path(WORKDIR.value).resolve()), 'step': generator.origin.step}
+    settings |= {'workdir': str(Path(WORKDIR.value).resolve()), 'step': latest_step(WORKDIR.value)}
     settings |= {f'sampler.{name}': value for name, value in dataclasses.asdict(generator.config.sampler).items()}
     held = path.exists() and any(path.parent.glob('*.mp4'))
     before = json.loads(path.read_text()) if held else settings

@@ -47,8 +47,8 @@ class Checkpoints:
     ):
         self._folder = Path(workdir).absolute() / 'checkpoints'
         self._warn = warn
+        self.restored_step: int | None = None  # of the checkpoint that `restore` read last
         self._manager = None
-        self.restored_step: int | None = None  # of the last `restore`
         if keep is not None:
             options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
             self._manager = ocp.CheckpointManager(self._folder, options=options)

@@ -25,7 +25,7 @@ from magi_jax.objectives.api import clip_shape, make_objective
 from magi_jax.parallel.hosts import equal_parts, everywhere, on_devices, padded_rows, whole
 from magi_jax.parallel.layout import sampling_layout
 from magi_jax.parallel.mesh import batch_sharding, make_mesh, replicated
-from magi_jax.pretrained.folder import Origin, is_pretrained, read_pretrained, read_results, save_pretrained
+from magi_jax.pretrained.folder import is_pretrained, read_facts, read_pretrained, read_results, save_pretrained
 from magi_jax.pretrained.hub import find_folder, push_folder
 from magi_jax.sampling.attention_maps import attention_to_past
 from magi_jax.sampling.stream import clip_keys, sample_clips, stream_clips
@@ -43,13 +43,17 @@ class Generator:
       config: of the run; `sampler` may be replaced with `with_sampler`.
       weights: the average's, as `sampling_weights` makes them, whole on every device of every host.
       tokenizer: the one that the run was trained with.
-      origin: what `save_pretrained` writes besides; `load` sets it.
+      workdir: the run's folder.
+      step: of the checkpoint that the weights are from.
+      params: EMA parameters {'trunk', 'head'} in float32, as NumPy arrays: what `save_pretrained` writes.
     """
 
     config: Config
     weights: Any
     tokenizer: Tokenizer
-    origin: Origin | None = dataclasses.field(default=None, repr=False)
+    workdir: str = ''
+    step: int | None = None
+    params: Any = dataclasses.field(default=None, repr=False)
 
     def with_sampler(self, sampler: SamplerConfig) -> 'Generator':
         """The same model under other sampler settings."""
@@ -202,13 +206,13 @@ class Generator:
         Raises:
           ConfigError: the folder holds something else, or this generator was not made by `load`.
         """
-        if self.origin is None:
+        if self.params is None:
             raise ConfigError('this Generator has no float32 parameters to save: make it with magi_jax.load')
-        facts = self.origin.facts()
+        facts = read_facts(self.workdir, self.step)
         if metrics is not None:
             facts |= {'metrics': read_results(metrics)}
         name = name or Path(folder).resolve().name
-        save_pretrained(folder, self.config, self.tokenizer, self.origin.params, facts, name, license)
+        save_pretrained(folder, self.config, self.tokenizer, self.params, facts, name, license, self.workdir)
 
     def push_to_hub(self, name: str, *, private: bool = False, **card: Any) -> str:
         """Save to the Hugging Face Hub repository `name`, made if missing, and return its address.
@@ -252,9 +256,9 @@ def load(workdir: str | os.PathLike, revision: str | None = None) -> Generator:
     """
     workdir = find_folder(workdir, revision)
     if is_pretrained(workdir):
-        config, tokenizer, origin = read_pretrained(workdir)
-        params = on_devices(replicated(_mesh()), origin.params)
-        return Generator(config, sampling_weights(config, params), tokenizer, origin)
+        config, tokenizer, params, step = read_pretrained(workdir)
+        weights = sampling_weights(config, on_devices(replicated(_mesh()), params))
+        return Generator(config, weights, tokenizer, str(workdir), step, params)
     config = load_config(workdir)
     if config.objective == 'autoencoder':
         raise ConfigError(f'{workdir} holds an autoencoder, not a generator; give the --workdir of a generator run')
@@ -268,8 +272,8 @@ def load(workdir: str | os.PathLike, revision: str | None = None) -> Generator:
     checkpoints = Checkpoints(workdir)
     params = checkpoints.restore({'ema': abstract})['ema']
     checkpoints.close()
-    origin = Origin(jax.tree.map(np.asarray, params), checkpoints.restored_step, workdir)
-    return Generator(config, sampling_weights(config, params), tokenizer, origin)
+    weights, params = sampling_weights(config, params), jax.tree.map(np.asarray, params)
+    return Generator(config, weights, tokenizer, str(workdir), checkpoints.restored_step, params)
 
 
 def _parts(mesh: Mesh, count: int, at_once: int | None) -> list[np.ndarray]:

@@ -14,5 +14,5 @@ def load_pretrained(name: str | os.PathLike) -> Magi:
     Raises:
       ConfigError: as `read_pretrained`.
     """
-    config, tokenizer, origin = read_pretrained(find_folder(name))
-    return Magi(config, clip_shape(config, tokenizer)).load_params(origin.params)
+    config, tokenizer, params, _ = read_pretrained(find_folder(name))
+    return Magi(config, clip_shape(config, tokenizer)).load_params(params)

@@ -3,6 +3,7 @@
   config.json         the experiment's config, without local paths
   model.safetensors   EMA parameters in float32, named by their path in the tree: trunk/trunk/blocks/...
   tokenizer/          config.json, model.safetensors, statistics.json (absent for tokenizer.kind = identity)
+  metrics.jsonl       training curves, where the run has them
   manifest.json       SHA-256 of every file above, and the facts of the run
   README.md           model card; may be edited
 
@@ -33,9 +34,11 @@ from magi_jax.objectives.api import abstract_params, make_objective
 from magi_jax.pretrained.model_card import model_card, scalar_results
 from magi_jax.tokenizers.api import Tokenizer, create_tokenizer
 from magi_jax.tokenizers.folder import SAFETENSORS, STATISTICS, load_tokenizer, read_statistics, save_tokenizer
+from magi_jax.training.metrics import FILE as CURVES
 from magi_jax.training.metrics import read_metrics
 
 MANIFEST, CARD, TOKENIZER = 'manifest.json', 'README.md', 'tokenizer'
+LOSSES = ('train/loss', 'validation/loss')
 VERSION = 1  # of the folder's layout
 MODEL_FILES = (CONFIG_FILE, SAFETENSORS)
 TOKENIZER_FILES = tuple(f'{TOKENIZER}/{name}' for name in (CONFIG_FILE, SAFETENSORS, STATISTICS))
@@ -43,37 +46,34 @@ PACKAGES = ('jax', 'flax', 'optax', 'magi_jax')
 SHOWN = 3  # differences that an error message lists
 
 
-@dataclasses.dataclass(frozen=True)
-class Origin:
-    """What a generator was loaded from, and what `save_pretrained` writes.
-
-    Attributes:
-      params: EMA parameters {'trunk', 'head'}, float32 NumPy arrays.
-      step: of the checkpoint.
-      folder: the run's, or that of `save_pretrained`.
-    """
-
-    params: Any
-    step: int
-    folder: Path
-
-    def facts(self) -> dict[str, Any]:
-        """Read what the folder tells about these parameters, as JSON values.
-
-        Returns:
-          step and versions; losses, metrics and tokenizer_statistics where the folder has them.
-
-        Raises:
-          ConfigError: a metrics file is damaged.
-        """
-        if is_pretrained(self.folder):
-            return json.loads((self.folder / MANIFEST).read_text())['facts']
-        return _run_facts(self.folder, self.step)
-
-
 def is_pretrained(folder: str | os.PathLike) -> bool:
     """Return whether `save_pretrained` wrote this folder; a training run has neither file."""
     return any((Path(folder) / name).exists() for name in (MANIFEST, SAFETENSORS))
+
+
+def read_facts(folder: str | os.PathLike, step: int) -> dict[str, Any]:
+    """Read what a run's folder, or one of `save_pretrained`, tells about the parameters of `step`.
+
+    Returns:
+      JSON values: step and versions; losses, metrics and tokenizer_statistics where the folder has them.
+
+    Raises:
+      ConfigError: its metrics.json is damaged.
+    """
+    folder = Path(folder)
+    if is_pretrained(folder):
+        return json.loads((folder / MANIFEST).read_text())['facts']
+    facts: dict[str, Any] = {'step': step, 'versions': _versions()}
+    with contextlib.suppress(FileNotFoundError):
+        scalars = read_metrics(os.fspath(folder))
+        known = {name: {at: value for at, value in scalars[name].items() if at <= step} for name in scalars}
+        facts['losses'] = {name: known[name][max(known[name])] for name in LOSSES if known.get(name)}
+    with contextlib.suppress(FileNotFoundError):
+        facts['metrics'] = read_results(folder / 'metrics.json')
+    with contextlib.suppress(FileNotFoundError):
+        statistics = read_statistics(folder / TOKENIZER)
+        facts['tokenizer_statistics'] = {name: statistics[name] for name in statistics if name not in ('mean', 'std')}
+    return facts
 
 
 def read_results(path: str | os.PathLike) -> dict[str, dict[str, float]]:
@@ -97,6 +97,7 @@ def save_pretrained(
     facts: dict[str, Any],
     name: str,
     license: str,
+    curves: str | os.PathLike | None = None,
 ) -> None:
     """Write a folder that `read_pretrained` reads. On several hosts, the first writes.
 
@@ -105,9 +106,10 @@ def save_pretrained(
       config: of the run; local paths are left out.
       tokenizer: of the run.
       params: EMA parameters {'trunk', 'head'}.
-      facts: of `Origin.facts`.
+      facts: of `read_facts`.
       name: what the model card calls the model: a Hub name or a folder.
       license: Hub identifier of the weights' licence, e.g. 'apache-2.0'.
+      curves: folder whose training curves (metrics.jsonl) come along, if it has any.
 
     Raises:
       ConfigError: the folder belongs to a training run or to another program.
@@ -133,19 +135,26 @@ def save_pretrained(
     if tokenizer.config.kind != 'identity':
         save_tokenizer(tokenizer, folder / TOKENIZER, facts.get('tokenizer_statistics', {}), SAFETENSORS)
         files += TOKENIZER_FILES
+    if curves is not None and (Path(curves) / CURVES).is_file():
+        text = (Path(curves) / CURVES).read_text()
+        _write_text(folder / CURVES, text)
+        files += (CURVES,)
     _write_text(folder / CARD, model_card(config, facts, name, license.lower()))
     manifest = {'version': VERSION, 'sha256': {file: _sha256(folder / file) for file in files}, 'facts': facts}
     _write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + '\n')
 
 
-def read_pretrained(folder: str | os.PathLike) -> tuple[Config, Tokenizer, Origin]:
+def read_pretrained(folder: str | os.PathLike) -> tuple[Config, Tokenizer, Any, int]:
     """Read a folder of `save_pretrained`.
+
+    Returns:
+      Config, tokenizer, EMA parameters {'trunk', 'head'} as float32 NumPy arrays, and the step they are from.
 
     Raises:
       ConfigError: a file is missing, was changed, or does not belong to the others; one line names it.
     """
     folder = Path(folder)
-    facts = _check_files(folder)
+    step = _check_files(folder)
     config = load_config(folder)
     if config.tokenizer.kind == 'identity':
         tokenizer = create_tokenizer(config.tokenizer, jax.random.key(0), config.data.height, config.data.width)
@@ -159,18 +168,18 @@ def read_pretrained(folder: str | os.PathLike) -> tuple[Config, Tokenizer, Origi
             arrays = {path: file.get_tensor(path) for path in expected}
     except safetensors.SafetensorError as error:
         raise ConfigError(f'{folder / SAFETENSORS} is no safetensors file ({error}): copy the folder again') from error
-    return config, tokenizer, Origin(unflatten_dict(arrays, sep='/'), facts['step'], folder)
+    return config, tokenizer, unflatten_dict(arrays, sep='/'), step
 
 
-def _check_files(folder: Path) -> dict[str, Any]:
-    """Compare every file of the manifest with its hash; return the facts."""
+def _check_files(folder: Path) -> int:
+    """Compare every file of the manifest with its hash; return the step."""
     path = folder / MANIFEST
     if not path.is_file():
         raise ConfigError(f'{path} is missing: copy the folder again')
     try:
         manifest = json.loads(path.read_text())
-        version, hashes, facts = (manifest[name] for name in ('version', 'sha256', 'facts'))
-        complete = set(MODEL_FILES) <= set(hashes) <= {*MODEL_FILES, *TOKENIZER_FILES} and 'step' in facts
+        version, hashes, step = manifest['version'], manifest['sha256'], manifest['facts']['step']
+        complete = set(MODEL_FILES) <= set(hashes) <= {*MODEL_FILES, *TOKENIZER_FILES, CURVES}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f'{path} is damaged ({error!r}): copy the folder again') from error
     if version != VERSION:
@@ -182,7 +191,7 @@ def _check_files(folder: Path) -> dict[str, Any]:
             raise ConfigError(f'{folder / name} is missing: copy the folder again')
         if _sha256(folder / name) != expected:
             raise ConfigError(f'{folder / name} is not the file that was saved (SHA-256): copy the folder again')
-    return facts
+    return step
 
 
 def _check_tree(path: Path, slices: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
@@ -198,20 +207,6 @@ def _check_tree(path: Path, slices: Mapping[str, Any], expected: Mapping[str, An
         raise ConfigError(
             f'{path} does not hold the parameters of {CONFIG_FILE}: {"; ".join(faults[:SHOWN])}{more}: copy both again'
         )
-
-
-def _run_facts(workdir: Path, step: int) -> dict[str, Any]:
-    facts: dict[str, Any] = {'step': step, 'versions': _versions()}
-    with contextlib.suppress(FileNotFoundError):
-        scalars = read_metrics(os.fspath(workdir))
-        known = {name: {at: value for at, value in scalars[name].items() if at <= step} for name in scalars}
-        facts['losses'] = {name: known[name][max(known[name])] for name in known if 'loss' in name and known[name]}
-    with contextlib.suppress(FileNotFoundError):
-        facts['metrics'] = read_results(workdir / 'metrics.json')
-    with contextlib.suppress(FileNotFoundError):
-        statistics = read_statistics(workdir / TOKENIZER)
-        facts['tokenizer_statistics'] = {name: statistics[name] for name in statistics if name not in ('mean', 'std')}
-    return facts
 
 
 def _versions() -> dict[str, str]:

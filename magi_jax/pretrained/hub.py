@@ -10,7 +10,7 @@ from types import ModuleType
 from magi_jax.config import ConfigError
 
 HUB_NAME = re.compile(r'[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*')
-FILES = ['*.json', '*.safetensors']  # and those in tokenizer/: a pattern's * matches slashes, too
+FILES = ['*.json', '*.jsonl', '*.safetensors']  # and those in tokenizer/: a pattern's * matches slashes, too
 # Packages whose errors are of the network, the name or the login; they share no base class.
 CLIENT_PACKAGES = ('huggingface_hub', 'hf_xet', 'httpx', 'httpx2', 'httpcore', 'requests')
 INSTALL = "pip install 'magi_jax[hub]'"

@@ -18,7 +18,7 @@ def model_card(config: Config, facts: Mapping[str, Any], name: str, license: str
 
     Args:
       config: of the run.
-      facts: of `folder.Origin.facts`, with the number of parameters.
+      facts: of `folder.read_facts`, with the number of parameters.
       name: of the Hub repository or folder, as `magi_jax.load` takes it.
       license: Hub identifier of the weights' licence; 'unknown' if nobody named one.
     """

@@ -80,11 +80,6 @@ class MetricWriter:
         self._events.flush()
 
 
-def has_metrics(workdir: str) -> bool:
-    """Return whether a folder has the metrics of a run; shared weights have none."""
-    return os.path.isfile(os.path.join(workdir, FILE))
-
-
 def read_metrics(workdir: str) -> dict[str, dict[int, float]]:
     """All scalars of a run as {name: {step: value}}, steps ascending; of values written twice the later one counts.
 

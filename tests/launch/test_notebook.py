@@ -35,8 +35,8 @@ def test_it_runs_and_videos_play(environment, monkeypatch, tmp_path):
         monkeypatch.setenv(name, value)
     monkeypatch.delenv('MPLBACKEND', raising=False)  # inline, as notebooks have it
     notebook = nbformat.read(shutil.copy(NOTEBOOK, folder), as_version=4)
-    client = nbclient.NotebookClient(notebook, timeout=600, kernel_name='python3', resources={'metadata': {'path': folder}})
-    client.execute()
+    where = {'metadata': {'path': folder}}
+    nbclient.NotebookClient(notebook, timeout=600, kernel_name='python3', resources=where).execute()
     outputs = [output for cell in notebook.cells for output in cell.get('outputs', [])]
     shown = [output.get('data', {}) for output in outputs]
     assert sum('<video' in data.get('text/html', '') for data in shown) == 3

@@ -24,7 +24,7 @@ from tests.pretrained.tiny_run import CONFIG, STEP, make_run
 
 ROOT = Path(__file__).parents[2]
 SAVED = ['config.json', 'model.safetensors', 'tokenizer/config.json', 'tokenizer/model.safetensors']
-SAVED.append('tokenizer/statistics.json')
+SAVED += ['tokenizer/statistics.json', 'metrics.jsonl']
 FRAMES = 6  # the trained clips have 4: the window slides
 
 
@@ -88,7 +88,7 @@ def test_files_hold_float32_by_path_and_no_local_path(made):
     assert all(path.stat().st_mode & 0o044 == 0o044 for path in folder.rglob('*') if path.is_file())
     assert fingerprint(load_tokenizer(folder / 'tokenizer')) == fingerprint(generator.tokenizer)
     loaded = magi_jax.load(folder)
-    assert loaded.config.model == CONFIG.model and loaded.origin.step == STEP
+    assert loaded.config.model == CONFIG.model and loaded.step == STEP == made[1].step
     jax.tree.map(np.testing.assert_array_equal, loaded.weights, generator.weights)
 
 
@@ -197,7 +197,7 @@ def test_a_run_without_a_tokenizer_folder_is_shared_without_one(tmp_path):
 
 def test_a_generator_made_by_hand_has_nothing_to_save(made, tmp_path):
     with pytest.raises(ConfigError, match='magi_jax.load'):
-        dataclasses.replace(made[1], origin=None).save_pretrained(tmp_path)
+        dataclasses.replace(made[1], params=None).save_pretrained(tmp_path)
 
 
 def test_the_model_card_tells_the_facts_of_the_run(made, tmp_path):

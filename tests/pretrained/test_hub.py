@@ -114,7 +114,7 @@ def test_the_real_client_finds_weights_in_its_cache(generator, monkeypatch, tmp_
         shutil.copy(path, blob)
         link.symlink_to(blob)
     loaded = magi_jax.load('user/tiny')
-    assert loaded.origin.folder == snapshot and loaded.config.model == CONFIG.model
+    assert loaded.workdir == str(snapshot) and loaded.config.model == CONFIG.model
     jax.tree.map(np.testing.assert_array_equal, loaded.weights, generator.weights)
     with pytest.raises(ConfigError) as error:
         magi_jax.load('user/unknown')

@@ -46,6 +46,6 @@ def make_run(folder, config=CONFIG):
     with Checkpoints(folder, keep=1) as checkpoints:
         checkpoints.save(STEP, {'ema': params})
         checkpoints.wait()
-    losses = {'step': STEP, 'time': 0.0, 'values': {'train/loss': 0.25}}
+    losses = {'step': STEP, 'time': 0.0, 'values': {'train/loss': 0.25, 'validation/loss': 0.5}}
     (folder / 'metrics.jsonl').write_text(json.dumps(losses) + '\n')
     return params
