@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import itertools
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,10 @@ from magi_jax.objectives.api import clip_shape, make_objective
 from magi_jax.parallel.hosts import equal_parts, everywhere, on_devices, padded_rows, whole
 from magi_jax.parallel.layout import sampling_layout
 from magi_jax.parallel.mesh import batch_sharding, make_mesh, replicated
+from magi_jax.pretrained.folder import is_pretrained, read_facts, read_pretrained, read_results, save_pretrained
+from magi_jax.pretrained.hub import find_folder, push_folder
 from magi_jax.sampling.arguments import check_numbers, check_seed, check_videos, check_whole
+from magi_jax.sampling.attention_maps import attention_to_past
 from magi_jax.sampling.progress import Progress, frame_bar
 from magi_jax.sampling.stream import clip_keys, sample_clips, stream_clips
 from magi_jax.sampling.video import VideoSampler, sampling_weights
@@ -44,6 +48,7 @@ class Generator:
       tokenizer: the one that the run was trained with.
       workdir: the run's folder.
       step: of the checkpoint that the weights are from.
+      params: EMA parameters {'trunk', 'head'} in float32, as NumPy arrays: what `save_pretrained` writes.
     """
 
     config: Config
@@ -51,6 +56,7 @@ class Generator:
     tokenizer: Tokenizer
     workdir: str = ''
     step: int | None = None
+    params: Any = None
 
     def __repr__(self) -> str:
         model, data = self.config.model, self.config.data
@@ -171,6 +177,62 @@ class Generator:
         """
         return reconstruct(self.tokenizer, video, at_once)
 
+    def attention(self, video: np.ndarray, interval: int = 1) -> np.ndarray:
+        """Return how the tokens of the frame after `video` attend to each frame, before any of them is revealed.
+
+        Args:
+          video: uint8 [B, T, H, W, 3] with T below the trained length.
+          interval: as in `sample`.
+
+        Returns:
+          float32 [L, B, H, N, T + 1]: temporal layers, clips, heads, tokens, frames. The last frame is the new one.
+          Weights over frames sum to 1.
+        """
+        sampler = VideoSampler(self.config, clip_shape(self.config, self.tokenizer))
+        return attention_to_past(sampler, self.weights, self.tokenizer, video, interval)
+
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike,
+        *,
+        name: str | None = None,
+        license: str = 'unknown',
+        metrics: str | os.PathLike | None = None,
+    ) -> None:
+        """Write weights, config, tokenizer and model card to a folder that `load` reads on any machine.
+
+        Args:
+          folder: new, empty or an older one of this function.
+          name: what the model card calls the model; None: the folder's name.
+          license: Hub identifier of the weights' licence, e.g. 'apache-2.0'.
+          metrics: a metrics.json of `launch.evaluate` for the model card; None: the one in the run's folder, if any.
+
+        Raises:
+          ConfigError: the folder holds something else, or this generator was not made by `load`.
+        """
+        if self.params is None:
+            raise ConfigError('this Generator has no float32 parameters to save: make it with magi_jax.load')
+        facts = read_facts(self.workdir, self.step)
+        if metrics is not None:
+            facts |= {'metrics': read_results(metrics)}
+        name = name or Path(folder).resolve().name
+        save_pretrained(folder, self.config, self.tokenizer, self.params, facts, name, license, self.workdir)
+
+    def push_to_hub(self, name: str, *, private: bool = False, **card: Any) -> str:
+        """Save to the Hugging Face Hub repository `name`, made if missing, and return its address.
+
+        Args:
+          name: 'user/name'.
+          private: whether a new repository is private.
+          **card: `license` and `metrics` of `save_pretrained`.
+
+        Raises:
+          ConfigError: `pip install 'magi_jax[hub]'` is missing, or the Hub refused.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, name=name, **card)
+            return push_folder(folder, name, private)
+
 
 @dataclasses.dataclass(frozen=True)
 class _Request:
@@ -217,14 +279,22 @@ def _reconstruct(tokenizer: Tokenizer, video: jax.Array) -> jax.Array:
     return to_uint8(tokenizer.decode(tokenizer.encode(to_float(video))))
 
 
-def load(workdir: str | os.PathLike) -> Generator:
-    """The newest checkpoint of a training run's folder.
+def load(workdir: str | os.PathLike, revision: str | None = None) -> Generator:
+    """Load the newest checkpoint of a training run, or weights that `save_pretrained` wrote.
+
+    Args:
+      workdir: folder of a run or of `save_pretrained`, or 'user/name' of the Hugging Face Hub, downloaded once.
+      revision: branch, tag or commit of a Hub repository.
 
     Raises:
       FileNotFoundError: no run, checkpoint or tokenizer there.
-      ConfigError: the run trained no generator.
+      ConfigError: the run trained no generator, or a file is not what `save_pretrained` wrote.
     """
-    workdir = os.path.expanduser(workdir)
+    workdir = find_folder(workdir, revision)
+    if is_pretrained(workdir):
+        config, tokenizer, params, step = read_pretrained(workdir)
+        weights = sampling_weights(config, on_devices(replicated(_mesh()), params))
+        return Generator(config, weights, tokenizer, str(workdir), step, params)
     config = load_config(workdir)
     if config.objective == 'autoencoder':
         raise ConfigError(f'{workdir} holds an autoencoder, not a generator; give the --workdir of a generator run')
@@ -238,7 +308,8 @@ def load(workdir: str | os.PathLike) -> Generator:
     checkpoints = Checkpoints(workdir)
     params = checkpoints.restore({'ema': abstract})['ema']
     checkpoints.close()
-    return Generator(config, sampling_weights(config, params), tokenizer, str(workdir), checkpoints.restored_step)
+    weights, params = sampling_weights(config, params), jax.tree.map(np.asarray, params)
+    return Generator(config, weights, tokenizer, str(workdir), checkpoints.restored_step, params)
 
 
 def _parts(mesh: Mesh, count: int, at_once: int | None) -> list[np.ndarray]:

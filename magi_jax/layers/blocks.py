@@ -207,7 +207,7 @@ class Trunk(nn.Module):
             body = nn.remat(body, prevent_cse=unrolled, policy=POLICIES[self.remat])
         stack = nn.scan(
             body,
-            variable_axes={'params': 0, MATRICES: 0},
+            variable_axes={'params': 0, MATRICES: 0, 'intermediates': 0},  # intermediates: only where a caller captures
             split_rngs={'params': True},
             in_axes=(nn.broadcast, 0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=self.config.blocks,

@@ -1,0 +1,37 @@
+"""Writes a trained generator as weights to share: safetensors, config, tokenizer and a model card.
+
+python -m launch.export --workdir runs/quickstart/magi --metrics runs/quickstart/metrics.json --out weights/quickstart
+python -m launch.export --workdir runs/quickstart/magi --license apache-2.0 --push user/name --out weights/quickstart
+
+`magi_jax.load` and `launch.sample --workdir` read the folder on any machine, and the repository by its name.
+"""
+
+from absl import flags
+
+import magi_jax
+from magi_jax.pretrained.hub import push_folder
+
+from . import console
+
+WORKDIR = console.define_path('workdir', None, 'folder of a generator run')
+OUT = console.define_path('out', None, 'folder to write to')
+METRICS = console.define_path(
+    'metrics', None, "metrics.json of launch.evaluate, for the model card; none: the one in the run's folder, if any"
+)
+LICENSE = flags.DEFINE_string('license', 'unknown', "Hub identifier of the weights' licence, e.g. apache-2.0")
+PUSH = flags.DEFINE_string('push', None, "also upload to this repository of the Hugging Face Hub, as 'user/name'")
+PRIVATE = flags.DEFINE_bool('private', False, 'whether a new repository of --push is private')
+
+
+def main() -> None:
+    """Writes the folder, uploads it if asked to, and prints where it is."""
+    generator = magi_jax.load(WORKDIR.value)
+    generator.save_pretrained(OUT.value, name=PUSH.value, license=LICENSE.value, metrics=METRICS.value)
+    print(f'step {generator.step} of {WORKDIR.value} written to {OUT.value}')
+    if PUSH.value:
+        print(f'uploaded to {push_folder(OUT.value, PUSH.value, PRIVATE.value)}')
+
+
+if __name__ == '__main__':
+    flags.mark_flags_as_required(['workdir', 'out'])
+    console.run(main)

@@ -1,0 +1,233 @@
+"""Weights to share: a folder that loads on any machine, without the run that made it.
+
+  config.json         the experiment's config, without local paths
+  model.safetensors   EMA parameters in float32, named by their path in the tree: trunk/trunk/blocks/...
+  tokenizer/          config.json, model.safetensors, statistics.json (absent for tokenizer.kind = identity)
+  metrics.jsonl       training curves, where the run has them
+  manifest.json       SHA-256 of every file above, and the facts of the run
+  README.md           model card; may be edited
+
+The layout is that of a model repository on the Hugging Face Hub.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from magi_jax.checkpoint import CONFIG_FILE, load_config
+from magi_jax.config import Config, ConfigError
+from magi_jax.objectives.api import abstract_params, make_objective
+from magi_jax.pretrained.model_card import model_card, scalar_results
+from magi_jax.tokenizers.api import Tokenizer, create_tokenizer
+from magi_jax.tokenizers.folder import SAFETENSORS, STATISTICS, load_tokenizer, read_statistics, save_tokenizer
+from magi_jax.training.metrics import FILE as CURVES
+from magi_jax.training.metrics import read_metrics
+
+MANIFEST, CARD, TOKENIZER = 'manifest.json', 'README.md', 'tokenizer'
+LOSSES = ('train/loss', 'validation/loss')
+VERSION = 1  # of the folder's layout
+MODEL_FILES = (CONFIG_FILE, SAFETENSORS)
+TOKENIZER_FILES = tuple(f'{TOKENIZER}/{name}' for name in (CONFIG_FILE, SAFETENSORS, STATISTICS))
+PACKAGES = ('jax', 'flax', 'optax', 'magi_jax')
+SHOWN = 3  # differences that an error message lists
+
+
+def is_pretrained(folder: str | os.PathLike) -> bool:
+    """Return whether `save_pretrained` wrote this folder; a training run has neither file."""
+    return any((Path(folder) / name).exists() for name in (MANIFEST, SAFETENSORS))
+
+
+def read_facts(folder: str | os.PathLike, step: int) -> dict[str, Any]:
+    """Read what a run's folder, or one of `save_pretrained`, tells about the parameters of `step`.
+
+    Returns:
+      JSON values: step and versions; losses, metrics and tokenizer_statistics where the folder has them.
+
+    Raises:
+      ConfigError: its metrics.json is damaged.
+    """
+    folder = Path(folder)
+    if is_pretrained(folder):
+        return json.loads((folder / MANIFEST).read_text())['facts']
+    facts: dict[str, Any] = {'step': step, 'versions': _versions()}
+    with contextlib.suppress(FileNotFoundError):
+        scalars = read_metrics(os.fspath(folder))
+        known = {name: {at: value for at, value in scalars[name].items() if at <= step} for name in scalars}
+        facts['losses'] = {name: known[name][max(known[name])] for name in LOSSES if known.get(name)}
+    with contextlib.suppress(FileNotFoundError):
+        facts['metrics'] = read_results(folder / 'metrics.json')
+    with contextlib.suppress(FileNotFoundError):
+        statistics = read_statistics(folder / TOKENIZER)
+        facts['tokenizer_statistics'] = {name: statistics[name] for name in statistics if name not in ('mean', 'std')}
+    return facts
+
+
+def read_results(path: str | os.PathLike) -> dict[str, dict[str, float]]:
+    """Read the numbers of a metrics.json of `launch.evaluate`.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ConfigError: it is no JSON of that kind.
+    """
+    try:
+        return scalar_results(json.loads(Path(path).read_text()))
+    except (ValueError, AttributeError) as error:
+        raise ConfigError(f'{path} is no metrics.json of launch.evaluate ({error}): name another file') from error
+
+
+def save_pretrained(
+    folder: str | os.PathLike,
+    config: Config,
+    tokenizer: Tokenizer,
+    params: Any,
+    facts: dict[str, Any],
+    name: str,
+    license: str,
+    curves: str | os.PathLike | None = None,
+) -> None:
+    """Write a folder that `read_pretrained` reads. On several hosts, the first writes.
+
+    Args:
+      folder: new, empty or an older one of this function; other files in it are kept.
+      config: of the run; local paths are left out.
+      tokenizer: of the run.
+      params: EMA parameters {'trunk', 'head'}.
+      facts: of `read_facts`.
+      name: what the model card calls the model: a Hub name or a folder.
+      license: Hub identifier of the weights' licence, e.g. 'apache-2.0'.
+      curves: folder whose training curves (metrics.jsonl) come along, if it has any.
+
+    Raises:
+      ConfigError: the folder belongs to a training run or to another program.
+    """
+    folder = Path(folder)
+    if (folder / CONFIG_FILE).exists() and not is_pretrained(folder):
+        raise ConfigError(f'{folder} holds a {CONFIG_FILE} of something else, e.g. a training run: give another folder')
+    if jax.process_index() > 0:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)  # until the new one is written, the folder is refused
+    config = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, path=''),
+        tokenizer=dataclasses.replace(config.tokenizer, path=''),
+    )
+    arrays = {path: np.asarray(x, np.float32, order='C') for path, x in flatten_dict(params, sep='/').items()}
+    facts = facts | {'parameters': sum(value.size for value in arrays.values())}
+    _write(folder / SAFETENSORS, lambda path: safetensors.numpy.save_file(arrays, path, {'format': 'flax'}))
+    _write_text(folder / CONFIG_FILE, json.dumps(dataclasses.asdict(config), indent=1))
+    files = MODEL_FILES
+    shutil.rmtree(folder / TOKENIZER, ignore_errors=True)
+    if tokenizer.config.kind != 'identity':
+        save_tokenizer(tokenizer, folder / TOKENIZER, facts.get('tokenizer_statistics', {}), SAFETENSORS)
+        files += TOKENIZER_FILES
+    if curves is not None and (Path(curves) / CURVES).is_file():
+        text = (Path(curves) / CURVES).read_text()
+        _write_text(folder / CURVES, text)
+        files += (CURVES,)
+    _write_text(folder / CARD, model_card(config, facts, name, license.lower()))
+    manifest = {'version': VERSION, 'sha256': {file: _sha256(folder / file) for file in files}, 'facts': facts}
+    _write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + '\n')
+
+
+def read_pretrained(folder: str | os.PathLike) -> tuple[Config, Tokenizer, Any, int]:
+    """Read a folder of `save_pretrained`.
+
+    Returns:
+      Config, tokenizer, EMA parameters {'trunk', 'head'} as float32 NumPy arrays, and the step they are from.
+
+    Raises:
+      ConfigError: a file is missing, was changed, or does not belong to the others; one line names it.
+    """
+    folder = Path(folder)
+    step = _check_files(folder)
+    config = load_config(folder)
+    if config.tokenizer.kind == 'identity':
+        tokenizer = create_tokenizer(config.tokenizer, jax.random.key(0), config.data.height, config.data.width)
+    else:
+        tokenizer = load_tokenizer(folder / TOKENIZER)
+    expected = flatten_dict(nn.unbox(abstract_params(make_objective(config, tokenizer))), sep='/')
+    try:
+        with safetensors.safe_open(folder / SAFETENSORS, 'numpy') as file:
+            slices = {path: file.get_slice(path) for path in file.keys()}  # noqa: SIM118, it is no dict
+            _check_tree(folder / SAFETENSORS, slices, expected)
+            arrays = {path: file.get_tensor(path) for path in expected}
+    except safetensors.SafetensorError as error:
+        raise ConfigError(f'{folder / SAFETENSORS} is no safetensors file ({error}): copy the folder again') from error
+    return config, tokenizer, unflatten_dict(arrays, sep='/'), step
+
+
+def _check_files(folder: Path) -> int:
+    """Compare every file of the manifest with its hash; return the step."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ConfigError(f'{path} is missing: copy the folder again')
+    try:
+        manifest = json.loads(path.read_text())
+        version, hashes, step = manifest['version'], manifest['sha256'], manifest['facts']['step']
+        complete = set(MODEL_FILES) <= set(hashes) <= {*MODEL_FILES, *TOKENIZER_FILES, CURVES}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f'{path} is damaged ({error!r}): copy the folder again') from error
+    if version != VERSION:
+        raise ConfigError(f'{path} has version {version}, this magi_jax reads version {VERSION}: install another one')
+    if not complete:
+        raise ConfigError(f'{path} is damaged (it lists {", ".join(hashes)}): copy the folder again')
+    for name, expected in hashes.items():
+        if not (folder / name).is_file():
+            raise ConfigError(f'{folder / name} is missing: copy the folder again')
+        if _sha256(folder / name) != expected:
+            raise ConfigError(f'{folder / name} is not the file that was saved (SHA-256): copy the folder again')
+    return step
+
+
+def _check_tree(path: Path, slices: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Raise ConfigError unless a file holds exactly the expected float32 arrays."""
+    faults = [f'missing {name}' for name in sorted(expected.keys() - slices.keys())]
+    faults += [f'unexpected {name}' for name in sorted(slices.keys() - expected.keys())]
+    for name in sorted(slices.keys() & expected.keys()):
+        found, wanted = (slices[name].get_dtype(), slices[name].get_shape()), ('F32', list(expected[name].shape))
+        if found != wanted:
+            faults.append(f'{name} is {found[0]} {found[1]}, not {wanted[0]} {wanted[1]}')
+    if faults:
+        more = f' and {len(faults) - SHOWN} more' if len(faults) > SHOWN else ''
+        raise ConfigError(
+            f'{path} does not hold the parameters of {CONFIG_FILE}: {"; ".join(faults[:SHOWN])}{more}: copy both again'
+        )
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # a checkout that is not installed
+            versions[package] = importlib.metadata.version(package)
+    return versions
+
+
+def _write(path: Path, write: Callable[[Path], None]) -> None:
+    draft = path.with_name(f'.{path.name}.draft')
+    write(draft)
+    draft.chmod(0o644)  # safetensors makes files that only their owner can read
+    draft.replace(path)
+
+
+def _write_text(path: Path, text: str) -> None:
+    _write(path, lambda draft: draft.write_text(text))
+
+
+def _sha256(path: Path) -> str:
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()

@@ -1,0 +1,77 @@
+"""Attention of a new frame to the frames before it, to look at.
+
+Dimension key: B clips, T frames, N tokens of a frame, C token width, L blocks, H heads, D width, F cache slots.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+
+from magi_jax.config import ConfigError
+from magi_jax.models.magi import Magi
+from magi_jax.sampling.stream import clip_keys
+from magi_jax.sampling.video import VideoSampler, Weights
+from magi_jax.tokenizers.api import Tokenizer
+from magi_jax.tokenizers.patches import patchify
+from magi_jax.tokenizers.pixels import to_float
+
+LAYER, PROJECTION = 'temporal_attention', 'qkv'  # names of the modules in layers/blocks.py
+
+
+def attention_to_past(
+    sampler: VideoSampler, weights: Weights, tokenizer: Tokenizer, video: np.ndarray, interval: int
+) -> np.ndarray:
+    """Return the attention weights of the temporal layers when the frame after `video` is predicted, all hidden.
+
+    Args:
+      sampler: of the trained model, on one device.
+      weights: of `sampling_weights`.
+      tokenizer: the model's own, frame-wise.
+      video: uint8 [B, T, H, W, 3], 1 <= T < trained frames.
+      interval: raw frames between two frames.
+
+    Returns:
+      float32 [L, B, H, N, T + 1], summing to 1 over the frames; the last is the new frame itself.
+
+    Raises:
+      ConfigError: T does not fit, or the tokenizer is temporal.
+    """
+    frames, trained = video.shape[1], sampler.shape.frames
+    if not tokenizer.frame_wise or not 1 <= frames < trained:
+        raise ConfigError(
+            f'attention needs a frame-wise tokenizer and 1..{trained - 1} frames, not {tokenizer.config.kind} and'
+            f' {frames} frames: give fewer or more'
+        )
+    tokens = patchify(tokenizer.encode(to_float(jnp.asarray(video))), sampler.config.model.patch)
+    intervals = jnp.full(len(video), interval, jnp.int32)
+    state = sampler.start(weights, tokens, frames + 1, intervals, clip_keys(0, range(len(video))))
+    query, own_key = _projections(sampler, weights, state)
+    keys = jnp.concatenate([state.cache.k[:, :, :frames], own_key], axis=2)
+    heads = sampler.config.model.heads
+    query, keys = (rearrange(x, 'L B F N (H d) -> L B H N F d', H=heads) for x in (query, keys))
+    scores = jnp.einsum('LBHNqd,LBHNkd->LBHNk', query, keys, preferred_element_type=jnp.float32)
+    attention = jax.nn.softmax(scores * query.shape[-1] ** -0.5, axis=-1)
+    return np.asarray(attention[..., : sampler.shape.tokens, :])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _projections(sampler: VideoSampler, weights: Weights, state) -> tuple[jax.Array, jax.Array]:
+    """Queries and own keys [L, B, 1, N', D] of the frame that is to come."""
+    clips, tokens = len(state.interval), sampler.shape.tokens
+    hidden = jnp.zeros((clips, tokens, sampler.shape.token_width)), jnp.ones((clips, tokens), bool)
+    _, captured = sampler.trunk.apply(
+        weights['trunk'],
+        *hidden,
+        state.interval,
+        state.positions[state.cache.length],
+        state.cache,
+        method=Magi.predict,
+        capture_intermediates=lambda module, _: (module.path or ('',))[-2:] == (LAYER, PROJECTION),
+        mutable=['intermediates'],
+    )
+    blocks = captured['intermediates']['trunk']['blocks']
+    query, key, _ = blocks[LAYER][PROJECTION]['__call__'][0]
+    return query, key
