@@ -17,9 +17,9 @@ class Command:
     """A line of a bash block.
 
     Attributes:
-      page: where it stands, relative to the root.
-      text: the command without its comment; lines that end in a backslash are joined.
-      needs: what it needs and a test machine lacks ('a TPU'), from a comment `# needs ...`; '' = nothing.
+      page: name of the page, relative to the root.
+      text: the command without its comment; continued lines are joined.
+      needs: what a comment `# needs ...` says that a test machine lacks, such as 'a TPU'; '' if there is none.
     """
 
     page: str
@@ -32,12 +32,12 @@ def name_of(page: Path) -> str:
 
 
 def blocks(text: str, language: str) -> list[str]:
-    """The fenced blocks of a language."""
+    """Return the fenced blocks of a language."""
     return [block for kind, block in FENCED.findall(text) if kind == language]
 
 
 def commands(page: Path) -> list[Command]:
-    """Every command of a page's bash blocks."""
+    """Return every command of a page's bash blocks."""
     found = []
     for block in blocks(page.read_text(), 'bash'):
         for line in block.replace('\\\n', ' ').splitlines():
@@ -49,13 +49,13 @@ def commands(page: Path) -> list[Command]:
 
 
 def links(text: str) -> list[str]:
-    """The targets of all links and pictures, outside of code."""
+    """Return the targets of all links and pictures outside of code."""
     prose = re.sub(r'`[^`\n]*`', '`', FENCED.sub('', text))
     return re.findall(r'\]\(([^)\s]+)\)', prose)
 
 
 def anchors(text: str) -> set[str]:
-    """The anchors that a forge makes of a page's headings."""
+    """Return the anchors that a forge makes of a page's headings."""
     found: dict[str, int] = {}
     for heading in re.findall(r'^#{1,6} +(.+?) *$', FENCED.sub('', text), re.MULTILINE):
         slug = re.sub(r'[^\w\- ]', '', re.sub(r'\[([^\]]*)\]\([^)]*\)', r'\1', heading).lower()).replace(' ', '-')
@@ -64,7 +64,7 @@ def anchors(text: str) -> set[str]:
 
 
 def broken_links(page: Path, text: str) -> list[str]:
-    """The links to files and headings that do not exist; addresses on the web are not opened."""
+    """Return the links to files and headings that do not exist. Web addresses are not opened."""
     broken = []
     for link in links(text):
         if re.match(r'\w+:', link):

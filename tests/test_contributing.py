@@ -1,4 +1,4 @@
-"""A tokenizer and a dataset, added by nothing but what magi_jax/README.md says, to a copy of this repository."""
+"""Follow CONTRIBUTING (magi_jax/README.md) word for word: add its tokenizer and its dataset to a copy of the code."""
 
 import os
 import re
@@ -24,21 +24,21 @@ def section(heading):
 
 
 def code(heading):
-    """{file: source} of a section's python blocks, which name their file in the first line."""
+    """Return {file: source} of a section's python blocks, which name their file in the first line."""
     named = (block.partition('\n') for block in blocks(section(heading), 'python'))
     return {name.removeprefix('# '): source for name, _, source in named}
 
 
 def insertions(heading):
-    """(file, text that stands there, text to put behind it) of a section's tables."""
+    """Return (file, text in it, text to insert after that) for each row of a section's table."""
     return re.findall(r'^\| `(.+?)` \| `(.+?)` \| `(.+?)` \|$', section(heading), re.MULTILINE)
 
 
 def add(root, heading):
-    """Does what a section says, in a copy of the repository."""
+    """Apply a section to a copy of the repository."""
     for name, source in code(heading).items():
         path = root / name
-        if path.exists():  # a function, to be put where the file's own are
+        if path.exists():  # a function: insert it behind the functions that the file has
             before, after = path.read_text().split('\n\n@dataclasses.dataclass(frozen=True)\nclass Recipe', 1)
             source = f'{before}\n\n{source}\n\n@dataclasses.dataclass(frozen=True)\nclass Recipe{after}'
         path.write_text(source)
@@ -50,7 +50,7 @@ def add(root, heading):
 
 @pytest.fixture(scope='module')
 def changed(tmp_path_factory):
-    """A copy of the repository with both additions."""
+    """Return a copy of the repository with both additions."""
     root = tmp_path_factory.mktemp('changed')
     for name in ('magi_jax', 'launch', 'configs', 'tests'):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns('__pycache__', 'fixtures', 'results'))

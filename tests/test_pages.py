@@ -1,4 +1,4 @@
-"""The pages tell the truth: links, commands, flags, configs, floors, and numbers that come from the result files."""
+"""Check the pages: links, commands with their flags and configs, floors, and tables of measured numbers."""
 
 import ast
 import re
@@ -18,7 +18,7 @@ from tests.test_structure import FLOORS, config_fields
 README = ROOT / 'README.md'
 README_LINES, SIX_FILES_LINES = 150, 1400
 COMMANDS = [command for page in PAGES for command in commands(page)]
-# What runs the command of a module. All commands of launch/tpu run here, without a cloud.
+# The test file that runs each command. The commands of launch/tpu run here, with --dry-run.
 TESTS = {
     'benchmark': 'tests/launch/test_benchmark.py',
     'compile': 'tests/launch/test_compile.py',
@@ -46,7 +46,7 @@ def module_of(command):
 
 
 def flags_of(module):
-    """Names of the flags that a command defines, itself or by launch/distributed.py."""
+    """Return the names of the flags that a command defines, itself or by launch/distributed.py."""
     source = (ROOT / f'launch/{module}.py').read_text()
     if 'import console, distributed' in source:
         source += (ROOT / 'launch/distributed.py').read_text()
@@ -59,7 +59,7 @@ def is_command(path):
 
 
 def table_after(text, heading):
-    """The rows of the first table behind a heading, as lists of cells without backticks."""
+    """Return the rows of the first table after a heading, as lists of cells."""
     rows = re.search(rf'^#+ {re.escape(heading)}\n.*?(^\|.*?)\n\n', f'{text}\n\n', re.DOTALL | re.MULTILINE)[1]
     return [[cell.strip() for cell in row.strip('|').split('|')] for row in rows.splitlines()[2:]]
 

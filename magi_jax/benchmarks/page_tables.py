@@ -121,6 +121,12 @@ def study_distances() -> str:
     return markdown_table(*study.cells(study_ways()))
 
 
+def study_sentences() -> str:
+    """Return how CTF compares with MTF, as a list."""
+    ways = read('study_strategies')['ways']
+    return '\n'.join(f'- {sentence}' for sentence in study.sentences(dict(zip(ways, study_ways()))))
+
+
 def study_frames() -> str:
     """Return the distance of single frames of short clips: mean over the seeds, and their range."""
     frames = [frame for frame in study_ways()[0].course(study.CLIPS, 'stills') if frame > 1]
@@ -189,6 +195,20 @@ def torch_cpu() -> str:
 
 
 def h200() -> str:
+    """Return the paper's model on an H200 beside PyTorch, by the first timing of each kind and number of clips."""
+    result = read('h200_paper_model')
+    rows = []
+    for kind, words in (('train', 'one optimizer step, 16 frames'), ('sample', 'a sampled frame')):
+        first: dict[tuple[int, str], float] = {}
+        for row in result[kind]:
+            first.setdefault((row['clips'], row['contestant'].split(',')[0]), statistics.median(row['ms']))
+        for (clips, name), ms in first.items():
+            if name == 'JAX' and (other := first.get((clips, 'PyTorch compiled'))):
+                rows.append([words, str(clips), f'{ms:,.0f} ms', f'{other:,.0f} ms', f'{other / ms:.2f}x'])
+    return markdown_table(['what', 'clips', 'JAX', 'PyTorch compiled', 'JAX is faster by'], rows)
+
+
+def h200_all() -> str:
     """Return every timing of the paper's model on an H200."""
     result = read('h200_paper_model')
     rows = []
@@ -238,11 +258,13 @@ TABLES: dict[str, Callable[[], str]] = {
     'quickstart-machines': quickstart_machines,
     'tokenizers': tokenizers,
     'study-distances': study_distances,
+    'study-sentences': study_sentences,
     'study-frames': study_frames,
     'quality-short': quality_short,
     'quality-all': quality_all,
     'frame-times': frame_times,
     'torch-cpu': torch_cpu,
     'h200': h200,
+    'h200-all': h200_all,
     'compiled-steps': compiled_steps,
 }
