@@ -1,4 +1,4 @@
-"""Every command of the README runs, shrunk by the configs' `runlocal` switch; and what it says of the files is true."""
+"""The commands of the first page run, shrunk by the configs' `runlocal` switch. tests/test_pages.py reads all pages."""
 
 import json
 import os
@@ -12,19 +12,12 @@ import numpy as np
 import pytest
 
 from magi_jax.data.video_file import write_mp4
+from tests import pages
 from tests.compilation import FAST_COMPILATION
+from tests.pages import ROOT
 
-ROOT = Path(__file__).parents[1]
-README = (ROOT / 'README.md').read_text()
 OUT = ROOT / 'runs' / 'quickstart_runlocal'
-SIX_FILES_LINES = 1400
-
-
-def commands() -> list[str]:
-    """The lines of the README's bash blocks, without comments."""
-    blocks = re.findall(r'```bash\n(.*?)```', README, re.DOTALL)
-    lines = [line.split('  #')[0].strip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line]
+COMMANDS = [command.text for command in pages.commands(ROOT / 'README.md')]
 
 
 def shrunk(command: str, tmp_path: Path) -> list[str]:
@@ -75,13 +68,13 @@ def test_quickstart_commands_are_those_of_the_script(quickstart):
     script = (ROOT / 'launch/quickstart.sh').read_text()
     script = script.replace('"$PYTHON"', 'python').replace(':$variant', '').replace('$out', 'runs/quickstart')
     script = script.replace('"', '').replace('\\\n ', '')
-    shown = [line for line in commands() if re.search(r'launch\.(train|evaluate)', line) and 'my_videos' not in line]
+    shown = [line for line in COMMANDS if re.search(r'launch\.(train|evaluate)', line) and 'my_videos' not in line]
     assert len(shown) == 3
     for line in shown:
         assert line in script, line
 
 
-@pytest.mark.parametrize('command', [line for line in commands() if 'launch.sample' in line])
+@pytest.mark.parametrize('command', [line for line in COMMANDS if 'launch.sample' in line])
 def test_sample_commands_run(command, quickstart, cache, tmp_path):
     clip = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), np.uint8)
     write_mp4(tmp_path / 'clip.mp4', clip, 8)
@@ -105,23 +98,16 @@ def test_own_videos_train(quickstart, cache, tmp_path):
         folder = tmp_path / 'my_videos' / ('train' if number < 8 else 'validation')
         folder.mkdir(parents=True, exist_ok=True)
         write_mp4(folder / f'{number}.mp4', rng.integers(0, 256, (12, 48, 80, 3), np.uint8), 8)
-    lines = [line for line in commands() if 'my_videos' in line]
+    lines = [line for line in COMMANDS if 'my_videos' in line]
     assert len(lines) == 2
     for line in lines:
         result = run(shrunk(line, tmp_path), cache)
         assert result.returncode == 0, result.stderr
 
 
-def test_every_command_is_covered():
-    # compile, preflight, prepare_data and study run in tests/launch/, with the same flags.
-    tested = 'train|sample|evaluate|compile|preflight|prepare_data|study'
-    covered = rf'^(bash launch/(quickstart|test)\.sh|python -m launch\.({tested}) )'
-    assert [line for line in commands() if not re.match(covered, line)] == []
-
-
-def test_files_named_exist_and_the_six_are_short():
-    named = re.findall(r'\]\(([\w/.]+\.(?:py|gif|png|sh))\)', README)
-    assert len(named) >= 8 and all((ROOT / name).is_file() for name in named)
-    six = re.findall(r'^\| \[`([\w/.]+\.py)`\]', README, re.MULTILINE)
-    assert len(six) == 6
-    assert sum((ROOT / name).read_text().count('\n') for name in six) <= SIX_FILES_LINES
+@pytest.mark.slow
+def test_frame_times_are_measured(cache, tmp_path):
+    command = [sys.executable, '-m', 'launch.frame_times', '--config', 'configs/quickstart.py:runlocal', '--repeats=1']
+    result = run([*command, '--frames=10', '--frames=12', '--out', str(tmp_path)], cache)
+    assert result.returncode == 0, result.stderr
+    assert '| sliding window |' in result.stdout and (tmp_path / 'frame_times.html').exists()
