@@ -8,8 +8,9 @@ from pathlib import Path
 
 from absl import flags
 
-from launch import console
 from magi_jax.benchmarks import page_tables
+
+from . import console
 
 CHECK = flags.DEFINE_bool('check', False, 'only compare the pages with the results')
 
