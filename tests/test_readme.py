@@ -1,5 +1,6 @@
 """The commands of the first page run, shrunk by the configs' `runlocal` switch. tests/test_pages.py reads all pages."""
 
+import html
 import json
 import os
 import re
@@ -12,8 +13,11 @@ import numpy as np
 import pytest
 
 from magi_jax.data.video_file import write_mp4
+from magi_jax.evaluation.prediction import score_prediction, score_rollout
+from magi_jax.evaluation.protocols import PROTOCOLS
 from tests import pages
 from tests.compilation import FAST_COMPILATION
+from tests.evaluation.clips import real_clips
 from tests.pages import ROOT
 
 OUT = ROOT / 'runs' / 'quickstart_runlocal'
@@ -62,6 +66,60 @@ def test_quickstart_makes_its_files_and_reuses_them(quickstart, cache):
     again = run(['bash', 'launch/quickstart.sh', 'runlocal'], cache)
     assert again.returncode == 0 and 'nothing new' in again.stdout
     assert (OUT / 'report.html').stat().st_mtime_ns == made
+
+
+def test_quickstart_says_what_was_achieved_before_what_was_missed(quickstart):
+    said = quickstart.stdout
+    assert said.index('frames predicted after 5 given ones: PSNR') < said.index('of 7 reached') < said.index('missed')
+    assert said.splitlines()[-1].startswith('done: ')
+    assert '1 of 4: sampling predictions' in quickstart.stderr and '4 of 4: writing the report' in quickstart.stderr
+
+
+def test_goals_of_the_report_are_those_of_the_evaluation_page():
+    protocol = PROTOCOLS['bouncing_shapes']
+    video, labels = real_clips(1, protocol.long_frames)
+    short = video[:, : protocol.frames]
+    results = (
+        score_prediction(short[:, protocol.context :], short),
+        score_rollout(video, video, labels, protocol.context),
+    )
+    page = ' '.join((ROOT / 'magi_jax/evaluation/README.md').read_text().split())
+    rules = [rule for result in results for rule in result.passes]
+    assert len(rules) == 7 and 'which of seven goals were reached' in page
+    for rule in rules:
+        *name, condition = rule.split(': ')
+        assert condition in page and all(f'{each}, ' in page or f'{each}: ' in page for each in name), rule
+
+
+def shown_commands(folder: Path) -> list[str]:
+    """The commands that a report says made it, without comments."""
+    listed = re.search(
+        r'To make this page again</h3><pre><code>(.*?)</code>', (folder / 'report.html').read_text(), re.S
+    )
+    return [html.unescape(line).split('  #')[0] for line in listed[1].splitlines()]
+
+
+def test_commands_of_the_report_are_those_that_made_it(quickstart, cache):
+    whole, evaluation = shown_commands(OUT)
+    assert whole == 'bash launch/quickstart.sh runlocal'
+    made = (OUT / 'metrics.json').read_text()
+    words = [sys.executable if word == 'python' else word for word in shlex.split(evaluation)]
+    again = run(words, cache)
+    assert again.returncode == 0 and 'of an earlier call are replaced' in again.stdout, again.stderr
+    assert (OUT / 'metrics.json').read_text() == made and shown_commands(OUT) == [whole, evaluation]
+
+
+def test_a_single_clip_measures_any_run(quickstart, cache, tmp_path):
+    command = ['-m', 'launch.evaluate', '--workdir', str(OUT / 'magi'), '--protocol', 'continuation', '--clips', '1']
+    command += ['--seeds', '2', '--frames', '4', '--context_frames', '2', '--out', str(tmp_path)]
+    result = run([sys.executable, *command], cache)
+    assert result.returncode == 0, result.stderr
+    found = json.loads((tmp_path / 'metrics.json').read_text())
+    assert found['protocol'] == 'continuation --clips 1 --seeds 2 --frames 4 --context_frames 2'
+    assert found['frames'] == [3, 4] and found['settings']['split'] == 'test'
+    assert len(found['psnr']['by_seed']) == 2 and 0 < found['ssim']['repeat_last_frame'] <= 1
+    assert shown_commands(tmp_path) == [shlex.join(['python', *command])]
+    assert '1 of 2: sampling clips' in result.stderr and 'PSNR (higher is better)' in result.stdout
 
 
 def test_quickstart_commands_are_those_of_the_script(quickstart):

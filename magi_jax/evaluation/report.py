@@ -161,7 +161,7 @@ def _verdict(results: Sequence[Result]) -> str:
     )
     return (
         f'{found}<h3>Goals: {sum(rules.values())} of {len(rules)} reached</h3>'
-        f'<p class="note">README, section Results, tells how far trained models get.</p>'
+        f'<p class="note">README, section Results, lists the same goals.</p>'
         f'<ul class="rules">{"".join(items)}</ul>'
     )
 

@@ -1,5 +1,6 @@
 """The way of a user's own videos, five commands: files, dataset, autoencoder, latents, generator, new videos."""
 
+import json
 import subprocess
 import time
 
@@ -80,6 +81,24 @@ def test_five_commands(latents):
     with np.load(root / 'new' / 'videos.npz') as made:
         assert made['videos'].shape == (1, 8, 64, 64, 3) and made['videos'][:, 5:].std() > 0
     assert (root / 'new' / '00.mp4').stat().st_size > 0
+
+
+def test_runs_on_latents_are_measured_on_their_videos_or_the_stored_latents(latents, tmp_path):
+    root, do = latents
+    run_folder, videos, moved = tmp_path / 'magi', root / 'data' / 'my_videos', root / 'data' / 'moved'
+    do(train(run_folder, 'runlocal', *shared(root), '--config.data.source=my_latents'))
+    command = [*module('launch.evaluate'), f'--workdir={run_folder}', '--clips=2']
+    do([*command, f'--out={tmp_path / "videos"}'])
+    videos.rename(moved)
+    try:
+        do([*command, f'--out={tmp_path / "latents"}'])
+    finally:
+        moved.rename(videos)
+    of_videos, of_latents = (
+        json.loads((tmp_path / name / 'metrics.json').read_text()) for name in ('videos', 'latents')
+    )
+    assert of_videos['notes'] == [] and 'decoded from the stored latents' in of_latents['notes'][0]
+    assert of_videos['settings'] == of_latents['settings'] and of_videos['psnr']['mean'] != of_latents['psnr']['mean']
 
 
 def test_latents_of_another_tokenizer_are_refused(latents, environment, tmp_path):
