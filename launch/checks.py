@@ -22,6 +22,7 @@ from packaging.requirements import Requirement
 from launch.collectives import exchange
 from magi_jax.checkpoint import CONFIG_FILE, Checkpoints, check_same_experiment, latest_step, load_config
 from magi_jax.config import Config, ConfigError
+from magi_jax.data import sources
 from magi_jax.data.pipeline import eval_batches, train_batches
 from magi_jax.objectives.api import Objective, make_objective
 from magi_jax.parallel.hosts import everywhere, host_rows
@@ -263,7 +264,7 @@ def _size(size: float) -> str:
 def check_data(facts: Facts) -> str:
     """Both splits open, and batches come; the rate is of all hosts, once the read-ahead is used up."""
     data = facts.config.data
-    next(eval_batches(data, data.eval_split, data.frames, 1, 1))
+    next(eval_batches(data, sources.eval_split(data), data.frames, 1, 1))
     # Without a mesh, which is a failure of its own, this host reads all rows.
     rows = facts.mesh and host_rows(facts.mesh, data.batch_size)
     batches = train_batches(data, facts.config.seed, rows=rows)
