@@ -25,6 +25,7 @@ from packaging.requirements import Requirement
 import magi_jax
 from magi_jax.checkpoint import CONFIG_FILE, Checkpoints, check_same_experiment, latest_step, load_config
 from magi_jax.config import Config, ConfigError
+from magi_jax.data import sources
 from magi_jax.data.pipeline import eval_batches, train_batches
 from magi_jax.objectives.api import Objective, make_objective
 from magi_jax.parallel.hosts import everywhere, host_rows
@@ -268,7 +269,7 @@ def _size(size: float) -> str:
 def check_data(facts: Facts) -> str:
     """Check that both splits open, and measure clips per second of all hosts, without the prefetched batches."""
     data = facts.config.data
-    next(eval_batches(data, data.eval_split, data.frames, 1, 1))
+    next(eval_batches(data, sources.eval_split(data), data.frames, 1, 1))
     # Without a mesh (reported by another check) this host reads all rows.
     rows = facts.mesh and host_rows(facts.mesh, data.batch_size)
     batches = train_batches(data, facts.config.seed, rows=rows)

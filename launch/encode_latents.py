@@ -39,6 +39,7 @@ DTYPE = flags.DEFINE_enum('dtype', 'float32', ['float32', 'float16'], 'of the st
 ROWS = flags.DEFINE_integer('rows', 4, 'clips that a device encodes at once', lower_bound=1)
 PER_SHARD = flags.DEFINE_integer('videos_per_shard', 128, 'videos of one file of the dataset', lower_bound=1)
 SHARD = flags.DEFINE_string('shard', '', 'i/n: encode the i-th (from 0) of n parts only, and do not merge')
+REPLACE = flags.DEFINE_bool('replace', False, 'delete a dataset of that name that holds other latents')
 MERGE = flags.DEFINE_bool('merge', False, 'only merge what the parts have left')
 CHECK = flags.DEFINE_bool('check', False, 'only verify a finished dataset')
 
@@ -66,7 +67,9 @@ def _encode(name: str, data_dir: str, config: Config) -> None:
     here = jax.process_index(), jax.process_count()
     part, count = parts.read_part(SHARD.value) if SHARD.value else here
     tokenizer = open_tokenizer(config.tokenizer, config.data.height, config.data.width)
-    job = encoding.make_job(name, data_dir, config.data, _settings(config, tokenizer), _told(config, tokenizer))
+    job = encoding.make_job(
+        name, data_dir, config.data, _settings(config, tokenizer), _told(config, tokenizer), REPLACE.value
+    )
     folder = prepared.dataset_folder(name, data_dir)
     mine = shards.planned_shards(folder, job.plan)[part::count]
     encode = make_encoder(tokenizer, config.data.context_frames)

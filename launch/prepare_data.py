@@ -4,8 +4,9 @@ python -m launch.prepare_data --dataset my_videos --source FOLDER_OR_CSV
 python -m launch.prepare_data --dataset ucf101/split1 --source UCF --height 256 --width 256
 python -m launch.prepare_data --dataset my_videos --check
 
-Run again, it goes on where it was stopped. On several hosts, `--shard i/n` on each prepares a part; once all parts are
-in one folder, `--merge` makes them a dataset. Exit status: 0 = done, 1 = error, 3 = more videos lost than allowed.
+Run again, it goes on where it was stopped, and tries again the files that were missing, unreadable or too slow. On
+several hosts, `--shard i/n` on each prepares a part; once all parts are in one folder, `--merge` makes them a dataset.
+Exit status: 0 = done, 1 = error, 3 = more videos lost than allowed.
 """
 
 import os
@@ -18,7 +19,7 @@ from tqdm import tqdm
 from magi_jax.config import ConfigError
 from magi_jax.data import prepared
 from magi_jax.data.cache import data_folder
-from magi_jax.data.preparation import dataset, public, shards
+from magi_jax.data.preparation import dataset, public, rows, shards
 from magi_jax.data.preparation.reencode import Settings
 
 from . import console, parts
@@ -34,6 +35,7 @@ CODEC = flags.DEFINE_string('codec', Settings.codec, 'h264, or lossless for smal
 KEYFRAMES = flags.DEFINE_integer('keyframe_interval', Settings.keyframe_interval, 'smaller reads faster, stores larger')
 PER_SHARD = flags.DEFINE_integer('videos_per_shard', Settings.videos_per_shard, 'videos of one file of the dataset')
 SHARD = flags.DEFINE_string('shard', '', 'i/n: prepare the i-th (from 0) of n parts only, and do not merge')
+REPLACE = flags.DEFINE_bool('replace', False, 'delete a dataset of that name made of other files or settings')
 MERGE = flags.DEFINE_bool('merge', False, 'only merge what the parts have left')
 CHECK = flags.DEFINE_bool('check', False, 'only verify a finished dataset')
 PROCESSES = flags.DEFINE_integer('processes', os.cpu_count(), 'that decode and encode')
@@ -74,14 +76,16 @@ def _prepare(name: str, data_dir: str) -> None:
         HEIGHT.value, WIDTH.value, FPS.value, MIN_FRAMES.value, CODEC.value, KEYFRAMES.value, PER_SHARD.value
     )
     part, count = parts.read_part(SHARD.value)
-    listing = public.list_dataset(name, SOURCE.value)
-    folder, plan = dataset.make_plan(name, data_dir, listing, settings)
+    listing = public.list_dataset(name, SOURCE.value, lambda path: rows.is_usable(path, settings, TIMEOUT.value))
+    folder, plan = dataset.make_plan(name, data_dir, listing, settings, REPLACE.value)
+    if listing.warning:
+        print(f'{listing.warning}, and run this command again with --replace')
     mine = shards.make_shards(name, folder, listing, settings)[part::count]
     if listing.ignored:
         print(f'{len(listing.ignored)} other files are left alone, the first is {listing.ignored[0]}')
     with dataset.alone(folder, (part, count)):
-        todo = [shard for shard in mine if not shard.is_done()]
-        total, left = (sum(len(shard.rows) for shard in group) for group in (mine, todo))
+        todo = [shard for shard in mine if shards.rows_left(shard)]
+        total, left = sum(len(shard.rows) for shard in mine), sum(len(shards.rows_left(shard)) for shard in todo)
         done = dataset.prepare(todo, plan, listing.root, PROCESSES.value, TIMEOUT.value)
         with tqdm(initial=total - left, total=total, unit='video', dynamic_ncols=True, smoothing=0.05) as bar:
             skipped = 0

@@ -107,7 +107,9 @@ class ValidationLatents:
 def validation_clips(config: DataConfig) -> EvalClips | ValidationLatents:
     """The clips of validation, as videos or latents, whichever `config` names. Raises as `train_batches`."""
     source = latents.open_latents(config, latents.VALIDATION)
-    return EvalClips(config, config.eval_split, config.frames) if source is None else ValidationLatents(config, source)
+    if source is not None:
+        return ValidationLatents(config, source)
+    return EvalClips(config, sources.eval_split(config), config.frames)
 
 
 def eval_batches(

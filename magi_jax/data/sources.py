@@ -4,13 +4,12 @@ A source has `len(source)`, `source[i] -> Video`, `lengths` int64 [len] (frames 
 `skipped`, the files that cannot be used, each with the reason.
 """
 
-import concurrent.futures
 import dataclasses
-import hashlib
-import json
+import math
 import os
 import pathlib
 import re
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -19,13 +18,13 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from magi_jax.config import ConfigError, DataConfig
-from magi_jax.data import decoding, prepared, stored_video, video_file
+from magi_jax.data import decoding, folder, prepared, splits, stored_video, video_file
 from magi_jax.data.builders import bouncing_objects
-from magi_jax.data.cache import cache_folder, data_folder
+from magi_jax.data.cache import data_folder
 
-SUFFIXES = ('.avi', '.gif', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm')
-SPLITS = ('train', 'validation', 'test')
 FOLDER = 'video_folder'  # in place of a dataset's name
+SMALL = 100  # files of a folder, above which no split is empty by chance
+PROBES = 4  # clips read to measure the rate of a folder that is not kept in memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,12 +133,12 @@ class PreparedSource:
     """
 
     def __init__(self, data: DataConfig, split: str, summary: dict[str, Any]):
-        folder = prepared.dataset_folder(data.source, data.path)
-        builder = tfds.builder_from_directory(folder)
+        place = prepared.dataset_folder(data.source, data.path)
+        builder = tfds.builder_from_directory(place)
         self._records = _open_split(builder, data.source, split)
-        self.lengths = prepared.read_lengths(folder, builder.info, split)
+        self.lengths = prepared.read_lengths(place, builder.info, split)
         mentioned = set(re.findall(r'[A-Za-z]\w*', split))  # 'train[:10%]+test' are two
-        skipped = (skip for skip in prepared.read_skipped(folder) if skip['split'] in mentioned)
+        skipped = (skip for skip in prepared.read_skipped(place) if skip['split'] in mentioned)
         self.skipped = [(skip['video_id'], f'{skip["reason"]}: {skip["detail"]}') for skip in skipped]
         self._size = data.height, data.width
         self._keyframe_interval = summary['settings']['keyframe_interval']
@@ -152,8 +151,29 @@ class PreparedSource:
         video = prepared.stored_video(example, self._keyframe_interval)
         types = {'label': np.int32, 'fps': np.float32}
         labels = {key: np.asarray(example[key], dtype) for key, dtype in types.items() if key in example}
-        name = example['video_id'].decode()
+        name = os.fsdecode(example['video_id'])
         return Video(name, len(video), lambda indices: stored_video.read(video, indices, *self._size), labels)
+
+
+def eval_split(data: DataConfig) -> str:
+    """Return `data.eval_split`, or where the videos lack it, after a warning, another split: test, else train."""
+    if data.source == FOLDER:
+        root = pathlib.Path(data.path).expanduser()
+        of_user = folder.sort_by_user(folder.walk(root, folder.SUFFIXES)) if root.is_dir() else {}
+        there = {split for name, split in of_user.items() if name.lower().endswith(folder.SUFFIXES)}
+        known = there or set(splits.SPLITS)
+    elif summary := prepared.read_summary(data.source, data.path):
+        known = {split for split, videos in summary.get('prepared', {}).items() if videos}
+    else:
+        return data.eval_split
+    instead = next((split for split in ('test', data.train_split) if split in known), None)
+    if data.eval_split not in splits.SPLITS or data.eval_split in known or instead is None:
+        return data.eval_split
+    splits.warn_once(
+        f'{data.path if data.source == FOLDER else data.source} has no videos in split {data.eval_split!r} '
+        f'(data.eval_split): {instead!r} is used instead; {splits.CHOOSE}'
+    )
+    return instead
 
 
 def _open_split(
@@ -174,101 +194,102 @@ def _tfds_builder(data: DataConfig) -> tfds.core.DatasetBuilder:
             return bouncing_objects.prepare(data.source, os.fspath(data_folder(data.path)))
         except ValueError as error:
             raise ConfigError(f'data.source: {error}') from error
-    folder = os.fspath(data_folder(data.path))
+    place = os.fspath(data_folder(data.path))
     try:
-        builder = tfds.builder(data.source, data_dir=folder)
+        builder = tfds.builder(data.source, data_dir=place)
     except (tfds.core.DatasetNotFoundError, ValueError) as error:
-        raise ConfigError(f'no dataset {data.source} under {folder}; build it with launch.prepare_data') from error
+        raise ConfigError(f'no dataset {data.source} under {place}; build it with launch.prepare_data') from error
     if not builder.is_prepared():
-        raise ConfigError(f'dataset {data.source} is not built under {folder}; build it with launch.prepare_data')
+        raise ConfigError(f'dataset {data.source} is not built under {place}; build it with launch.prepare_data')
     return builder
 
 
 class FolderSource:
     """A split of a folder of video files, scaled to cover the frame size and cropped at the centre.
 
-    Subfolders train/, validation/, test/ are the splits if there is at least one of them; otherwise a file's relative
-    name decides (90/5/5 %), so adding files never moves others between splits. Damaged and too short files are left
-    out and listed in `skipped`.
+    Subfolders train/, validation/ (or val/), test/ are the splits if there is a video in one of them; otherwise
+    `splits.assign` decides, from one video on. Damaged and too short files are left out and listed in `skipped`.
+    A split of at most `folder.MEMORY` bytes of frames is decoded once and kept in memory.
     """
 
     def __init__(self, data: DataConfig, split: str):
         root = pathlib.Path(data.path).expanduser()
         if not data.path or not root.is_dir():
             raise ConfigError(f'data.path = {data.path!r} is not a folder; video_folder needs a folder of video files')
-        names = _split_names(root, split)
-        if not names:
-            raise ConfigError(
-                f'{root} has no video files in split {split!r} ({" ".join(SUFFIXES)}); add files, or sort them into '
-                'subfolders train/ validation/ test/'
-            )
+        if split not in splits.SPLITS:
+            raise ConfigError(f'split {split!r} of a video folder is not one of {", ".join(splits.SPLITS)}')
         self._root, self._size = root, (data.height, data.width)
-        usable, self.skipped = [], []
-        for name, outcome in _index(root, names).items():
-            if isinstance(outcome, int) and outcome >= data.frames:
-                usable.append((name, outcome))
+        outcomes, divided = _split_folder(root, split)
+        if not outcomes:
+            suffixes = ' '.join(folder.SUFFIXES)
+            raise ConfigError(f'{root} has no video files in split {split!r} ({suffixes}): add files; {splits.CHOOSE}')
+        self._parts: list[tuple[str, int, int]] = []  # name, first frame, end
+        self.skipped: list[tuple[str, str]] = []
+        for name, frames in outcomes.items():
+            start, end = (0, frames) if name not in divided else splits.time_ranges(frames)[split]
+            if isinstance(frames, int) and end - start >= data.frames:
+                self._parts.append((name, start, end))
             else:
-                reason = f'has {outcome} frames, a clip {data.frames}' if isinstance(outcome, int) else outcome
+                reason = f'has {end - start} frames, a clip {data.frames}' if isinstance(frames, int) else frames
                 self.skipped.append((decoding.file_text(name), reason))
         if self.skipped:
-            logging.warning('%d of %d files skipped, first: %s: %s', len(self.skipped), len(names), *self.skipped[0])
-        if not usable:
+            logging.warning('%d of %d files skipped, first: %s: %s', len(self.skipped), len(outcomes), *self.skipped[0])
+        if not self._parts:
             reason = self.skipped[0][1]
-            raise ConfigError(f'none of the {len(names)} video files of {root} ({split}) can be used; first: {reason}')
-        self._names = [name for name, _ in usable]
-        self.lengths = np.asarray([length for _, length in usable], np.int64)
+            raise ConfigError(
+                f'none of the {len(outcomes)} video files of {root} ({split}) can be used; first: {reason}'
+            )
+        self.lengths = np.asarray([end - start for _, start, end in self._parts], np.int64)
+        self._memory = self._open_memory(data.frames)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._parts)
 
     def __getitem__(self, index: int) -> Video:
-        path = self._root / self._names[index]
-        length = int(self.lengths[index])
-        name = decoding.file_text(self._names[index])
-        return Video(name, length, lambda indices: video_file.read_frames(path, indices, *self._size), {})
+        name, start, end = self._parts[index]
+        read = self._read if self._memory is None else self._memory.read
+        return Video(decoding.file_text(name), end - start, lambda indices: read(index, indices), {})
+
+    def _read(self, number: int, indices: Sequence[int]) -> np.ndarray:
+        name, start, _ = self._parts[number]
+        return video_file.read_frames(self._root / name, [start + int(index) for index in indices], *self._size)
+
+    def _open_memory(self, frames: int) -> folder.FrameMemory | None:
+        """Return a memory for the frames of the split; None, after a warning with the rate, where they are too many."""
+        size = int(self.lengths.sum()) * math.prod(self._size) * 3
+        if size <= folder.MEMORY:
+            return folder.FrameMemory(lambda n: self._read(n, range(self.lengths[n])), len(self))
+        started = time.perf_counter()
+        for number in range(0, len(self), -(-len(self) // PROBES)):
+            start = (int(self.lengths[number]) - frames) // 2
+            self._read(number, range(start, start + frames))
+        rate = min(len(self), PROBES) / (time.perf_counter() - started)
+        splits.warn_once(
+            f'{self._root} is too large to be kept in memory ({size / 2**30:.1f} GiB of frames, at most '
+            f'{folder.MEMORY / 2**30:g}): one thread reads {rate:.1f} clips/s; for faster reading, prepare it with '
+            f'launch.prepare_data --dataset NAME --source {self._root} and set data.source to NAME'
+        )
+        return None
 
 
-def _split_names(root: pathlib.Path, split: str) -> list[str]:
-    """Sorted names, relative to `root`, of the video files of a split."""
-    if split not in SPLITS:
-        raise ConfigError(f'split {split!r} of a video folder is not one of {", ".join(SPLITS)}')
-    sorted_by_user = any((root / name).is_dir() for name in SPLITS)
-    base = root / split if sorted_by_user else root
-    paths = (path for path in base.rglob('*') if path.suffix.lower() in SUFFIXES and path.is_file())
-    names = sorted(path.relative_to(root).as_posix() for path in paths)
-    return names if sorted_by_user else [name for name in names if hashed_split(name) == split]
+def _split_folder(root: pathlib.Path, split: str) -> tuple[dict[str, int | str], set[str]]:
+    """Return the outcome of `folder.index` for each file of a split, and which of these files are divided in time."""
+    names = [name for name in folder.walk(root, folder.SUFFIXES) if name.lower().endswith(folder.SUFFIXES)]
+    of_user = folder.sort_by_user(names)
+    if of_user:
+        return folder.index(root, [name for name in names if of_user.get(name) == split]), set()
+    # A small folder is indexed at once, by several threads; of a large one the split's files and a few others are.
+    outcomes = folder.index(root, names) if len(names) <= SMALL else {}
 
+    def frames(name: str) -> int:
+        if name not in outcomes:
+            outcomes.update(folder.index(root, [name]))
+        return outcomes[name] if isinstance(outcomes[name], int) else 0
 
-def hashed_split(name: str) -> str:
-    """90 % of all names train, 5 % validation, 5 % test."""
-    percent = int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8]) * 100 >> 64
-    return 'train' if percent < 90 else 'validation' if percent < 95 else 'test'
-
-
-def _index(root: pathlib.Path, names: list[str]) -> dict[str, int | str]:
-    """Number of frames of each file, or why it is unusable. Files are decoded once and remembered till they change."""
-    key = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
-    memory = cache_folder() / 'video_folder' / f'{key}.json'
-    known = _read_json(memory)
-    stamps = {name: [(root / name).stat().st_size, (root / name).stat().st_mtime_ns] for name in names}
-    new = [name for name in names if name not in known or known[name][0] != stamps[name]]
-    if new:
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            outcomes = pool.map(lambda name: _probe(root / name), new)
-            known |= {name: [stamps[name], outcome] for name, outcome in zip(new, outcomes, strict=True)}
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        temporary = memory.with_suffix(f'.{os.getpid()}')
-        temporary.write_text(json.dumps(known))
-        temporary.replace(memory)
-    return {name: known[name][1] for name in names}
-
-
-def _probe(path: pathlib.Path) -> int | str:
-    try:
-        return video_file.count_frames(path)
-    except video_file.VideoError as error:
-        return str(error)
-
-
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
+    chosen = splits.assign(names, lambda name: frames(name) >= splits.CLIP)
+    if not any(frames(name) >= splits.CLIP for name in chosen):
+        chosen = splits.assign(names, lambda name: frames(name) > 0)
+    if text := splits.explain(root, chosen):
+        splits.warn_once(text)
+    wanted = sorted(name for name, own in chosen.items() if own in (split, None))
+    return folder.index(root, wanted), {name for name in wanted if chosen[name] is None}

@@ -60,6 +60,12 @@ def encode(images: Iterable[np.ndarray], fps: float, codec: Codec, keyframe_inte
     return StoredVideo(b''.join(contents), np.asarray([len(c) for c in contents], np.int32), keyframe_interval)
 
 
+def cut(video: StoredVideo, start: int, end: int) -> StoredVideo:
+    """Return frames [start, end) without encoding them again; `start` must be a keyframe."""
+    ends = np.concatenate([[0], np.cumsum(video.sizes, dtype=np.int64)])
+    return StoredVideo(video.stream[ends[start] : ends[end]], video.sizes[start:end], video.keyframe_interval)
+
+
 def describe_encoder(codec: Codec) -> str:
     """All that the bytes of a video depend on, apart from its images: other versions of x264 give others."""
     name, pixels, options = _ENCODERS[codec]

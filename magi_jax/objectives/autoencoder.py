@@ -15,6 +15,10 @@ from magi_jax.layers.layout import WHOLE, Layout
 from magi_jax.tokenizers.api import make_module
 from magi_jax.tokenizers.pixels import to_float
 
+# The posterior needs no more variance than the prior. Without a bound, a frame unlike those before it can get a log
+# variance of 10 or 20 from the linear output of the encoder, and its exponential is then the whole loss.
+LOG_VARIANCE_BOUND = 2.0
+
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderObjective:
@@ -45,8 +49,9 @@ class AutoencoderObjective:
 
         Returns:
           The loss l1 * mean |error| + l2 * mean error**2 + kl * KL. Pixels are in [-1, 1] and means run over all
-          values. KL is in nats per latent value. The metrics are scalars: loss, l1, l2, kl (unweighted), and psnr in dB
-          of the clipped reconstruction (peak range 2, mean over frames).
+          values. The variance of a sample is at most exp(LOG_VARIANCE_BOUND); beyond it KL grows linearly in the log
+          variance. KL is in nats per latent value. The metrics are scalars: loss, l1, l2, kl (unweighted), and psnr in
+          dB of the clipped reconstruction (peak range 2, mean over frames).
         """
         params, weights = self.layout.gather(params), self.config.autoencoder_loss
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch['example'])
@@ -57,13 +62,13 @@ class AutoencoderObjective:
         mean, log_variance = self.module.apply({'params': params}, frames, method='encode')
         latents = mean
         if train:
-            latents = mean + jnp.exp(0.5 * log_variance) * _noise(keys, mean)
+            latents = mean + jnp.exp(0.5 * jnp.minimum(log_variance, LOG_VARIANCE_BOUND)) * _noise(keys, mean)
         reconstruction = self.module.apply({'params': params}, latents, method='decode')
         error = reconstruction - frames
         metrics = {
             'l1': jnp.mean(jnp.abs(error)),
             'l2': jnp.mean(jnp.square(error)),
-            'kl': jnp.mean(0.5 * (jnp.square(mean) + jnp.exp(log_variance) - 1.0 - log_variance)),
+            'kl': jnp.mean(0.5 * (jnp.square(mean) + bounded_exp(log_variance) - 1.0 - log_variance)),
             'psnr': jnp.mean(psnr(jnp.clip(reconstruction, -1.0, 1.0), frames)),
         }
         metrics = {name: self.layout.mean(value, jnp.ones(())) for name, value in metrics.items()}
@@ -88,6 +93,11 @@ def make_autoencoder_objective(config: Config) -> AutoencoderObjective:
     if data.height % factor or data.width % factor:
         raise ConfigError(f'frames of {data.height}x{data.width} must be multiples of tokenizer.downsample = {factor}')
     return AutoencoderObjective(config, make_module(config.tokenizer, jnp.dtype(config.train.compute_dtype)))
+
+
+def bounded_exp(x: jax.Array) -> jax.Array:
+    """Return exp(x) up to LOG_VARIANCE_BOUND, and its tangent from there on: the gradient stays bounded."""
+    return jnp.exp(jnp.minimum(x, LOG_VARIANCE_BOUND)) * (1.0 + jnp.maximum(x - LOG_VARIANCE_BOUND, 0.0))
 
 
 def random_crops(video: jax.Array, keys: jax.Array, side: int) -> jax.Array:

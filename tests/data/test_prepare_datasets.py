@@ -9,9 +9,9 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from magi_jax.config import ConfigError
 from magi_jax.data.preparation import robot_records
-from magi_jax.data.preparation.dataset import prepare_row
 from magi_jax.data.preparation.public import list_dataset
 from magi_jax.data.preparation.reencode import Prepared, Settings
+from magi_jax.data.preparation.rows import prepare_row
 from magi_jax.data.stored_video import read
 
 

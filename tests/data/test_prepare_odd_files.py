@@ -7,7 +7,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from magi_jax.config import DataConfig
-from magi_jax.data import pipeline, prepared, sources
+from magi_jax.data import pipeline, prepared, sources, splits
 from magi_jax.data.preparation import dataset, public, shards
 from magi_jax.data.preparation.listing import Listing, Row
 from magi_jax.data.preparation.reencode import Settings
@@ -93,7 +93,7 @@ def test_a_folder_with_names_that_are_not_utf8_is_read(tmp_path):
 
 @pytest.mark.parametrize('name', [b'caf\xe9', b'a'])
 def test_split_by_name_takes_bytes(name):
-    assert sources.hashed_split(os.fsdecode(name)) in sources.SPLITS
+    assert splits.hashed_split(os.fsdecode(name)) in splits.SPLITS
 
 
 def test_any_exception_of_one_row_is_one_skipped_row(tmp_path):

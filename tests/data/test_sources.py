@@ -7,7 +7,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from magi_jax.config import ConfigError, DataConfig
-from magi_jax.data import sources, video_file
+from magi_jax.data import sources, splits, video_file
 from magi_jax.data.builders import bouncing_objects as bouncing
 
 
@@ -157,7 +157,7 @@ def test_folder_is_decoded_once_until_a_file_changes(folder, monkeypatch):
 
 def testhashed_splits_are_stable_and_in_proportion():
     names = [f'clips/{n}.mp4' for n in range(4000)]
-    shares = {split: sum(sources.hashed_split(name) == split for name in names) / 4000 for split in sources.SPLITS}
+    shares = {split: sum(splits.hashed_split(name) == split for name in names) / 4000 for split in splits.SPLITS}
     assert abs(shares['train'] - 0.9) < 0.02 and abs(shares['validation'] - 0.05) < 0.015
     golden = {'0.mp4': 'train', '28.mp4': 'validation', '43.mp4': 'validation', '18.mp4': 'test', '22.mp4': 'test'}
-    assert {name: sources.hashed_split(name) for name in golden} == golden
+    assert {name: splits.hashed_split(name) for name in golden} == golden

@@ -198,7 +198,7 @@ def test_other_settings_or_files_are_refused(wild, finished, tmp_path):
         dataset.make_plan('wild', str(finished), listing, Settings(height=64, width=32, videos_per_shard=3))
     (tmp_path / 'list.csv').write_text('path,label\nh264.mp4,a\n')
     other = public.list_dataset('wild', str(tmp_path / 'list.csv'))
-    with pytest.raises(ConfigError, match='45 videos then, 1 now'):
+    with pytest.raises(ConfigError, match='45 videos then, 3 now'):
         dataset.make_plan('wild', str(finished), other, SETTINGS)
     (tmp_path / 'reports').mkdir()
     with dataset.alone(tmp_path, (0, 1)), pytest.raises(ConfigError, match='another process'):

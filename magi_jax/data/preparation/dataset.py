@@ -6,7 +6,9 @@ import dataclasses
 import fcntl
 import hashlib
 import json
+import os
 import pathlib
+import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,10 +17,9 @@ import tensorflow_datasets as tfds
 
 from magi_jax.config import ConfigError
 from magi_jax.data import prepared, stored_video, video_file
-from magi_jax.data.decoding import file_text
-from magi_jax.data.preparation import robot_records, shards, workers
-from magi_jax.data.preparation.listing import Listing, Row, Skip
-from magi_jax.data.preparation.reencode import Prepared, Settings, Skipped, reencode_file, reencode_frames
+from magi_jax.data.preparation import rows, shards, workers
+from magi_jax.data.preparation.listing import Listing, Skip
+from magi_jax.data.preparation.reencode import Prepared, Settings
 
 ShardReport = tuple[shards.Shard, dict[str, Any]]
 CheckRecords = Callable[[list[dict[str, Any]], Iterator[bytes], dict[str, Any]], list[str]]
@@ -44,8 +45,10 @@ class Summary:
     over_limit: str  # why the dataset is not published; '' = it is
 
 
-def make_plan(name: str, data_dir: str, listing: Listing, settings: Settings) -> tuple[pathlib.Path, dict[str, Any]]:
-    """Writes plan.json, or finds that the same one is there.
+def make_plan(
+    name: str, data_dir: str, listing: Listing, settings: Settings, replace: bool = False
+) -> tuple[pathlib.Path, dict[str, Any]]:
+    """Writes plan.json, or finds that the same one is there. `replace` deletes what was prepared by another plan.
 
     Returns:
       The dataset's folder and the plan.
@@ -63,19 +66,27 @@ def make_plan(name: str, data_dir: str, listing: Listing, settings: Settings) ->
         'skipped': [dataclasses.asdict(skip) for skip in listing.skipped],
         'ignored': list(listing.ignored),
     }
-    rows = [dataclasses.astuple(row) for row in listing.rows]
-    plan = content | {'digest': hashlib.sha256(json.dumps([content, rows]).encode()).hexdigest()}
-    if (folder / prepared.PLAN).is_file():
-        there = read_plan(name, data_dir)
-        if there['digest'] != plan['digest']:
-            raise ConfigError(
-                f'{folder} was begun with {_difference(there, plan)}; do the same again, choose another data_dir, or '
-                'delete the folder'
-            )
+    tuples = [row.as_tuple() for row in listing.rows]
+    plan = content | {'digest': hashlib.sha256(json.dumps([content, tuples]).encode()).hexdigest()}
+    there = read_plan(name, data_dir) if (folder / prepared.PLAN).is_file() else None
+    if there and there['digest'] == plan['digest']:
         return folder, there
+    if there and not replace:
+        raise ConfigError(
+            f'{folder} was begun with {_difference(there, plan)}: add --replace to delete it and prepare again, or '
+            'choose another --dataset or --data_dir'
+        )
+    if there:
+        discard(folder)
     (folder / 'reports').mkdir(parents=True, exist_ok=True)
     shards.write_json(folder / prepared.PLAN, plan)
     return folder, plan
+
+
+def discard(folder: pathlib.Path) -> None:
+    """Deletes a dataset, unless another process is making it. Raises as `alone`."""
+    with alone(folder, (0, 1)):
+        shutil.rmtree(folder)
 
 
 def read_plan(name: str, data_dir: str) -> dict[str, Any]:
@@ -93,10 +104,10 @@ def read_plan(name: str, data_dir: str) -> dict[str, Any]:
 def prepare(
     todo: list[shards.Shard], plan: dict[str, Any], root: str, processes: int, timeout: float
 ) -> Iterator[Skip | None]:
-    """Prepares shards, and tells for each of their rows when it is done: what is wrong with it, or None.
+    """Prepares what is left of shards, and tells for each such row when it is done: what is wrong with it, or None.
 
     Args:
-      todo: shards without a report.
+      todo: shards with `shards.rows_left`.
       plan: of the dataset they belong to.
       root: folder that the paths of the rows are relative to.
       processes: how many decode and encode.
@@ -106,32 +117,43 @@ def prepare(
       OSError: a shard cannot be written. It leaves nothing; those before it are whole.
     """
     settings = Settings(**plan['settings'])
-    tasks = ((root, row, settings) for shard in todo for row in shard.rows)
-    with contextlib.closing(workers.run_ordered(prepare_row, tasks, processes, timeout)) as results:
+    left = {shard.path: shards.rows_left(shard) for shard in todo}
+    tasks = ((root, row, settings) for shard in todo for row in left[shard.path])
+    with contextlib.closing(workers.run_ordered(rows.prepare_row, tasks, processes, timeout)) as results:
         for shard in todo:
+            done: Iterator[Any] = results
+            if shard.is_done():  # only rows that are tried again: most often they fail again, and nothing is written
+                again = [next(results) for _ in left[shard.path]]
+                if not any(isinstance(result, Prepared) for result in again):
+                    yield from (rows.make_skip(row, result, timeout) for row, result in zip(left[shard.path], again))
+                    continue
+                done = iter(again)
             with shards.ShardWriter(shard, plan['digest'], prepared.make_features(plan['labels'])) as writer:
-                for row in shard.rows:
-                    result = next(results)
-                    if isinstance(result, Prepared):
-                        writer.add(*_record(row, result, plan['labels']))
-                        yield None
-                    else:
-                        skip = _skip(row, result, timeout)
-                        writer.skip(skip)
-                        yield skip
+                yield from _write_shard(shard, writer, done, plan['labels'], timeout)
                 writer.commit()
 
 
-def prepare_row(task: tuple[str, Row, Settings]) -> Prepared | Skipped:
-    """One row: (root, row, settings) -> its video, or why there is none."""
-    root, row, settings = task
-    path = pathlib.Path(root) / row.path
-    if row.offset is None:
-        return reencode_file(path, settings)
-    try:
-        return reencode_frames(robot_records.read_trajectory(path, row.offset), robot_records.FPS, settings)
-    except robot_records.RecordError as error:
-        return Skipped('corrupt', str(error))
+def _write_shard(
+    shard: shards.Shard, writer: shards.ShardWriter, results: Iterator[Any], labels: list[str], timeout: float
+) -> Iterator[Skip | None]:
+    """Writes all rows of a shard: those of its earlier version as they are, the rest from `results`."""
+    kept = shards.read_kept(shard)
+    records = shards.read_records(shard.path) if kept.videos else iter(())
+    for row in shard.rows:
+        if row.video_id in kept.videos:
+            writer.copy(next(records), kept.videos[row.video_id])
+            continue
+        if row.video_id in kept.skipped:
+            writer.skip(kept.skipped[row.video_id])
+            continue
+        result = next(results)
+        if isinstance(result, Prepared):
+            writer.add(*rows.make_record(row, result, labels))
+            yield None
+        else:
+            skip = rows.make_skip(row, result, timeout)
+            writer.skip(skip)
+            yield skip
 
 
 @contextlib.contextmanager
@@ -179,7 +201,7 @@ def check_videos(told: list[dict[str, Any]], records: Iterator[bytes], plan: dic
     for each, record in zip(told, records, strict=True):
         example = features.deserialize_example_np(record)
         video = prepared.stored_video(example, settings.keyframe_interval)
-        if example['video_id'].decode() != each['id'] or len(video) != each['num_frames']:
+        if os.fsdecode(example['video_id']) != each['id'] or len(video) != each['num_frames']:
             found.append(f'{each["id"]} is not the video that the report tells')
         elif len(video.stream) != video.sizes.sum():
             found.append(f'{each["id"]} has {len(video.stream)} bytes, not {video.sizes.sum()}')
@@ -254,28 +276,6 @@ def write_metadata(
         check_data=False,
         description=f'{plan["dataset"]}, made by magi_jax: {json.dumps(plan["settings"])}',
     )
-
-
-def _record(row: Row, result: Prepared, labels: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A video as an example of the dataset, and what the report tells of it."""
-    video, told = result.video, {'id': row.video_id, 'num_frames': len(result.video), 'fps': result.fps}
-    example = {'video': video.stream, 'packet_sizes': video.sizes, 'video_id': row.video_id}
-    example |= {'num_frames': len(video), 'fps': result.fps}
-    if labels:
-        example['label'] = -1 if row.label is None else labels.index(row.label)
-    return example, told | {'bytes': len(video.stream)}
-
-
-def _skip(row: Row, result: Skipped | workers.Died, timeout: float) -> Skip:
-    if isinstance(result, Skipped):
-        reason, detail = result.reason, result.detail
-    elif result.raised:
-        reason, detail = 'failed', result.cause
-    elif result.timed_out:
-        reason, detail = 'timed_out', f'not decoded in {timeout:g} s'
-    else:
-        reason, detail = 'crashed', f'the process that decoded it {result.cause}'
-    return Skip(row.video_id, file_text(row.path), row.split, reason, detail)
 
 
 def read_report(shard: shards.Shard, plan: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -51,7 +52,14 @@ class _Record:
     rows: list[np.ndarray]  # uint8 [F, H, W, 3]
 
 
-def make_job(name: str, data_dir: str, data: DataConfig, settings: LatentSettings, tokenizer: dict[str, Any]) -> Job:
+def make_job(
+    name: str,
+    data_dir: str,
+    data: DataConfig,
+    settings: LatentSettings,
+    tokenizer: dict[str, Any],
+    replace: bool = False,
+) -> Job:
     """Opens the videos and writes plan.json, or finds that the same one is there.
 
     Args:
@@ -60,11 +68,12 @@ def make_job(name: str, data_dir: str, data: DataConfig, settings: LatentSetting
       data: names the videos.
       settings: of the latents.
       tokenizer: what is told of it, with its 'fingerprint'.
+      replace: deletes other latents of that name.
 
     Raises:
       ConfigError: the folder holds, or is to hold, other latents; or as `sources.open_source`.
     """
-    splits = {latents.TRAIN: settings.train_split, latents.VALIDATION: settings.eval_split}
+    splits = {latents.TRAIN: settings.train_split, latents.VALIDATION: sources.eval_split(data)}
     videos = {split: sources.open_source(data, named) for split, named in splits.items()}
     digest = hashlib.sha256(data.source.encode())
     for source in videos.values():
@@ -78,13 +87,16 @@ def make_job(name: str, data_dir: str, data: DataConfig, settings: LatentSetting
     }
     plan = content | {'digest': hashlib.sha256(json.dumps(content).encode()).hexdigest()}
     folder = prepared.dataset_folder(name, data_dir)
-    if (folder / prepared.PLAN).is_file():
-        there = dataset.read_plan(name, data_dir)
-        if there['digest'] != plan['digest']:
-            raise ConfigError(
-                f'{folder} was begun with {_difference(there, plan)}; choose another --dataset, or delete the folder'
-            )
+    there = dataset.read_plan(name, data_dir) if (folder / prepared.PLAN).is_file() else None
+    if there and there['digest'] == plan['digest']:
         return Job(data, settings, videos, there)
+    if there and not replace:
+        raise ConfigError(
+            f'{folder} was begun with {_difference(there, plan)}: add --replace to delete it and encode again, or '
+            'choose another --dataset'
+        )
+    if there:
+        dataset.discard(folder)
     (folder / 'reports').mkdir(parents=True, exist_ok=True)
     plan |= {'source': data.source, 'path': data.path}
     shards.write_json(folder / prepared.PLAN, plan)
@@ -167,7 +179,7 @@ def check_latents(told: list[dict[str, Any]], records: Iterator[bytes], plan: di
     for each, record in zip(told, records, strict=True):
         example = features.deserialize_example_np(record)
         flip = bool(example['flip_horizontal']), bool(example['flip_vertical'])
-        place = _name(example['video_id'].decode(), flip, int(example['start']), int(example['interval']))
+        place = _name(os.fsdecode(example['video_id']), flip, int(example['start']), int(example['interval']))
         if place != each['id'] or any(len(example[name]) != each['num_frames'] for name in settings.names):
             found.append(f'{each["id"]} is not the clip that the report tells')
         elif not all(np.isfinite(example[name]).all() for name in settings.names):
@@ -239,7 +251,7 @@ def _example(
     place |= {'flip_horizontal': record.flip[0], 'flip_vertical': record.flip[1]}
     size = sum(array.nbytes for array in moments.values())
     told = {'id': name, 'num_frames': len(moments['mean']), 'bytes': size}
-    return {'video_id': record.video_id, **place, **moments}, told
+    return {'video_id': os.fsencode(record.video_id), **place, **moments}, told
 
 
 def _name(video_id: str, flip: latents.Flip, start: int, interval: int) -> str:

@@ -10,18 +10,19 @@ import hashlib
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from magi_jax.config import ConfigError
-from magi_jax.data import sources
+from magi_jax.data import folder, splits
 from magi_jax.data.decoding import file_text
 from magi_jax.data.preparation.reencode import Reason
 
 SUFFIXES = (
-    *sources.SUFFIXES,
+    *folder.SUFFIXES,
     *('.3gp', '.asf', '.divx', '.f4v', '.flv', '.m2ts', '.mpe', '.mpv', '.mts', '.ogv', '.ts', '.vob', '.wmv', '.y4m'),
 )
-_SPLIT_NAMES = {'val': 'validation', 'valid': 'validation', 'validate': 'validation', 'training': 'train'}
+Usable = Callable[[pathlib.Path], bool]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,12 @@ class Row:
     split: str
     label: str | None = None
     offset: int | None = None  # of a record in the file `path`; None = the file is the video
+    divided: bool = False  # the row is only the time range that `splits.time_ranges` gives its split
+
+    def as_tuple(self) -> tuple[Any, ...]:
+        """Return the fields for a digest: without `divided` where False, as digests were before it existed."""
+        fields = dataclasses.astuple(self)
+        return fields if self.divided else fields[:-1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,26 +62,31 @@ class Listing:
     skipped: tuple[Skip, ...] = ()
     labels: tuple[str, ...] = ()  # names of the classes, in the order of their numbers; () = not labelled
     ignored: tuple[str, ...] = ()  # files that are no videos, or not in the annotations
+    warning: str = ''  # how splits were chosen, where the hash of the names would leave one empty
 
     def __len__(self) -> int:
         return len(self.rows) + len(self.skipped)
 
 
-def list_source(source: str) -> Listing:
+def list_source(source: str, usable: Usable = lambda _: True) -> Listing:
     """The videos of a folder or of a CSV file.
 
-    A folder: subfolders train/, validation/ (or val/), test/ are the splits if there is one of them, else a file's
-    name decides (90/5/5 %). If every video is in a folder of its split, those folders are the labels.
+    A folder: subfolders train/, validation/ (or val/), test/ are the splits if there is one of them, else
+    `splits.assign` decides. If every video is in a folder of its split, those folders are the labels.
     A CSV file: columns path (relative to the file's folder), and if wanted id, label, split.
+
+    Args:
+      source: the folder or file.
+      usable: whether the file at an absolute path can be prepared; asked of a few files, see `splits.assign`.
 
     Raises:
       ConfigError: there is no such folder or file, it holds no videos, or a column or value is missing.
     """
     path = pathlib.Path(source).expanduser()
     if path.is_dir():
-        return _list_folder(path)
+        return _list_folder(path, usable)
     if path.is_file() and path.suffix.lower() == '.csv':
-        return _list_csv(path)
+        return _list_csv(path, usable)
     raise ConfigError(f'source {source!r} is neither a folder nor a .csv file')
 
 
@@ -113,19 +125,13 @@ def make_listing(
     names = tuple(sorted(found) if labels is None else labels)
     if unknown := found - set(names):
         raise ConfigError(f'{root}: label {min(unknown)!r} is not one of the {len(names)} classes of the dataset')
-    kept = sorted(first.values(), key=lambda row: (row.split, hashlib.sha256(row.video_id.encode()).digest()))
+    kept = sorted(first.values(), key=lambda row: (row.split, hashlib.sha256(os.fsencode(row.video_id)).digest()))
     return Listing(str(root), tuple(kept), tuple(skipped), names, tuple(sorted(map(file_text, ignored))))
 
 
 def walk(root: pathlib.Path) -> list[str]:
-    """Names, relative to `root` and sorted, of all its files; follows links to folders, leaves out hidden files."""
-    names = []
-    for folder, folders, files in os.walk(root, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith('.')]
-        # A folder, a pipe or a dead link named like a video is listed too: it will be skipped with its reason.
-        entries = [*files, *(name for name in folders if is_video(name))]
-        names += [os.path.relpath(os.path.join(folder, name), root) for name in entries if not name.startswith('.')]
-    return sorted(names)
+    """Return the files of a folder, see `folder.walk`."""
+    return folder.walk(root, SUFFIXES)
 
 
 def is_video(name: str) -> bool:
@@ -133,33 +139,34 @@ def is_video(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def split_name(name: str) -> str:
-    """A split's name as this project has it: 'val' -> 'validation'."""
-    return _SPLIT_NAMES.get(name.lower(), name.lower())
-
-
-def _list_folder(root: pathlib.Path) -> Listing:
+def _list_folder(root: pathlib.Path, usable: Usable) -> Listing:
     files = walk(root)
     names = [name for name in files if is_video(name)]
+    of_user = folder.sort_by_user(names)
+    if of_user:  # what lies beside the split folders belongs to no split
+        names = [name for name in names if name in of_user]
+    chosen = of_user or splits.assign(names, lambda name: usable(root / name))
     parts = {name: pathlib.PurePath(name).parts for name in names}
-    sorted_by_user = any(len(p) > 1 and split_name(p[0]) in sources.SPLITS for p in parts.values())
-    if sorted_by_user:  # what lies beside the split folders belongs to no split
-        names = [name for name in names if len(parts[name]) > 1 and split_name(parts[name][0]) in sources.SPLITS]
-    depth = 1 if sorted_by_user else 0
+    depth = 1 if of_user else 0
     labelled = all(len(parts[name]) > depth + 1 for name in names)
-    rows = (
-        Row(
-            name,
-            name,
-            split_name(parts[name][0]) if sorted_by_user else sources.hashed_split(name),
-            parts[name][depth] if labelled else None,
-        )
+    rows = [
+        row
         for name in names
-    )
-    return make_listing(root, rows, ignored=set(files) - set(names))
+        for row in _divide(Row(name, name, '', parts[name][depth] if labelled else None), chosen[name])
+    ]
+    listing = make_listing(root, rows, ignored=set(files) - set(names))
+    return listing if of_user else dataclasses.replace(listing, warning=splits.explain(root, chosen))
 
 
-def _list_csv(path: pathlib.Path) -> Listing:
+def _divide(row: Row, split: str | None) -> list[Row]:
+    """Return the row in its split, or for None one row for each split."""
+    if split is not None:
+        return [dataclasses.replace(row, split=split)]
+    ranges = {name: f'{row.video_id} ({name})' for name in splits.SPLITS}
+    return [dataclasses.replace(row, split=name, video_id=part, divided=True) for name, part in ranges.items()]
+
+
+def _list_csv(path: pathlib.Path, usable: Usable) -> Listing:
     # Names of files are bytes.
     with open(path, newline='', encoding='utf-8-sig', errors='surrogateescape') as file:
         reader = csv.DictReader(file, skipinitialspace=True)
@@ -169,13 +176,18 @@ def _list_csv(path: pathlib.Path) -> Listing:
         if unknown := set(columns) - {'path', 'label', 'split', 'id'}:
             raise ConfigError(f'{path} has a column {min(unknown)!r}; it may have: path, label, split, id')
         lines = [{key: (value or '').strip() for key, value in line.items() if key} for line in reader]
-    rows = []
     for number, line in enumerate(lines, 2):
         if not line['path']:
             raise ConfigError(f'line {number} of {path} has no path')
-        split = split_name(line.get('split', '')) or sources.hashed_split(line['path'])
-        rows.append(Row(line.get('id') or line['path'], line['path'], split, line.get('label') or None))
-    unlabelled = sum(row.label is None for row in rows)
-    if 'label' in columns and 0 < unlabelled < len(rows):
-        raise ConfigError(f'{path}: {unlabelled} of {len(rows)} rows have no label; label all of them or none')
-    return make_listing(path.parent, rows)
+    named = any(line.get('split') for line in lines)
+    paths = {line['path'] for line in lines}
+    chosen = splits.assign(paths, lambda name: not named and usable(path.parent / name))
+    rows = []
+    for line in lines:
+        row = Row(line.get('id') or line['path'], line['path'], '', line.get('label') or None)
+        rows += _divide(row, splits.split_name(line.get('split', '')) or chosen[line['path']])
+    unlabelled = sum(not line.get('label') for line in lines)
+    if 'label' in columns and 0 < unlabelled < len(lines):
+        raise ConfigError(f'{path}: {unlabelled} of {len(lines)} rows have no label; label all of them or none')
+    listing = make_listing(path.parent, rows)
+    return listing if named else dataclasses.replace(listing, warning=splits.explain(path, chosen))

@@ -12,32 +12,34 @@ import re
 from collections.abc import Callable, Iterable
 
 from magi_jax.config import ConfigError
+from magi_jax.data import splits
 from magi_jax.data.preparation import robot_records
 from magi_jax.data.preparation.listing import (
     Listing,
     Row,
     Skip,
+    Usable,
     is_video,
     list_source,
     make_listing,
-    split_name,
     walk,
 )
 
 
-def list_dataset(name: str, source: str) -> Listing:
+def list_dataset(name: str, source: str, usable: Usable = lambda _: True) -> Listing:
     """The rows of a dataset, named ones by their own rules, all others as `listing.list_source`.
 
     Args:
       name: 'ucf101/split1' (2, 3), 'kinetics600', 'something_something_v2', 'bair_robot_pushing', or any other.
       source: folder of the files as the dataset's owner distributes them, unpacked.
+      usable: as in `listing.list_source`.
 
     Raises:
       ConfigError: the folder or a file of annotations is missing, or the name is not complete.
     """
     dataset, _, variant = name.partition('/')
     if dataset not in DATASETS:
-        return list_source(source)
+        return list_source(source, usable)
     root = pathlib.Path(source).expanduser()
     if not root.is_dir():
         raise ConfigError(f'source {source!r} is not a folder; {dataset} needs the folder with its files')
@@ -87,7 +89,7 @@ def list_kinetics600(root: pathlib.Path, _: str) -> Listing:
         for line in _table(root / table, ('youtube_id', 'time_start', 'time_end')):
             start, end = (int(float(line[key])) for key in ('time_start', 'time_end'))
             stem = f'{line["youtube_id"]}_{start:06d}_{end:06d}'
-            split = split_name(line.get('split') or re.split(r'[/_-]', table.lower())[-1].removesuffix('.csv'))
+            split = splits.split_name(line.get('split') or re.split(r'[/_-]', table.lower())[-1].removesuffix('.csv'))
             path = videos.get(stem) or videos.get(line['youtube_id'])
             label = line.get('label') or None
             labels |= {label} - {None}

@@ -1,7 +1,8 @@
 """Shards of a dataset in the making: which videos go where, written whole or not at all, each with a report.
 
-A shard's report appears after the shard. What has a report is never touched again: that is what a run that was killed
-goes on from, and, as nothing depends on which process did what, its end is the same bytes as without the kill.
+A shard's report appears after the shard. What has a report is not done again: that is what a run that was killed goes
+on from, and, as nothing depends on which process did what, its end is the same bytes as without the kill. Only rows
+skipped for a reason that may pass (`PASSING`) are tried again by every run.
 """
 
 import dataclasses
@@ -15,8 +16,11 @@ from typing import Any
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
+from magi_jax.data import prepared
 from magi_jax.data.preparation.listing import Listing, Row, Skip
-from magi_jax.data.preparation.reencode import Settings
+from magi_jax.data.preparation.reencode import Reason, Settings
+
+PASSING: tuple[Reason, ...] = ('missing', 'unreadable', 'timed_out', 'crashed')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +65,33 @@ def planned_shards(folder: pathlib.Path, plan: dict[str, Any]) -> list[Shard]:
     return [Shard(folder, name, split, n, count) for split, count in counts.items() for n in range(count)]
 
 
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """What the report of a shard settles, by id: the videos, and the skips that depend on the file's content."""
+
+    videos: dict[str, dict[str, Any]]
+    skipped: dict[str, Skip]
+
+    def has(self, row: Row) -> bool:
+        """Return whether nothing is left to do for a row."""
+        return row.video_id in self.videos or row.video_id in self.skipped
+
+
+def read_kept(shard: Shard) -> Kept:
+    """Return what need not be done again; without a report, nothing."""
+    if not shard.is_done():
+        return Kept({}, {})
+    report = json.loads(shard.report.read_text())
+    lasting = [Skip(**skip) for skip in report['skipped'] if skip['reason'] not in PASSING]
+    return Kept({video['id']: video for video in report['videos']}, {skip.video_id: skip for skip in lasting})
+
+
+def rows_left(shard: Shard) -> list[Row]:
+    """Return the rows that a run has to do, or to try again."""
+    kept = read_kept(shard)
+    return [row for row in shard.rows if not kept.has(row)]
+
+
 class ShardWriter:
     """Writes one shard under a temporary name; `commit` gives it its name and its report.
 
@@ -86,6 +117,11 @@ class ShardWriter:
         self._file.write(message.SerializeToString(deterministic=True))
         self._records.append(told)
 
+    def copy(self, record: bytes, told: dict[str, Any]) -> None:
+        """Writes a serialized record of an earlier version of the shard."""
+        self._file.write(record)
+        self._records.append(told)
+
     def skip(self, skip: Skip) -> None:
         self._skipped.append(skip)
 
@@ -102,6 +138,9 @@ class ShardWriter:
         }
         with open(self._partial, 'rb') as file:
             os.fsync(file.fileno())
+        # A kill between these lines must not leave a report, or a summary, of other records.
+        (self._shard.folder / prepared.SUMMARY).unlink(missing_ok=True)
+        self._shard.report.unlink(missing_ok=True)
         os.replace(self._partial, self._shard.path)
         write_json(self._shard.report, report)
 
