@@ -102,9 +102,14 @@ def preview(
             keys=clip_keys(config.seed, range(len(video))),
             sharding=batch_sharding(mesh),
         )
-    upper = 'real' if 'video' in clips else 'reconstruction'
-    lower = 'reconstruction' if config.objective == 'autoencoder' else 'generated'
+    upper, lower = row_names(config.objective, clips)
     return labelled_rows({upper: video[:count], lower: whole(made)[:count]})
+
+
+def row_names(objective: str, clips: dict[str, np.ndarray]) -> tuple[str, str]:
+    """Return the names of a preview's two rows: of latents the real clip is not at hand, only its reconstruction."""
+    upper = 'real' if 'video' in clips else 'reconstruction'
+    return upper, 'reconstruction' if objective == 'autoencoder' else 'generated'
 
 
 def labelled_rows(rows: dict[str, np.ndarray]) -> np.ndarray:

@@ -14,7 +14,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from magi_jax.data.video_file import encode_gif
 from magi_jax.training import metrics
-from magi_jax.training.hooks import STRIP, labelled_rows
+from magi_jax.training.hooks import STRIP, labelled_rows, row_names
 from magi_jax.training.metrics import FILE, MetricWriter, StepRate, read_metrics
 
 
@@ -70,6 +70,13 @@ def test_the_rate_of_steps_leaves_out_what_is_paused(monkeypatch):
     assert rate.per_second(10) == 2.0
     now[0] += 4.0
     assert rate.per_second(1) == 0.25
+
+
+def test_only_a_true_clip_is_called_real():
+    video, latents = {'video': noise()}, {'mean': noise()}
+    assert row_names('masked_diffusion', video) == ('real', 'generated')
+    assert row_names('masked_diffusion', latents) == ('reconstruction', 'generated')
+    assert row_names('autoencoder', video) == ('real', 'reconstruction')
 
 
 @pytest.mark.parametrize('names', [('real', 'generated'), ('reconstruction', 'generated')])
