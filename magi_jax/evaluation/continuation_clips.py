@@ -92,8 +92,8 @@ def open_clips(data: DataConfig, protocol: FrameComparison, tokenizer: Tokenizer
     if len(places) < protocol.clips:
         videos = len({video for video, _ in places})
         notes.append(
-            f'{protocol.clips} clips requested; the split holds {len(places)} of {span} raw frames, in {videos} '
-            f'video{"s" if videos > 1 else ""}: all were used.'
+            f'{protocol.clips} clips requested; the split holds {len(places)} (of {span} raw frames, no overlap) in '
+            f'{videos} video{"s" if videos > 1 else ""}: all were used.'
         )
     return RealContinuations(source, protocol, split, places, tuple(notes))
 
