@@ -2,8 +2,9 @@
 
 python -m launch.train_classifier --kind shapes --out magi_jax/evaluation/weights
 
-New weights are another scale: results of old and new ones cannot be compared, and the score's name, which holds their
-hash, says so. Train on the training split only, as this does: the score's real clips are of the test split.
+Weights that are there are not overwritten: remove them first. New weights are another scale: results of old and new
+ones cannot be compared, and the score's name, which holds their hash, says so. Train on the training split only, as
+this does: the score's real clips are of the test split.
 """
 
 import hashlib
@@ -34,7 +35,8 @@ VALIDATION_VIDEOS = 1024
 
 def main() -> None:
     """Writes weights and facts to --out if every factor's accuracy reaches the gate; else says which does not."""
-    kind, started = KIND.value, time.monotonic()
+    kind, started, out = KIND.value, time.monotonic(), Path(OUT.value)
+    console.check_new(out / f'{kind}.npz', out / f'{kind}.json')
     videos = tqdm(range(VIDEOS.value), unit='video', dynamic_ncols=True, desc='drawing')
     clips = list(training.draw_clips(kind, 'train', videos, CLIPS_A_VIDEO, SEED.value))
     made = training.train(kind, clips, STEPS.value, BATCH.value, SEED.value)
@@ -50,7 +52,6 @@ def main() -> None:
     for factor, accuracy in accuracies.items():
         print(f'{factor:12} {accuracy:.4f}')
     check_gate(kind, accuracies)
-    out = Path(OUT.value)
     out.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(out / f'{kind}.npz', **flat)
     facts = {
