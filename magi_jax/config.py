@@ -6,13 +6,10 @@ an ambiguity of the MAGI paper (arXiv 2501.12389): the default is the reading we
 """
 
 import dataclasses
-import difflib
 import json
 import typing
-from collections.abc import Sequence
 from typing import Any, Literal
 
-import numpy as np
 from ml_collections import ConfigDict
 
 Remat = Literal['none', 'dots', 'named', 'block', 'offload']
@@ -239,29 +236,20 @@ def override(group: Any, assignments: list[str]) -> Any:
             parsed = value if hints[name] is str or typing.get_origin(hints[name]) is Literal else json.loads(value)
         except json.JSONDecodeError:
             parsed = float(value) if value in ('inf', 'nan') else value
-        changes[name] = _convert(hints[name], parsed, name)
-    return dataclasses.replace(group, **changes)
+        changes[name] = parsed
+    return replace_fields(group, changes)
 
 
-def replace_sampler_fields(sampler: SamplerConfig, fields: dict[str, Any], others: Sequence[str] = ()) -> SamplerConfig:
-    """Return sampler settings with some fields replaced. NumPy's numbers count as Python's.
-
-    Args:
-      sampler: the settings.
-      fields: {name: new value}.
-      others: names beside the fields that the user may have meant.
+def replace_fields(group: Any, changes: dict[str, Any]) -> Any:
+    """Return a config group with some fields replaced, each checked as `from_config_dict` does.
 
     Raises:
       ConfigError: a field is unknown, or its value is not of the declared type or choice.
     """
-    names = [field.name for field in dataclasses.fields(SamplerConfig)]
-    for name in fields:
-        if name not in names:
-            close = difflib.get_close_matches(name, [*others, *names], n=1)
-            advice = f'did you mean {close[0]!r}? Fields: ' if close else 'choose one of '
-            raise ConfigError(f'{name!r} is no sampler field: {advice}{", ".join(names)}')
-    plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in fields.items()}
-    return _build(SamplerConfig, dataclasses.asdict(sampler) | plain, 'sampler')
+    hints = typing.get_type_hints(type(group))
+    if unknown := [name for name in changes if name not in hints]:
+        raise ConfigError(f'unknown field {unknown[0]!r}: choose one of {", ".join(hints)}')
+    return dataclasses.replace(group, **{name: _convert(hints[name], value, name) for name, value in changes.items()})
 
 
 def _build(cls: type, values: Any, path: str) -> Any:

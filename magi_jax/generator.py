@@ -20,12 +20,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from magi_jax.checkpoint import Checkpoints, load_config
-from magi_jax.config import Config, ConfigError, DataConfig, MeshConfig, SamplerConfig, replace_sampler_fields
+from magi_jax.config import Config, ConfigError, DataConfig, MeshConfig, SamplerConfig
 from magi_jax.objectives.api import clip_shape, make_objective
 from magi_jax.parallel.hosts import equal_parts, everywhere, on_devices, padded_rows, whole
 from magi_jax.parallel.layout import sampling_layout
 from magi_jax.parallel.mesh import batch_sharding, make_mesh, replicated
-from magi_jax.sampling.arguments import check_numbers, check_seed, check_videos, check_whole
+from magi_jax.sampling.arguments import check_numbers, check_seed, check_videos, check_whole, replace_sampler_fields
 from magi_jax.sampling.progress import Progress, frame_bar
 from magi_jax.sampling.stream import clip_keys, sample_clips, stream_clips
 from magi_jax.sampling.video import VideoSampler, sampling_weights

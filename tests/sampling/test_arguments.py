@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from magi_jax.config import ConfigError, SamplerConfig, replace_sampler_fields
-from magi_jax.sampling.arguments import check_numbers, check_seed, check_videos, check_whole
+from magi_jax.config import ConfigError, SamplerConfig
+from magi_jax.sampling.arguments import check_numbers, check_seed, check_videos, check_whole, replace_sampler_fields
 
 CLIPS = np.zeros((2, 3, 16, 32, 3), np.uint8)
 
@@ -79,9 +79,9 @@ def test_numbers_of_videos_keep_all_their_bits():
         ({'temprature': 0.9}, "'temprature' is no sampler field: did you mean 'temperature'[?] Fields: mask_steps, "),
         ({'frame': 3}, "'frame' is no sampler field: did you mean 'frames'[?]"),
         ({'zzz': 1}, "'zzz' is no sampler field: choose one of mask_steps, .*context_noise"),
-        ({'temperature': 'hot'}, "sampler.temperature = 'hot'"),
-        ({'denoise_steps': 10.5}, 'sampler.denoise_steps = 10.5'),
-        ({'solver': 'euler'}, "sampler.solver = 'euler' .*'ancestral', 'ddim'"),
+        ({'temperature': 'hot'}, "temperature = 'hot'"),
+        ({'denoise_steps': 10.5}, 'denoise_steps = 10.5'),
+        ({'solver': 'euler'}, "solver = 'euler' .*'ancestral', 'ddim'"),
     ],
 )
 def test_sampler_fields_are_checked_by_name_and_type(fields, message):
