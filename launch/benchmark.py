@@ -37,7 +37,7 @@ FRAMES = flags.DEFINE_integer('frames', None, 'of sample: length of the videos; 
 ROUNDS = flags.DEFINE_integer('rounds', 7, 'turns of each process', lower_bound=1)
 SECONDS = flags.DEFINE_float('seconds', 2.0, 'that the counted calls of a turn last, about', lower_bound=0.0)
 TENSOR_FLOAT = flags.DEFINE_bool('tensor_float', False, 'TensorFloat-32 for float32 products on a GPU, on both sides')
-JSON = console.define_path('json', None, 'file of the result; default: one in magi_jax/benchmarks/results')
+JSON = console.define_path('json', None, 'new file of the result; default: one in magi_jax/benchmarks/results')
 
 RESULTS = Path(contest.__file__).with_name('results')
 # The processes share a GPU, so JAX must not reserve three quarters of it. Large pages speed up XLA's CPU buffers.
@@ -48,10 +48,12 @@ def main() -> None:
     """Print the table and write the JSON file; return exit status 1 if outputs differ."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    if JSON.value:
+        console.check_new(Path(JSON.value))
     names, settings = contest.contestants(AGAINST.value), read_settings()
     result = contest.run(settings, names, lambda line: print(line, flush=True))
     result = description(settings) | result
-    path = Path(JSON.value) if JSON.value else RESULTS / file_name(result)
+    path = Path(JSON.value) if JSON.value else console.free_name(RESULTS / file_name(result))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + '\n')
     print(f'\n{table.markdown(result)}\n\nwritten to {path}')

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 import os
 import re
 import sys
@@ -51,6 +52,19 @@ def frame_progress(made: Iterator[Any], total: int) -> Iterator[Any]:
     """A progress bar around newly sampled frames, each waited for: dispatch alone would fill the bar at once."""
     ready = (jax.block_until_ready(frame) for frame in made)
     return tqdm(ready, total=total, unit='frame', dynamic_ncols=True, leave=False, disable=not is_first())
+
+
+def check_new(*paths: Path) -> None:
+    """Raise ConfigError if one of the result files is there already: a measurement is not overwritten."""
+    for path in paths:
+        if path.exists():
+            raise ConfigError(f'{path} exists already: name another place, or remove it')
+
+
+def free_name(path: Path) -> Path:
+    """Return `path`, or if it is there already the first of NAME_2, NAME_3, ... that is not."""
+    numbered = (path.with_stem(f'{path.stem}_{number}') for number in itertools.count(2))
+    return next(name for name in itertools.chain([path], numbered) if not name.exists())
 
 
 def is_first() -> bool:

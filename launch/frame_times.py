@@ -25,6 +25,9 @@ REPEATS = flags.DEFINE_integer('repeats', 3, 'of each measurement; the median co
 
 def main() -> None:
     """Print the table and write the files."""
+    folder = Path(OUT.value)
+    files = folder / 'frame_times.html', folder / 'frame_times.json'
+    console.check_new(*files)
     config, lengths = console.read_config(CONFIG), sorted(LENGTHS.value)
     times = frame_times.measure(config, lengths, REPEATS.value)
     head = [f'{config.data.batch_size} clips, ms', *(f'frame {length}' for length in lengths)]
@@ -34,11 +37,10 @@ def main() -> None:
     facts = {'device': jax.devices()[0].device_kind, 'jax': jax.__version__}
     sections = [report.section('Times', '', f'<div class="charts">{chart}</div>', report.table(head, rows))]
     summary = f'{config.sampler.mask_steps} mask steps of {config.sampler.denoise_steps} denoise steps each.'
-    folder = Path(OUT.value)
     page = report.page('What a frame takes', summary, facts, sections, times)
-    report.write_page(folder / 'frame_times.html', page)
-    (folder / 'frame_times.json').write_text(json.dumps({'facts': facts, 'seconds': times}, indent=1) + '\n')
-    print(f'{report.markdown_table(head, rows)}\n\npage: {folder / "frame_times.html"}')
+    report.write_page(files[0], page)
+    files[1].write_text(json.dumps({'facts': facts, 'seconds': times}, indent=1) + '\n')
+    print(f'{report.markdown_table(head, rows)}\n\npage: {files[0]}')
 
 
 if __name__ == '__main__':

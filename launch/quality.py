@@ -57,7 +57,9 @@ def main() -> None:
         if any(defaults | row['sampler'] == fields for row in result['rows']):
             continue
         result['rows'].append({'sampler': fields} | measure(generator.with_sampler(sampler), short, long))
-        path.write_text(json.dumps(result, indent=1) + '\n')
+        draft = path.with_name(f'.{path.name}')
+        draft.write_text(json.dumps(result, indent=1) + '\n')
+        draft.replace(path)  # killed here, it leaves the earlier rows whole
         print('  '.join(quality.cells(result['rows'][-1])), flush=True)
     print(f'\n{quality.table(result["rows"])}\n\nwritten to {path}')
 

@@ -2,8 +2,9 @@
 
 python -m launch.train_classifier --kind shapes --out magi_jax/evaluation/weights
 
-New weights define another scale: scores with old and new weights are not comparable. The name of a score contains the
-hash of the weights. The classifier must be trained on the training split, because the score uses test clips.
+Existing weights are not overwritten: remove them first. New weights define another scale: scores with old and new
+weights are not comparable. The name of a score contains the hash of the weights. The classifier must be trained on the
+training split, because the score uses test clips.
 """
 
 import hashlib
@@ -35,7 +36,8 @@ VALIDATION_VIDEOS = 1024
 
 def main() -> None:
     """Write weights and facts to --out if every factor reaches the gate; otherwise name the one that fails."""
-    kind, started = KIND.value, time.monotonic()
+    kind, started, out = KIND.value, time.monotonic(), Path(OUT.value)
+    console.check_new(out / f'{kind}.npz', out / f'{kind}.json')
     videos = tqdm(range(VIDEOS.value), unit='video', dynamic_ncols=True, desc='drawing')
     clips = list(training.draw_clips(kind, 'train', videos, CLIPS_A_VIDEO, SEED.value))
     made = training.train(kind, clips, STEPS.value, BATCH.value, SEED.value)
@@ -51,7 +53,6 @@ def main() -> None:
     for factor, accuracy in accuracies.items():
         print(f'{factor:12} {accuracy:.4f}')
     check_gate(kind, accuracies)
-    out = Path(OUT.value)
     out.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(out / f'{kind}.npz', **flat)
     facts = {

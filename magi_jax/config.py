@@ -7,14 +7,11 @@ it. What must hold between fields is in `config_checks.py`. Fields marked A1..A2
 """
 
 import dataclasses
-import difflib
 import json
 import math
 import typing
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from magi_jax.fields import PATH, ConfigError, Range, build, convert, describe
@@ -259,25 +256,16 @@ def override(group: Any, assignments: list[str]) -> Any:
     return replace_fields(group, changes)
 
 
-def replace_fields(group: Any, changes: dict[str, Any], others: Sequence[str] = ()) -> Any:
+def replace_fields(group: Any, changes: dict[str, Any]) -> Any:
     """Return a config group with some fields replaced, each checked as `from_config_dict` does.
-
-    Args:
-      group: the config group, e.g. a `SamplerConfig`.
-      changes: {name: new value}. NumPy scalars count as Python numbers.
-      others: further names that the user may have meant, for the message.
 
     Raises:
       ConfigError: a field is unknown, or its value is not of the declared type, choice or range.
     """
     hints = typing.get_type_hints(type(group), include_extras=True)
-    for name in changes:
-        if name not in hints:
-            close = difflib.get_close_matches(name, [*others, *hints], n=1)
-            advice = f'did you mean {close[0]!r}? Fields: ' if close else 'choose one of '
-            raise ConfigError(f'unknown field {name!r}: {advice}{", ".join(hints)}')
-    plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in changes.items()}
-    return dataclasses.replace(group, **{name: convert(hints[name], value, name) for name, value in plain.items()})
+    if unknown := [name for name in changes if name not in hints]:
+        raise ConfigError(f'unknown field {unknown[0]!r}: choose one of {", ".join(hints)}')
+    return dataclasses.replace(group, **{name: convert(hints[name], value, name) for name, value in changes.items()})
 
 
 def field_help(group: type) -> dict[str, str]:

@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from magi_jax.checkpoint import Checkpoints, load_config
-from magi_jax.config import Config, ConfigError, DataConfig, MeshConfig, SamplerConfig, replace_fields
+from magi_jax.config import Config, ConfigError, DataConfig, MeshConfig, SamplerConfig
 from magi_jax.objectives.api import clip_shape, make_objective
 from magi_jax.parallel.hosts import equal_parts, everywhere, on_devices, padded_rows, whole
 from magi_jax.parallel.layout import sampling_layout
@@ -143,7 +143,7 @@ class Generator:
         if not fields:
             return self
         arguments = [*_Request.__dataclass_fields__, 'at_once', 'progress']
-        return self.with_sampler(replace_fields(self.config.sampler, fields, arguments))
+        return self.with_sampler(replace_sampler_fields(self.config.sampler, fields, arguments))
 
     def _inputs(self, request: '_Request', at_once: int | None) -> tuple[list[dict[str, Any]], int]:
         """Arguments of `sample_clips` for each part, all devices having as many; and how many videos were asked for."""

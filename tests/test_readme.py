@@ -138,7 +138,7 @@ def test_sample_commands_run(command, quickstart, cache, tmp_path):
     write_mp4(tmp_path / 'clip.mp4', clip, 8)
     result = run(shrunk(command, tmp_path), cache)
     assert result.returncode == 0, result.stderr
-    assert list((tmp_path / 'videos').glob('*.mp4'))
+    assert list(tmp_path.glob('*/*.mp4'))
 
 
 def test_reconstructions_of_the_autoencoder_are_measured(quickstart, cache, tmp_path):

@@ -1,5 +1,7 @@
 """Checks of the arguments that a user gives to a generator: each mistake is one line, `what is wrong: what to do`."""
 
+import dataclasses
+import difflib
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from magi_jax.config import ConfigError
+from magi_jax.config import ConfigError, SamplerConfig, replace_fields
 
 LARGEST_SEED = 2**32 - 1  # jax.random.key keeps 32 bits: a larger seed would equal a smaller one
 
@@ -83,6 +85,27 @@ def check_numbers(numbers: Sequence[int]) -> np.ndarray:
             ' one for each video'
         )
     return array.astype(np.uint32)
+
+
+def replace_sampler_fields(sampler: SamplerConfig, fields: dict[str, Any], others: Sequence[str] = ()) -> SamplerConfig:
+    """Return sampler settings with some fields replaced. NumPy's numbers count as Python's.
+
+    Args:
+      sampler: the settings.
+      fields: {name: new value}.
+      others: names beside the fields that the user may have meant.
+
+    Raises:
+      ConfigError: a field is unknown, or its value is not allowed.
+    """
+    names = [field.name for field in dataclasses.fields(SamplerConfig)]
+    for name in fields:
+        if name not in names:
+            close = difflib.get_close_matches(name, [*others, *names], n=1)
+            advice = f'did you mean {close[0]!r}? Fields: ' if close else 'choose one of '
+            raise ConfigError(f'{name!r} is no sampler field: {advice}{", ".join(names)}')
+    plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in fields.items()}
+    return replace_fields(sampler, plain)
 
 
 def _shown(value: Any) -> str:

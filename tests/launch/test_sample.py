@@ -243,7 +243,7 @@ def test_library_continues_arrays_of_the_right_kind(generator):
         ({'seed': -1}, 'seed = -1 is out of range'),
         ({'temprature': 0.9}, "'temprature' is no sampler field: did you mean 'temperature'"),
         ({'frame': 9}, "'frame' is no sampler field: did you mean 'frames'"),
-        ({'denoise_steps': 'ten'}, "sampler.denoise_steps = 'ten'"),
+        ({'denoise_steps': 'ten'}, "denoise_steps = 'ten'"),
     ],
 )
 def test_library_refuses_wrong_arguments_in_one_line(generator, arguments, message):

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from magi_jax.config import ConfigError, SamplerConfig, replace_fields
-from magi_jax.sampling.arguments import check_numbers, check_seed, check_videos, check_whole
+from magi_jax.config import ConfigError, SamplerConfig
+from magi_jax.sampling.arguments import check_numbers, check_seed, check_videos, check_whole, replace_sampler_fields
 
 CLIPS = np.zeros((2, 3, 16, 32, 3), np.uint8)
 
@@ -76,9 +76,9 @@ def test_numbers_of_videos_keep_all_their_bits():
 @pytest.mark.parametrize(
     ('fields', 'message'),
     [
-        ({'temprature': 0.9}, "unknown field 'temprature': did you mean 'temperature'[?] Fields: mask_steps, "),
-        ({'frame': 3}, "unknown field 'frame': did you mean 'frames'[?]"),
-        ({'zzz': 1}, "unknown field 'zzz': choose one of mask_steps, .*context_noise"),
+        ({'temprature': 0.9}, "'temprature' is no sampler field: did you mean 'temperature'[?] Fields: mask_steps, "),
+        ({'frame': 3}, "'frame' is no sampler field: did you mean 'frames'[?]"),
+        ({'zzz': 1}, "'zzz' is no sampler field: choose one of mask_steps, .*context_noise"),
         ({'temperature': 'hot'}, "temperature = 'hot'"),
         ({'denoise_steps': 10.5}, 'denoise_steps = 10.5'),
         ({'solver': 'euler'}, "solver = 'euler' .*'ancestral', 'ddim'"),
@@ -86,10 +86,10 @@ def test_numbers_of_videos_keep_all_their_bits():
 )
 def test_sampler_fields_are_checked_by_name_and_type(fields, message):
     with pytest.raises(ConfigError, match=message):
-        replace_fields(SamplerConfig(), fields, ['frames', 'num'])
+        replace_sampler_fields(SamplerConfig(), fields, ['frames', 'num'])
 
 
 def test_sampler_fields_are_replaced():
-    changed = replace_fields(SamplerConfig(), {'temperature': np.float32(0.5), 'denoise_steps': np.int64(10)})
+    changed = replace_sampler_fields(SamplerConfig(), {'temperature': np.float32(0.5), 'denoise_steps': np.int64(10)})
     assert changed == SamplerConfig(temperature=0.5, denoise_steps=10) and type(changed.denoise_steps) is int
-    assert type(replace_fields(SamplerConfig(), {'temperature': 1}).temperature) is float
+    assert type(replace_sampler_fields(SamplerConfig(), {'temperature': 1}).temperature) is float
