@@ -58,16 +58,14 @@ def read_facts(folder: str | os.PathLike, step: int) -> dict[str, Any]:
       JSON values: step and versions; losses, metrics and tokenizer_statistics where the folder has them.
 
     Raises:
-      ConfigError: its metrics.json is damaged.
+      ConfigError: its metrics.json or metrics.jsonl is damaged.
     """
     folder = Path(folder)
     if is_pretrained(folder):
         return json.loads((folder / MANIFEST).read_text())['facts']
     facts: dict[str, Any] = {'step': step, 'versions': _versions()}
     with contextlib.suppress(FileNotFoundError):
-        scalars = read_metrics(os.fspath(folder))
-        known = {name: {at: value for at, value in scalars[name].items() if at <= step} for name in scalars}
-        facts['losses'] = {name: known[name][max(known[name])] for name in LOSSES if known.get(name)}
+        facts['losses'] = _last_losses(folder, step)
     with contextlib.suppress(FileNotFoundError):
         facts['metrics'] = read_results(folder / 'metrics.json')
     with contextlib.suppress(FileNotFoundError):
@@ -114,7 +112,7 @@ def save_pretrained(
     Raises:
       ConfigError: the folder belongs to a training run or to another program.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     if (folder / CONFIG_FILE).exists() and not is_pretrained(folder):
         raise ConfigError(f'{folder} holds a {CONFIG_FILE} of something else, e.g. a training run: give another folder')
     if jax.process_index() > 0:
@@ -136,9 +134,10 @@ def save_pretrained(
         save_tokenizer(tokenizer, folder / TOKENIZER, facts.get('tokenizer_statistics', {}), SAFETENSORS)
         files += TOKENIZER_FILES
     if curves is not None and (Path(curves) / CURVES).is_file():
-        text = (Path(curves) / CURVES).read_text()
-        _write_text(folder / CURVES, text)
+        _write_text(folder / CURVES, (Path(curves) / CURVES).read_text())
         files += (CURVES,)
+    else:
+        (folder / CURVES).unlink(missing_ok=True)  # of other weights
     _write_text(folder / CARD, model_card(config, facts, name, license.lower()))
     manifest = {'version': VERSION, 'sha256': {file: _sha256(folder / file) for file in files}, 'facts': facts}
     _write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + '\n')
@@ -207,6 +206,16 @@ def _check_tree(path: Path, slices: Mapping[str, Any], expected: Mapping[str, An
         raise ConfigError(
             f'{path} does not hold the parameters of {CONFIG_FILE}: {"; ".join(faults[:SHOWN])}{more}: copy both again'
         )
+
+
+def _last_losses(folder: Path, step: int) -> dict[str, float]:
+    """Return the last value up to `step` of each loss that the run has logged."""
+    try:
+        scalars = read_metrics(os.fspath(folder))
+    except ValueError as error:  # names the file and the line
+        raise ConfigError(str(error)) from error
+    known = {name: [value for at, value in scalars.get(name, {}).items() if at <= step] for name in LOSSES}
+    return {name: values[-1] for name, values in known.items() if values}
 
 
 def _versions() -> dict[str, str]:

@@ -29,7 +29,7 @@ def find_folder(name: str | os.PathLike, revision: str | None = None) -> Path:
       ConfigError: the Hub cannot give the repository; the message tells why.
       FileNotFoundError: no such folder, and the name cannot be one of the Hub, or the Hub's client is not installed.
     """
-    path, text = Path(name), str(name)
+    path, text = Path(name).expanduser(), str(name)
     if path.exists() or not HUB_NAME.fullmatch(text) or path.parent.exists():
         return path
     try:

@@ -12,6 +12,7 @@ from einops import rearrange
 
 from magi_jax.config import ConfigError
 from magi_jax.models.magi import Magi
+from magi_jax.sampling.state import VideoState
 from magi_jax.sampling.stream import clip_keys
 from magi_jax.sampling.video import VideoSampler, Weights
 from magi_jax.tokenizers.api import Tokenizer
@@ -58,7 +59,7 @@ def attention_to_past(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _projections(sampler: VideoSampler, weights: Weights, state) -> tuple[jax.Array, jax.Array]:
+def _projections(sampler: VideoSampler, weights: Weights, state: VideoState) -> tuple[jax.Array, jax.Array]:
     """Queries and own keys [L, B, 1, N', D] of the frame that is to come."""
     clips, tokens = len(state.interval), sampler.shape.tokens
     hidden = jnp.zeros((clips, tokens, sampler.shape.token_width)), jnp.ones((clips, tokens), bool)

@@ -195,6 +195,18 @@ def test_a_run_without_a_tokenizer_folder_is_shared_without_one(tmp_path):
     assert not (tmp_path / 'shared' / 'tokenizer').exists()
 
 
+def test_a_damaged_metrics_file_of_the_run_is_one_line(made, tmp_path):
+    (tmp_path / 'metrics.jsonl').write_text('not json\n')
+    with pytest.raises(ConfigError, match='metrics.jsonl line'):
+        dataclasses.replace(made[1], workdir=str(tmp_path)).save_pretrained(tmp_path / 'shared')
+
+
+def test_home_is_expanded(made, monkeypatch, tmp_path):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    made[1].save_pretrained('~/shared')
+    assert magi_jax.load('~/shared').step == STEP and (tmp_path / 'shared').is_dir()
+
+
 def test_a_generator_made_by_hand_has_nothing_to_save(made, tmp_path):
     with pytest.raises(ConfigError, match='magi_jax.load'):
         dataclasses.replace(made[1], params=None).save_pretrained(tmp_path)
