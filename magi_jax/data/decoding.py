@@ -169,10 +169,12 @@ class Clock:
 def mean_rate(path: str | os.PathLike) -> float:
     """Return frames per second from the times of all packets but the last, whose picture may be held; 0 = unknown.
 
-    Reads the whole file and decodes nothing.
+    Reads the whole file and decodes nothing. Damage ends it; whoever decodes the file finds the same and raises.
     """
+    times = []
     with open_video(path) as video:
-        times = [packet.dts for packet in video.container.demux(video.stream) if packet.size]
+        with contextlib.suppress(av.FFmpegError):
+            times.extend(packet.dts for packet in video.container.demux(video.stream) if packet.size)
         stated = [time for time in times if time is not None]
         steps = [step for earlier, later in zip(stated, stated[1:]) if (step := later - earlier) > 0]
         if not steps or len(stated) < 0.9 * len(times):

@@ -1,5 +1,6 @@
 """Files that are harder to read than they look: a folder of videos and the preparation get the same frames of them."""
 
+import dataclasses
 import errno
 import json
 import math
@@ -8,6 +9,7 @@ import os
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from magi_jax.data import decoding, stored_video, video_file
 from magi_jax.data.preparation import containers
@@ -74,6 +76,16 @@ def test_a_slide_show_of_long_pictures_is_no_broken_clock(tmp_path):
     (tmp_path / 'slides.mp4').write_bytes(content)
     video, stored, fps = read_both_ways(tmp_path / 'slides.mp4')
     assert fps == pytest.approx(1 / 15, rel=0.1) and len(video) == 24 <= len(stored) <= 26
+
+
+def test_a_picture_that_is_held_in_the_middle_is_no_broken_clock_and_not_stored_for_a_minute(tmp_path):
+    first, *others = map(Image.fromarray, video_kinds.moving())
+    durations = [100] * 11 + [60_000] + [100] * 12
+    first.save(tmp_path / 'a.gif', save_all=True, append_images=others, duration=durations)
+    settings = dataclasses.replace(EXACT, fps=10)
+    video, stored, _ = read_both_ways(tmp_path / 'a.gif', settings)
+    assert len(video) == 24 and 11 + 100 + 12 <= len(stored) <= 11 + 300 + 12
+    np.testing.assert_array_equal(stored[[*range(12), *range(-12, 0)]], video)
 
 
 def test_a_file_cut_between_two_frames_is_truncated_though_all_of_them_decode(tmp_path):

@@ -21,8 +21,8 @@ from magi_jax.data.preparation import containers
 
 Frame = TypeVar('Frame')
 
-# Seconds, and mean periods of the file, between two frames: more is a broken clock, and would be filled with copies.
-# A last frame may be held for any time, of which copies for so many seconds are stored.
+# Seconds, and mean periods of the file, from one frame to the next: more is a broken clock, unless the file states that
+# the frame is held. Copies for this time are stored then, as of a last frame.
 _MAX_GAP, _MAX_PERIODS = 10.0, 10
 # A file is truncated when more than this part of it, these seconds and these frames do not decode.
 _MISSING_PART, _MISSING_SECONDS, _MISSING_FRAMES = 0.05, 0.5, 2
@@ -165,19 +165,21 @@ class _Timer:
     def timed(self) -> Iterator[tuple[av.VideoFrame, float, float]]:
         """Yield (frame, time, duration) in seconds; only the duration of the last frame means something."""
         restarts = bool(self._video.container.format.flags & av.format.Flags.ts_discont.value)
-        clock, last = decoding.Clock(self.period, restarts), None
+        clock, last, duration, left_out = decoding.Clock(self.period, restarts), None, 0.0, 0.0
+        limit = max(_MAX_GAP, _MAX_PERIODS * self.period)
         for number, frame in enumerate(self._video.frames()):
             time = clock.time(frame)
-            if last is not None and not 0 <= time - last <= max(_MAX_GAP, _MAX_PERIODS * self.period):
-                detail = f'{time - last:.3g} s from frame {number - 1} to the next'
-                raise decoding.VideoError(detail, 'bad_timestamps')
+            gap = 0.0 if last is None else time - last
+            if gap < 0 or gap > max(limit, duration + self.period):
+                raise decoding.VideoError(f'{gap:.3g} s from frame {number - 1} to the next', 'bad_timestamps')
+            left_out += max(0.0, gap - limit)
             stamped = frame.pts is not None or frame.dts is not None
             duration = float(frame.duration * frame.time_base) if frame.duration and stamped else self.period
             # Many writers do not know how long the last frame lasts, and write 0 or the shortest time there is.
-            duration = duration if duration >= self.period / 4 else self.period
+            duration = duration if duration >= min(self.period, gap or self.period) / 4 else self.period
             self.first, last = time if last is None else self.first, time
             self.end = time + duration
-            yield frame, time, min(duration, _MAX_GAP)
+            yield frame, time - left_out, min(duration, limit)
 
 
 def _repeat(shown: Iterable[tuple[av.VideoFrame, int]], aspect: float, settings: Settings) -> Iterator[np.ndarray]:
