@@ -25,7 +25,7 @@ from magi_jax.parallel import hosts
 from magi_jax.parallel.mesh import check_batch, make_mesh, put_batch
 from magi_jax.tokenizers.api import Tokenizer, fingerprint
 from magi_jax.tokenizers.folder import load_tokenizer, open_tokenizer
-from magi_jax.training import hooks
+from magi_jax.training import hooks, spikes
 from magi_jax.training.lowering import lower_train_step
 from magi_jax.training.metrics import MetricWriter
 from magi_jax.training.optim import make_optimizer
@@ -180,7 +180,7 @@ def _run_steps(run: Run, writer: MetricWriter, stop: StopSignals) -> None:
     """The steps themselves, with logging, validation, previews and checkpoints on their schedules."""
     schedule, names = run.config.train, leaf_names(run.state.params)
     step, pending, metrics = int(run.state.step), [], None
-    saved = step if step else None
+    saved, losses = step if step else None, []
     bar = run.console.progress(step, schedule.steps)
     while step < schedule.steps and not stop.asked():
         previous = metrics
@@ -194,6 +194,9 @@ def _run_steps(run: Run, writer: MetricWriter, stop: StopSignals) -> None:
             values = hooks.mean_metrics(pending, 'train/')
             pending = []
             writer.scalars(step, {name: value for name, value in values.items() if name != 'train/bad_leaf'})
+            losses = [*losses[-spikes.WINDOW :], values['train/loss']]
+            if message := spikes.spike_message(losses, step, values['train/grad_norm']):
+                run.console.line(message)
             bar.set_postfix(loss=f'{values["train/loss"]:.4f}')
         bar.update(1)
         if step % schedule.eval_every == 0 or step == schedule.steps:
