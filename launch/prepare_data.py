@@ -49,6 +49,7 @@ OVER_LIMIT = 3
 
 def main() -> int:
     """Prepares, merges or checks; the exit status."""
+    sys.stdout.reconfigure(errors='backslashreplace')  # file names may be any bytes
     name, data_dir = DATASET.value.strip('/'), DATA_DIR.value
     if CHECK.value:
         parts.check(name, data_dir, PROCESSES.value, dataset.check_videos)

@@ -28,7 +28,7 @@ from magi_jax.parallel.layout import sampling_layout
 from magi_jax.parallel.mesh import batch_sharding, make_mesh, replicated
 from magi_jax.pretrained.folder import is_pretrained, read_facts, read_pretrained, read_results, save_pretrained
 from magi_jax.pretrained.hub import find_folder, push_folder
-from magi_jax.sampling.arguments import check_numbers, check_seed, check_videos, check_whole
+from magi_jax.sampling.arguments import check_numbers, check_seed, check_videos, check_whole, replace_sampler_fields
 from magi_jax.sampling.attention_maps import attention_to_past
 from magi_jax.sampling.progress import Progress, frame_bar
 from magi_jax.sampling.stream import clip_keys, sample_clips, stream_clips

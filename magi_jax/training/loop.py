@@ -27,7 +27,7 @@ from magi_jax.parallel import hosts
 from magi_jax.parallel.mesh import check_batch, make_mesh, put_batch
 from magi_jax.tokenizers.api import Tokenizer, fingerprint
 from magi_jax.tokenizers.folder import load_tokenizer, open_tokenizer
-from magi_jax.training import hooks
+from magi_jax.training import hooks, spikes
 from magi_jax.training.lowering import lower_train_step
 from magi_jax.training.metrics import MetricWriter, StepRate
 from magi_jax.training.optim import learning_rate_schedule, make_optimizer
@@ -206,7 +206,7 @@ def _run_steps(run: Run, writer: MetricWriter, stop: StopSignals) -> None:
     """The steps themselves, with logging, validation, previews and checkpoints on their schedules."""
     schedule, names, rate = run.config.train, leaf_names(run.state.params), StepRate()
     step, pending, metrics = int(run.state.step), [], None
-    saved = step if step else None
+    saved, losses = step if step else None, []
     bar = run.console.progress(step, schedule.steps)
     while step < schedule.steps and not stop.asked():
         previous = metrics
@@ -217,9 +217,12 @@ def _run_steps(run: Run, writer: MetricWriter, stop: StopSignals) -> None:
         pending.append(metrics)
         if step % schedule.log_every == 0 or step == schedule.steps:
             _check_finite(metrics, step, names)
-            loss = _log(run.config, writer, step, pending, rate.per_second(len(pending)))
+            values = _log(run.config, writer, step, pending, rate.per_second(len(pending)))
             pending = []
-            bar.set_postfix(loss=f'{loss:.4f}')
+            losses = [*losses[-spikes.WINDOW :], values['train/loss']]
+            if message := spikes.spike_message(losses, step, values['train/grad_norm']):
+                run.console.line(message)
+            bar.set_postfix(loss=f'{losses[-1]:.4f}')
         bar.update(1)
         with rate.paused():
             if step % schedule.eval_every == 0 or step == schedule.steps:
@@ -240,13 +243,15 @@ def _run_steps(run: Run, writer: MetricWriter, stop: StopSignals) -> None:
     run.checkpoints.wait()
 
 
-def _log(config: Config, writer: MetricWriter, step: int, metrics: list[dict[str, jax.Array]], rate: float) -> float:
-    """Write the means of the steps since the last log, the learning rate of `step` and the rate; return the loss."""
+def _log(
+    config: Config, writer: MetricWriter, step: int, metrics: list[dict[str, jax.Array]], rate: float
+) -> dict[str, float]:
+    """Write and return the means of the steps since the last log, the learning rate of `step` and the rate."""
     values = hooks.mean_metrics(metrics, 'train/')
     learning_rate = learning_rate_schedule(config.optim, config.train.steps)(step - 1)
     values |= {'train/learning_rate': float(learning_rate), 'train/steps_per_second': rate}
     writer.scalars(step, {name: value for name, value in values.items() if name != 'train/bad_leaf'})
-    return values['train/loss']
+    return values
 
 
 def _check_finite(metrics: dict[str, jax.Array], step: int, names: list[str]) -> None:

@@ -1,12 +1,16 @@
 """Sources: lazy clips of a TFDS dataset and of a folder with good and bad files."""
 
 import dataclasses
+import os
+import shutil
 
+import av
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
 from magi_jax.config import ConfigError, DataConfig
+from magi_jax.data import folder as folders
 from magi_jax.data import sources, splits, video_file
 from magi_jax.data.builders import bouncing_objects as bouncing
 
@@ -161,3 +165,120 @@ def testhashed_splits_are_stable_and_in_proportion():
     assert abs(shares['train'] - 0.9) < 0.02 and abs(shares['validation'] - 0.05) < 0.015
     golden = {'0.mp4': 'train', '28.mp4': 'validation', '43.mp4': 'validation', '18.mp4': 'test', '22.mp4': 'test'}
     assert {name: splits.hashed_split(name) for name in golden} == golden
+
+
+def names_of(count):
+    return [f'clip_{number}.mp4' for number in range(count)]
+
+
+def test_every_split_of_a_folder_has_a_clip_from_one_video_on(tmp_path):
+    for count in (1, 2, 3, 5, 10):
+        root = tmp_path / str(count)
+        root.mkdir()
+        for number, name in enumerate(names_of(count)):
+            video_file.write_mp4(root / name, gray(20 * number, frames=50), 8)
+        data = DataConfig(source='video_folder', path=str(root), height=16, width=16)
+        opened = {split: sources.open_source(data, split) for split in splits.SPLITS}
+        videos = [source[i] for source in opened.values() for i in range(len(source))]
+        assert all(len(source) for source in opened.values())
+        assert sum(video.num_frames for video in videos) == 50 * count  # every frame is in exactly one split
+        assert len(videos) == (count if count > 2 else 3 * count)
+
+
+def test_parts_of_one_video_are_disjoint_in_time(tmp_path):
+    video_file.write_gif(tmp_path / 'a.gif', np.stack([gray(4 * t, 1)[0] for t in range(60)]), 8)
+    data = DataConfig(source='video_folder', path=str(tmp_path), height=16, width=16)
+    seen = {}
+    for split in splits.SPLITS:
+        video = sources.open_source(data, split)[0]
+        seen[split] = (video.read(range(video.num_frames))[:, 8, 8, 0] // 4).tolist()
+    assert seen == {'train': [*range(28)], 'validation': [*range(28, 44)], 'test': [*range(44, 60)]}
+
+
+def test_splits_are_those_of_the_hash_where_none_is_empty():
+    for count in (45, 200):
+        names = names_of(count)
+        assert splits.assign(names, lambda _: True) == {name: splits.hashed_split(name) for name in names}
+
+
+def test_an_added_file_moves_at_most_one_video_for_each_split():
+    before = splits.assign(names_of(3), lambda _: True)
+    for count in range(4, 60):
+        after = splits.assign(names_of(count), lambda _: True)
+        assert set(after.values()) == set(splits.SPLITS)
+        assert sum(after[name] != split for name, split in before.items()) <= 2
+        before = after
+
+
+def test_unusable_files_do_not_fill_a_split():
+    names = names_of(6)
+    chosen = splits.assign(names, lambda name: name in names[:3])
+    assert {chosen[name] for name in names[:3]} == set(splits.SPLITS)
+    assert splits.assign(names, lambda name: name in names[:2])[names[0]] is None
+    assert splits.assign(names, lambda _: False) == {name: splits.hashed_split(name) for name in names}
+
+
+def test_a_warning_tells_how_to_choose():
+    text = splits.explain('videos', splits.assign(names_of(3), lambda _: True))
+    assert 'test = clip_0.mp4, validation = clip_2.mp4' in text and 'train/ validation/ test/' in text
+    assert 'parts of a.mp4' in splits.explain('videos', {'a.mp4': None})
+    assert splits.explain('videos', splits.assign(names_of(200), lambda _: True)) == ''
+
+
+def test_eval_split_falls_back_in_a_sorted_folder_without_validation(folder):
+    data = one_split(folder)
+    assert sources.eval_split(data) == 'train'
+    (folder / 'test').mkdir()
+    video_file.write_mp4(folder / 'test' / 'a.mp4', gray(3), 8)
+    assert sources.eval_split(data) == 'test'
+    (folder / 'val').mkdir()
+    video_file.write_mp4(folder / 'val' / 'a.mp4', gray(3), 8)
+    assert sources.eval_split(data) == 'validation' and len(sources.open_source(data, 'validation')) == 1
+
+
+def test_linked_folders_and_names_of_any_bytes_are_read(tmp_path):
+    (tmp_path / 'elsewhere').mkdir()
+    (tmp_path / 'videos').mkdir()
+    video_file.write_mp4(tmp_path / 'elsewhere' / 'a.mp4', gray(3), 8)
+    (tmp_path / 'videos' / 'linked').symlink_to(tmp_path / 'elsewhere')
+    (tmp_path / 'videos' / 'loop').symlink_to(tmp_path / 'videos')
+    odd = os.fsdecode(b'\xe9t\xe9.mp4')
+    assert folders.walk(tmp_path / 'videos', folders.SUFFIXES) == ['linked/a.mp4']
+    shutil.copy(tmp_path / 'elsewhere' / 'a.mp4', tmp_path / 'videos' / odd)
+    assert splits.hashed_split(odd) in splits.SPLITS
+    outcomes = folders.index(tmp_path / 'videos', folders.walk(tmp_path / 'videos', folders.SUFFIXES))
+    assert set(outcomes) == {'linked/a.mp4', odd}
+
+
+def test_a_refusal_that_may_pass_is_not_remembered(folder, monkeypatch):
+    data, original = one_split(folder), video_file.count_frames
+
+    def denied(path):
+        if path.name == 'b.mp4':
+            error = video_file.VideoError(f'{path} cannot be decoded from the start: Permission denied')
+            raise error from av.error.PermissionError(13, 'Permission denied')
+        return original(path)
+
+    monkeypatch.setattr(video_file, 'count_frames', denied)
+    assert 'train/b.mp4' in dict(sources.open_source(data, 'train').skipped)
+    probed = []
+    monkeypatch.setattr(video_file, 'count_frames', lambda path: probed.append(path.name) or original(path))
+    assert 'train/b.mp4' not in dict(sources.open_source(data, 'train').skipped)
+    assert probed == ['b.mp4']
+
+
+def test_a_small_folder_is_decoded_once_and_a_large_one_is_told_to_prepare(folder, monkeypatch):
+    data, decoded = one_split(folder), []
+    original = video_file.read_frames
+    monkeypatch.setattr(video_file, 'read_frames', lambda *args: decoded.append(args) or original(*args))
+    source = sources.open_source(data, 'train')
+    expected = original(folder / 'train' / 'c.gif', [3, 1], 16, 16)
+    np.testing.assert_array_equal(source[1].read([3, 1]), expected)
+    np.testing.assert_array_equal(source[1].read([24, 0])[1], original(folder / 'train' / 'c.gif', [0], 16, 16)[0])
+    assert len(decoded) == 1
+    told = []
+    monkeypatch.setattr(folders, 'MEMORY', 1000)
+    monkeypatch.setattr(splits, 'warn_once', told.append)
+    source = sources.open_source(data, 'train')
+    np.testing.assert_array_equal(source[1].read([3, 1]), expected)
+    assert len(told) == 1 and 'launch.prepare_data' in told[0] and 'clips/s' in told[0]
