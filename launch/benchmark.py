@@ -21,15 +21,15 @@ from typing import Any
 
 from absl import flags
 
-from magi_jax.benchmarks import contest, table
-from magi_jax.benchmarks.settings import Settings
+from magi_jax.benchmarks import side_by_side, table
+from magi_jax.benchmarks.benchmark_config import BenchmarkConfig
 
 from . import console
 from .config_flag import define_config
 
 CONFIG = define_config()
 TASK = flags.DEFINE_enum('task', None, ['train', 'sample'], 'what is timed; may stand without a flag as the first word')
-AGAINST = flags.DEFINE_list('against', [], f'others beside JAX: {", ".join(contest.AGAINST)}')
+AGAINST = flags.DEFINE_list('against', [], f'others beside JAX: {", ".join(side_by_side.IMPLEMENTATIONS)}')
 MODES = ['default', 'reduce-overhead', 'max-autotune']
 TORCH_MODE = flags.DEFINE_enum('torch_mode', 'default', MODES, 'of torch.compile')
 CLIPS = flags.DEFINE_integer('clips', None, 'clips of a batch; default: data.batch_size', lower_bound=1)
@@ -39,7 +39,7 @@ SECONDS = flags.DEFINE_float('seconds', 2.0, 'that the counted calls of a turn l
 TENSOR_FLOAT = flags.DEFINE_bool('tensor_float', False, 'TensorFloat-32 for float32 products on a GPU, on both sides')
 JSON = console.define_path('json', None, 'new file of the result; default: one in magi_jax/benchmarks/results')
 
-RESULTS = Path(contest.__file__).with_name('results')
+RESULTS = Path(side_by_side.__file__).with_name('results')
 # The processes share a GPU, so JAX must not reserve three quarters of it. Large pages speed up XLA's CPU buffers.
 ENVIRONMENT = {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false', 'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}
 
@@ -50,8 +50,8 @@ def main() -> None:
         os.environ.setdefault(name, value)
     if JSON.value:
         console.check_new(Path(JSON.value))
-    names, settings = contest.contestants(AGAINST.value), read_settings()
-    result = contest.run(settings, names, lambda line: print(line, flush=True))
+    names, settings = side_by_side.implementations(AGAINST.value), read_settings()
+    result = side_by_side.run(settings, names, lambda line: print(line, flush=True))
     result = description(settings) | result
     path = Path(JSON.value) if JSON.value else console.free_name(RESULTS / file_name(result))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,11 +59,11 @@ def main() -> None:
     print(f'\n{table.markdown(result)}\n\nwritten to {path}')
 
 
-def read_settings() -> Settings:
+def read_settings() -> BenchmarkConfig:
     """Return the benchmark that the flags describe."""
     config = console.read_config(CONFIG)
     data = dataclasses.replace(config.data, batch_size=CLIPS.value or config.data.batch_size)
-    return Settings(
+    return BenchmarkConfig(
         task=TASK.value,
         config=dataclasses.replace(config, data=data),
         frames=FRAMES.value or data.frames,
@@ -74,7 +74,7 @@ def read_settings() -> Settings:
     )
 
 
-def description(settings: Settings) -> dict[str, Any]:
+def description(settings: BenchmarkConfig) -> dict[str, Any]:
     """Return the facts that the numbers depend on: command, machine, versions."""
     commit = subprocess.run(['git', 'rev-parse', 'HEAD'], cwd=RESULTS.parent, capture_output=True, text=True)
     model, clips = settings.config.model, settings.config.data.batch_size
@@ -105,7 +105,7 @@ def processor() -> str:
 
 def file_name(result: dict[str, Any]) -> str:
     """Return a name such as train_cpu_4x16_width96_float32.json: task, device, clips x frames, width, compute dtype."""
-    device = next(iter(result['contestants'].values()))['device'].lower().replace(' ', '_')
+    device = next(iter(result['implementations'].values()))['device'].lower().replace(' ', '_')
     model, dtype = result['config']['model'], result['config']['train']['compute_dtype']
     frames = result['frames'] if result['task'] == 'sample' else result['config']['data']['frames']
     return f'{result["task"]}_{device}_{result["clips"]}x{frames}_width{model["width"]}_{dtype}.json'

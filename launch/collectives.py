@@ -36,7 +36,7 @@ class Collective:
     traffic: int = 1
 
 
-def exchange(mesh: Mesh, axis: str) -> dict[str, float]:
+def check_axis(mesh: Mesh, axis: str) -> dict[str, float]:
     """Run every collective of training along a mesh axis; return the bytes per second that each device sent.
 
     Raises:
@@ -45,28 +45,28 @@ def exchange(mesh: Mesh, axis: str) -> dict[str, float]:
     n = mesh.shape[axis]
     size = CPU_BUFFER_BYTES if mesh.devices.flat[0].platform == 'cpu' else BUFFER_BYTES
     length = size // 4 // n * n
-    return {name: _try(mesh, axis, name, collective, length) for name, collective in COLLECTIVES.items()}
+    return {name: _run_collective(mesh, axis, name, collective, length) for name, collective in COLLECTIVES.items()}
 
 
-def _try(mesh: Mesh, axis: str, name: str, collective: Collective, length: int) -> float:
+def _run_collective(mesh: Mesh, axis: str, name: str, collective: Collective, length: int) -> float:
     n = mesh.shape[axis]
     start = length // n if collective.takes_part else length
-    values = _on_devices(mesh, axis, lambda k: _numbers(k, jnp.arange(start)))()
-    run = _on_devices(mesh, axis, lambda x: collective.run(x, axis), takes_values=True)
+    values = _per_device(mesh, axis, lambda k: _input_values(k, jnp.arange(start)))()
+    run = _per_device(mesh, axis, lambda x: collective.run(x, axis), takes_values=True)
     result = jax.block_until_ready(run(values))
     seconds = []
     for _ in range(REPEATS):
         started = time.perf_counter()
         jax.block_until_ready(run(values))
         seconds.append(time.perf_counter() - started)
-    wanted = _on_devices(mesh, axis, lambda k: collective.expected(k, n, length))()
+    wanted = _per_device(mesh, axis, lambda k: collective.expected(k, n, length))()
     pairs = zip(result.addressable_shards, wanted.addressable_shards)
     if wrong := [str(ours.device) for ours, right in pairs if not np.array_equal(ours.data, right.data)]:
         raise ConfigError(f'{name} along mesh.{axis} gave wrong numbers on {", ".join(wrong)}: replace that host')
     return collective.traffic * length * 4 * (n - 1) / n / min(seconds)
 
 
-def _on_devices(
+def _per_device(
     mesh: Mesh, axis: str, function: Callable[[jax.Array], jax.Array], takes_values: bool = False
 ) -> Callable[..., jax.Array]:
     """Return `function` applied on each device to its values, or to its position along the axis."""
@@ -79,37 +79,39 @@ def _on_devices(
     return jax.jit(positioned)
 
 
-def _numbers(k: jax.Array | int, positions: jax.Array) -> jax.Array:
+def _input_values(k: jax.Array | int, positions: jax.Array) -> jax.Array:
     """Return the float32 values that device k holds at the given positions of a buffer."""
     return (k + positions % PERIOD).astype(jnp.float32)
 
 
-def _sums(n: int, positions: jax.Array) -> jax.Array:
+def _summed_values(n: int, positions: jax.Array) -> jax.Array:
     """Return the sum of `_numbers` over all n devices, float32."""
     return (n * (n - 1) // 2 + n * (positions % PERIOD)).astype(jnp.float32)
 
 
-def _part(k: jax.Array, n: int, length: int) -> jax.Array:
+def _shard_positions(k: jax.Array, n: int, length: int) -> jax.Array:
     """Return the positions of the shard of device k in the whole buffer: int32 [m]."""
     return k * (length // n) + jnp.arange(length // n)
 
 
-def _gathered(_: jax.Array, n: int, length: int) -> jax.Array:
+def _gathered_positions(_: jax.Array, n: int, length: int) -> jax.Array:
     positions = jnp.arange(length)
-    return _numbers(positions // (length // n), positions % (length // n))
+    return _input_values(positions // (length // n), positions % (length // n))
 
 
-def _transposed(k: jax.Array, n: int, length: int) -> jax.Array:
+def _exchanged_positions(k: jax.Array, n: int, length: int) -> jax.Array:
     """Return the values of device k after an all-to-all: part k of the buffer of each device."""
-    return _numbers(jnp.arange(length) // (length // n), k * (length // n) + jnp.arange(length) % (length // n))
+    return _input_values(jnp.arange(length) // (length // n), k * (length // n) + jnp.arange(length) % (length // n))
 
 
 COLLECTIVES = {
-    'all-reduce': Collective(jax.lax.psum, lambda k, n, length: _sums(n, jnp.arange(length)), traffic=2),
-    'all-gather': Collective(lambda x, axis: jax.lax.all_gather(x, axis, tiled=True), _gathered, takes_part=True),
+    'all-reduce': Collective(jax.lax.psum, lambda k, n, length: _summed_values(n, jnp.arange(length)), traffic=2),
+    'all-gather': Collective(
+        lambda x, axis: jax.lax.all_gather(x, axis, tiled=True), _gathered_positions, takes_part=True
+    ),
     'reduce-scatter': Collective(
         lambda x, axis: jax.lax.psum_scatter(x, axis, tiled=True),
-        lambda k, n, length: _sums(n, _part(k, n, length)),
+        lambda k, n, length: _summed_values(n, _shard_positions(k, n, length)),
     ),
-    'all-to-all': Collective(lambda x, axis: jax.lax.all_to_all(x, axis, 0, 0, tiled=True), _transposed),
+    'all-to-all': Collective(lambda x, axis: jax.lax.all_to_all(x, axis, 0, 0, tiled=True), _exchanged_positions),
 }

@@ -19,7 +19,7 @@ from magi_jax.config import Config
 from magi_jax.models.flops import frame_flops, train_flops
 from magi_jax.objectives.api import clip_shape, make_objective
 from magi_jax.parallel.chips import Chip, parse_topology
-from magi_jax.parallel.footprint import bytes_per_device, hbm_asked_for, read_program
+from magi_jax.parallel.footprint import bytes_per_device, read_program, requested_hbm
 from magi_jax.parallel.mesh import make_mesh
 from magi_jax.sampling.video import VideoSampler
 from magi_jax.training.lowering import abstract_tokenizer, encoder_flops, lower_next_frame, lower_train_step
@@ -28,7 +28,7 @@ from magi_jax.training.state import StateFactory
 
 from . import console
 from .config_flag import define_config
-from .fit import lines, topology_devices, ways_out
+from .fit import format_report, suggestions, topology_devices
 
 CONFIG = define_config()
 TOPOLOGY = flags.DEFINE_string('topology', None, 'the slice: v4:2x2x4, v5e:4x4, v5p:2x2x4, v6e:4x4, ...')
@@ -51,8 +51,8 @@ def main() -> int:
     report |= compile_and_measure(config, mesh, chip, clips)
     report['fits'] = report['hbm_needed'] is not None and report['hbm_needed'] <= chip.hbm_bytes
     if not report['fits']:
-        report['ways_out'] = ways_out(config, chip, report)
-    print('\n'.join(lines(report)))
+        report['suggestions'] = suggestions(config, chip, report)
+    print('\n'.join(format_report(report)))
     if JSON.value:
         Path(JSON.value).write_text(json.dumps(report, indent=2) + '\n')
     return 0 if report['fits'] else DOES_NOT_FIT
@@ -76,7 +76,7 @@ def compile_and_measure(config: Config, mesh: Mesh, chip: Chip, clips: int) -> d
     except jax.errors.JaxRuntimeError as error:
         if 'RESOURCE_EXHAUSTED' not in str(error):
             raise
-        return known | {'hbm_needed': hbm_asked_for(str(error)), 'compiler': str(error).splitlines()[0]}
+        return known | {'hbm_needed': requested_hbm(str(error)), 'compiler': str(error).splitlines()[0]}
     known['compile_seconds'] = time.perf_counter() - started
     footprint = read_program(compiled)
     known |= {'hbm_needed': footprint.needed, 'seconds': footprint.seconds(chip)}

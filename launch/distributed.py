@@ -35,8 +35,8 @@ HEARTBEAT_SECONDS = 60
 SHUTDOWN_SECONDS = 3600
 TPU_FILES = ('/dev/accel0', '/dev/vfio/0')
 # In an error of jax, which may be of any type: a collective or the coordinator waits for someone who is not there.
-SIGNS_OF_LOSS = ('Gloo', 'UNAVAILABLE', 'DEADLINE_EXCEEDED', 'ABORTED', 'CANCELLED', 'coordination service')
-LOST = 'another process of this run ended or a link is down ({}): run the same command again on all hosts'
+LOST_HOST_MARKERS = ('Gloo', 'UNAVAILABLE', 'DEADLINE_EXCEEDED', 'ABORTED', 'CANCELLED', 'coordination service')
+LOST_HOST_MESSAGE = 'another process of this run ended or a link is down ({}): run the same command again on all hosts'
 
 
 @contextlib.contextmanager
@@ -46,17 +46,17 @@ def session() -> Iterator[None]:
     Raises:
       ConfigError: the flags do not say who the processes are, or not all of them came in time.
     """
-    if not _join():
+    if not _initialize():
         yield
         return
     try:
         yield
         jax.distributed.shutdown()
     except Exception as error:  # noqa: BLE001, whatever it is, a normal exit would wait for the other processes
-        _leave(error)
+        _exit_after_error(error)
 
 
-def _join() -> bool:
+def _initialize() -> bool:
     """Whether this process is one of several."""
     who = _named_processes()
     if who is None and not _on_tpu():
@@ -120,11 +120,11 @@ def _on_tpu() -> bool:
     return any(map(os.path.exists, TPU_FILES)) and (not platforms or 'tpu' in platforms)
 
 
-def _leave(error: Exception) -> None:
+def _exit_after_error(error: Exception) -> None:
     """Says what happened and ends the process, without the waiting for others and for unfinished saves of an exit."""
     try:
-        if any(sign in str(error) for sign in SIGNS_OF_LOSS):
-            error = ConnectionError(LOST.format(console.last_line(error)[:200]))
+        if any(sign in str(error) for sign in LOST_HOST_MARKERS):
+            error = ConnectionError(LOST_HOST_MESSAGE.format(console.last_line(error)[:200]))
         status = console.report(error)
     except Exception:  # noqa: BLE001, a bug, which keeps its traceback
         traceback.print_exc()

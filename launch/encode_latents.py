@@ -28,7 +28,7 @@ from magi_jax.parallel.encoding import make_encoder
 from magi_jax.tokenizers.api import Tokenizer, fingerprint
 from magi_jax.tokenizers.folder import open_tokenizer, read_statistics
 
-from . import console, distributed, parts
+from . import console, dataset_commands, distributed
 from .config_flag import define_config
 
 CONFIG = define_config()
@@ -48,13 +48,13 @@ def main() -> None:
     """Encodes, merges or checks."""
     name, data_dir = DATASET.value.strip('/'), DATA_DIR.value
     if CHECK.value:
-        parts.check(name, data_dir, os.cpu_count(), encoding.check_latents)
+        dataset_commands.check_dataset(name, data_dir, os.cpu_count(), encoding.check_latents)
         return
     if not MERGE.value:
         if CONFIG.value is None:
             raise ConfigError('give --config, which names videos and tokenizer; or --merge or --check')
         _encode(name, data_dir, console.read_config(CONFIG))
-        hosts.meet('latents encoded')
+        hosts.barrier('latents encoded')
     if SHARD.value or not console.is_first():
         return
     summary, folder = encoding.merge(name, data_dir), prepared.dataset_folder(name, data_dir)
@@ -65,16 +65,16 @@ def main() -> None:
 
 def _encode(name: str, data_dir: str, config: Config) -> None:
     here = jax.process_index(), jax.process_count()
-    part, count = parts.read_part(SHARD.value) if SHARD.value else here
+    part, count = dataset_commands.parse_shard(SHARD.value) if SHARD.value else here
     tokenizer = open_tokenizer(config.tokenizer, config.data.height, config.data.width)
     job = encoding.make_job(
-        name, data_dir, config.data, _settings(config, tokenizer), _told(config, tokenizer), REPLACE.value
+        name, data_dir, config.data, _settings(config, tokenizer), _provenance(config, tokenizer), REPLACE.value
     )
     folder = prepared.dataset_folder(name, data_dir)
     mine = shards.planned_shards(folder, job.plan)[part::count]
     encode = make_encoder(tokenizer, config.data.context_frames)
     rows = ROWS.value * jax.local_device_count()
-    with dataset.alone(folder, (part, count)):
+    with dataset.exclusive_lock(folder, (part, count)):
         todo = [shard for shard in mine if not shard.is_done()]
         total, left = (sum(len(encoding.video_numbers(job, shard)) for shard in group) for group in (mine, todo))
         bar = {'unit': 'video', 'dynamic_ncols': True, 'smoothing': 0.05, 'disable': not console.is_first()}
@@ -101,7 +101,7 @@ def _settings(config: Config, tokenizer: Tokenizer) -> LatentSettings:
     )
 
 
-def _told(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
+def _provenance(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
     """Whose latents these are."""
     mean, std = (np.asarray(x).tolist() for x in (tokenizer.latent_mean, tokenizer.latent_std))
     told = {'fingerprint': fingerprint(tokenizer), 'config': dataclasses.asdict(tokenizer.config)}

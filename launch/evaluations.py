@@ -43,7 +43,7 @@ from .stages import Stages
 
 FPS = 12
 SHOWN = 6
-AT_ONCE = 8  # clips that a device makes at once: on up to 8 devices the numbers are the same to the last bit
+PER_DEVICE_BATCH = 8  # clips that a device makes at once: on up to 8 devices the numbers are the same to the last bit
 PRINTED = 16  # rows of a table by frame; the report holds all
 REPORT_STAGE = 'writing the report'
 
@@ -90,10 +90,15 @@ def measure_continuation(call: Call, protocol: FrameComparison) -> None:
     clips = open_clips(generator.config.data, protocol, generator.tokenizer)
     wanted = clips.protocol
     with Stages(['sampling clips', REPORT_STAGE]) as stages:
-        at_once = _at_once()
+        per_device_batch = _per_device_batch()
 
         def generate(context: np.ndarray, seed: int, numbers: np.ndarray) -> np.ndarray:
-            options = {'interval': wanted.interval, 'seed': seed, 'numbers': numbers, 'at_once': at_once}
+            options = {
+                'interval': wanted.interval,
+                'seed': seed,
+                'numbers': numbers,
+                'per_device_batch': per_device_batch,
+            }
             return generator.sample(context, wanted.frames, **options, progress=_frames(stages, len(context)))
 
         result, shown = score_continuation(call.protocol, clips, generate, call.seed, SHOWN, stages.steps)
@@ -163,7 +168,7 @@ def measure_distances(call: Call, protocol: Distances, weights: VerifiedFile | N
     extractor = make_extractor(protocol.extractor, protocol.dataset, weights)
     extractor.check_frames(protocol.frames)
     config = load_config(call.workdir)
-    data = latents.videos_of(config.data)
+    data = latents.source_videos_config(config.data)
     protocol.check(call.protocol, data.source, (data.height, data.width), data.max_interval)
     features = extractor.on(make_mesh(MeshConfig()))
     cache = cache_folder() / 'features'
@@ -177,7 +182,7 @@ def measure_distances(call: Call, protocol: Distances, weights: VerifiedFile | N
 def _measure_reconstruction(call: Call, measure: Measure) -> None:
     tokenizer = load_tokenizer(Path(call.workdir) / 'tokenizer')
     with Stages([*list(scoring.REAL_STAGES.values())[:2], scoring.TOKENIZER_STAGE]) as stages:
-        through = functools.partial(reconstruct, tokenizer, at_once=_at_once())
+        through = functools.partial(reconstruct, tokenizer, per_device_batch=_per_device_batch())
         distance = scoring.score_reconstruction(measure, through, stages.steps)
     if not console.is_first():
         return
@@ -188,14 +193,14 @@ def _measure_reconstruction(call: Call, measure: Measure) -> None:
 
 
 def _measure_generator(call: Call, measure: Measure) -> None:
-    generator, protocol, at_once = magi_jax.load(call.workdir), measure.real.protocol, _at_once()
+    generator, protocol, per_device_batch = magi_jax.load(call.workdir), measure.real.protocol, _per_device_batch()
     frame_wise = generator.tokenizer.frame_wise
-    through = functools.partial(generator.reconstruct, at_once=at_once) if frame_wise else None
+    through = functools.partial(generator.reconstruct, per_device_batch=per_device_batch) if frame_wise else None
     labels = [*scoring.REAL_STAGES.values(), scoring.SAMPLING_STAGE, *[scoring.TOKENIZER_STAGE][:frame_wise]]
     with Stages([*labels, REPORT_STAGE]) as stages:
 
         def generate(context: np.ndarray, seed: int) -> np.ndarray:
-            options = {'interval': protocol.interval, 'seed': seed, 'at_once': at_once}
+            options = {'interval': protocol.interval, 'seed': seed, 'per_device_batch': per_device_batch}
             return generator.sample(context, protocol.frames, **options, progress=_frames(stages, len(context)))
 
         measured, shown = scoring.score(measure, generate, through, call.seed, stages.steps)
@@ -235,7 +240,7 @@ def _continued(
     (batch,) = eval_batches(generator.config.data, 'test', frames, count, count)
     real = batch['video']
     stages.next()
-    options = {'seed': call.seed, 'at_once': _at_once(), 'progress': _frames(stages, len(real))}
+    options = {'seed': call.seed, 'per_device_batch': _per_device_batch(), 'progress': _frames(stages, len(real))}
     return Clips(real, generator.sample(real[:, :context], frames, **options), context), batch
 
 
@@ -253,13 +258,13 @@ def _write_videos(folder: Path, clips: Clips, long_clips: Clips) -> None:
     write_mp4(folder / 'long.mp4', enlarge(long, 4), FPS)
 
 
-def _at_once() -> int:
-    return max(1, min(AT_ONCE, scoring.BATCH // jax.device_count()))
+def _per_device_batch() -> int:
+    return max(1, min(PER_DEVICE_BATCH, scoring.BATCH // jax.device_count()))
 
 
 def _frames(stages: Stages, clips: int) -> Callable[..., Any]:
-    """`progress` of `Generator.sample` for so many clips, made `_at_once` on each device."""
-    return functools.partial(stages.frames, parts=-(-clips // (_at_once() * jax.device_count())))
+    """`progress` of `Generator.sample` for so many clips, made `_per_device_batch` on each device."""
+    return functools.partial(stages.frames, parts=-(-clips // (_per_device_batch() * jax.device_count())))
 
 
 def _run(call: Call) -> dict[str, Any]:

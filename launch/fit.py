@@ -43,7 +43,7 @@ def topology_devices(topology: str) -> list[jax.Device]:
     return list(description.devices)
 
 
-def ways_out(config: Config, chip: Chip, report: dict[str, Any]) -> list[str]:
+def suggestions(config: Config, chip: Chip, report: dict[str, Any]) -> list[str]:
     """Return suggestions for a program that does not fit."""
     found, policies = [], typing.get_args(typing.get_type_hints(TrainConfig)['remat'])
     stronger = policies[policies.index(config.train.remat) + 1 :]
@@ -59,32 +59,32 @@ def ways_out(config: Config, chip: Chip, report: dict[str, Any]) -> list[str]:
     return found
 
 
-def lines(report: dict[str, Any]) -> list[str]:
+def format_report(report: dict[str, Any]) -> list[str]:
     """Format the whole report as lines of text."""
     mesh = ' x '.join(f'{axis} {size}' for axis, size in report['mesh'].items())
     clips = f'{report["clips"]} clips, remat {report["remat"]}'
     text = [f'{report["target"]} on {report["topology"]}: mesh {mesh}, {clips}']
-    needed = 'an unknown amount' if report['hbm_needed'] is None else size(report['hbm_needed'])
+    needed = 'an unknown amount' if report['hbm_needed'] is None else format_bytes(report['hbm_needed'])
     verdict = 'fits' if report['fits'] else 'DOES NOT FIT'
-    text.append(f'{verdict}: {needed} of {size(report["hbm_available"])} HBM a chip')
+    text.append(f'{verdict}: {needed} of {format_bytes(report["hbm_available"])} HBM a chip')
     if 'state' in report:
-        text.append(f'  state        {sizes(report["state"])}, part of the arguments')
+        text.append(f'  state        {format_sizes(report["state"])}, part of the arguments')
     if 'memory' in report:
-        text += measured_lines(report)
+        text += format_measurements(report)
     else:
         text.append(f'  the compiler: {report["compiler"]}')
-    return text + [f'  way out      {way}' for way in report.get('ways_out', [])]
+    return text + [f'  suggestion   {suggestion}' for suggestion in report.get('suggestions', [])]
 
 
-def measured_lines(report: dict[str, Any]) -> list[str]:
+def format_measurements(report: dict[str, Any]) -> list[str]:
     """Format the part of the report that only a compiled program has."""
-    text = [f'  HBM          {sizes(report["memory"])}']
+    text = [f'  HBM          {format_sizes(report["memory"])}']
     analytic = sum(report['analytic_flops'].values())
     shares = ', '.join(f'{name} {count / analytic:.1%}' for name, count in report['analytic_flops'].items())
     ratio = f' = {report["flops"] / analytic:.3f} x {analytic:.4g} of the model itself ({shares})' if analytic else ''
     text.append(f'  FLOPs        {report["flops"]:.4g} compiled a chip{ratio}')
     for kind, cost in report['collectives'].items():
-        text.append(f'  {kind:<12} {cost["count"]} times, {size(cost["bytes"])} sent by a chip')
+        text.append(f'  {kind:<12} {cost["count"]} times, {format_bytes(cost["bytes"])} sent by a chip')
     seconds = report['seconds']
     bound = max(seconds[name] for name in ('compute', 'hbm', 'ici'))
     moved = report['move_cycles'] / max(1, report['cycles'])
@@ -100,11 +100,11 @@ def measured_lines(report: dict[str, Any]) -> list[str]:
     return [*text, f'  compiled in  {report["compile_seconds"]:.0f} s']
 
 
-def sizes(kinds: dict[str, float]) -> str:
+def format_sizes(kinds: dict[str, float]) -> str:
     """Format sizes by kind: 'arguments 1.20 GiB, output ...'."""
-    return ', '.join(f'{kind} {size(count)}' for kind, count in kinds.items())
+    return ', '.join(f'{kind} {format_bytes(count)}' for kind, count in kinds.items())
 
 
-def size(count: float) -> str:
+def format_bytes(count: float) -> str:
     """Format bytes in GiB, or in MiB if small."""
     return f'{count / 2**30:.2f} GiB' if count >= 2**29 else f'{count / 2**20:.3g} MiB'

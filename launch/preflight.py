@@ -17,8 +17,8 @@ from absl import flags
 from magi_jax.config import ConfigError
 
 from . import console, distributed
-from .checks import CHECKS, PROBE_FOLDER, Check, Facts, share
 from .config_flag import define_config
+from .preflight_checks import CHECKS, PROBE_FOLDER, Check, PreflightContext, gather_text
 
 CONFIG = define_config()
 WORKDIR = console.define_path('workdir', None, 'folder that the run will use, seen by every host')
@@ -29,7 +29,7 @@ STEP = flags.DEFINE_enum('step', 'auto', ['auto', 'always', 'never'], 'run optim
 TIMEOUT = flags.DEFINE_float('timeout', 600, 'seconds that a check may take', lower_bound=0.001)
 
 
-def run_checks(checks: tuple[Check, ...], facts: Facts, timeout: float) -> Iterator[tuple[str, str, str]]:
+def run_checks(checks: tuple[Check, ...], facts: PreflightContext, timeout: float) -> Iterator[tuple[str, str, str]]:
     """Yield (status, name, text) of each check: 'ok', 'FAILED' on any host, or 'skipped' if an earlier one failed.
 
     All hosts run the same sequence. After each check they exchange its status, so no host waits in a collective for a
@@ -41,12 +41,12 @@ def run_checks(checks: tuple[Check, ...], facts: Facts, timeout: float) -> Itera
             unmet.add(check.name)
             yield 'skipped', check.name, f'needs {", ".join(missing)}'
             continue
-        watchdog = threading.Timer(timeout, _give_up, (check.name, timeout))
+        watchdog = threading.Timer(timeout, _exit_on_timeout, (check.name, timeout))
         watchdog.daemon = True
         watchdog.start()
         try:
-            found, error = _attempt(check, facts)
-            errors = {number: text for number, text in enumerate(share(error)) if text}
+            found, error = _run_check(check, facts)
+            errors = {number: text for number, text in enumerate(gather_text(error)) if text}
         finally:
             watchdog.cancel()
         if errors:
@@ -58,7 +58,7 @@ def run_checks(checks: tuple[Check, ...], facts: Facts, timeout: float) -> Itera
             yield 'ok', check.name, found
 
 
-def _attempt(check: Check, facts: Facts) -> tuple[str, str]:
+def _run_check(check: Check, facts: PreflightContext) -> tuple[str, str]:
     """Run a check; return what it found and why it failed, one of them empty."""
     try:
         return check.run(facts), ''
@@ -72,7 +72,7 @@ def _sentence(failure: Exception) -> str:
     return ' '.join(str(failure).split()) or repr(failure)
 
 
-def _give_up(name: str, seconds: float) -> None:
+def _exit_on_timeout(name: str, seconds: float) -> None:
     """Exit the process, because a thread that waits in a collective cannot be stopped."""
     reason = f'not done after {seconds:g} s: a host did not start, a link is down, or --timeout is too short'
     print(_line('FAILED', name, reason), flush=True)
@@ -88,7 +88,7 @@ def main() -> int:
     requirements = Path(REQUIREMENTS.value)
     if not requirements.is_file():  # it lies in a checkout, not in an installed package
         raise ConfigError(f'{requirements} is missing: give --requirements FILE, from which all hosts were installed')
-    facts = Facts(console.read_config(CONFIG), Path(WORKDIR.value), requirements, STEP.value)
+    facts = PreflightContext(console.read_config(CONFIG), Path(WORKDIR.value), requirements, STEP.value)
     failed = 0
     for status, name, text in run_checks(CHECKS, facts, TIMEOUT.value):
         failed += status == 'FAILED'

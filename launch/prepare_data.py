@@ -22,7 +22,7 @@ from magi_jax.data.cache import data_folder
 from magi_jax.data.preparation import dataset, public, rows, shards
 from magi_jax.data.preparation.reencode import Settings
 
-from . import console, parts
+from . import console, dataset_commands
 
 DATASET = flags.DEFINE_string('dataset', None, 'ucf101/split1, kinetics600, something_something_v2, ... or any name')
 SOURCE = console.define_path('source', '', 'folder of videos, or CSV file with columns path, label, split')
@@ -52,7 +52,7 @@ def main() -> int:
     sys.stdout.reconfigure(errors='backslashreplace')  # file names may be any bytes
     name, data_dir = DATASET.value.strip('/'), DATA_DIR.value
     if CHECK.value:
-        parts.check(name, data_dir, PROCESSES.value, dataset.check_videos)
+        dataset_commands.check_dataset(name, data_dir, PROCESSES.value, dataset.check_videos)
         return 0
     if not MERGE.value:
         try:
@@ -76,7 +76,7 @@ def _prepare(name: str, data_dir: str) -> None:
     settings = Settings(
         HEIGHT.value, WIDTH.value, FPS.value, MIN_FRAMES.value, CODEC.value, KEYFRAMES.value, PER_SHARD.value
     )
-    part, count = parts.read_part(SHARD.value)
+    part, count = dataset_commands.parse_shard(SHARD.value)
     listing = public.list_dataset(name, SOURCE.value, lambda path: rows.is_usable(path, settings, TIMEOUT.value))
     folder, plan = dataset.make_plan(name, data_dir, listing, settings, REPLACE.value)
     if listing.warning:
@@ -84,7 +84,7 @@ def _prepare(name: str, data_dir: str) -> None:
     mine = shards.make_shards(name, folder, listing, settings)[part::count]
     if listing.ignored:
         print(f'{len(listing.ignored)} other files are left alone, the first is {listing.ignored[0]}')
-    with dataset.alone(folder, (part, count)):
+    with dataset.exclusive_lock(folder, (part, count)):
         todo = [shard for shard in mine if shards.rows_left(shard)]
         total, left = sum(len(shard.rows) for shard in mine), sum(len(shards.rows_left(shard)) for shard in todo)
         done = dataset.prepare(todo, plan, listing.root, PROCESSES.value, TIMEOUT.value)

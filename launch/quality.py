@@ -87,17 +87,17 @@ def measure(generator: Generator, short: Batch, long: Batch) -> dict[str, Any]:
     """Return quality for every seed, and the seconds of the last one, whose programs are compiled."""
     by_seed: dict[str, list[float]] = {name: [] for name in quality.MEASURES}
     for seed in SEEDS:
-        generated, seconds = continued(generator, short, seed)
+        generated, seconds = continue_clips(generator, short, seed)
         prediction = score_prediction(generated[:, CONTEXT:], short['video'])
         by_seed['psnr'].append(prediction.numbers['psnr_model'])
-        generated, _ = continued(generator, long, seed)
+        generated, _ = continue_clips(generator, long, seed)
         rollout = score_rollout(generated, long['video'], long, CONTEXT)
         for name in quality.MEASURES[1:]:
             by_seed[name].append(rollout.numbers[f'{name}_model'])
     return {'by_seed': by_seed, 'seconds_a_frame': seconds}
 
 
-def continued(generator: Generator, batch: Batch, seed: int) -> tuple[np.ndarray, float]:
+def continue_clips(generator: Generator, batch: Batch, seed: int) -> tuple[np.ndarray, float]:
     """Return the clips continued from their context, and the seconds by `clock` of one frame of all of them."""
     frames = batch['video'].shape[1]
     now = {'cpu': time.process_time, 'wall': time.perf_counter}[clock()]

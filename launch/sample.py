@@ -21,7 +21,7 @@ from absl import flags
 import magi_jax
 from magi_jax.config import ConfigError, SamplerConfig, field_help, override
 from magi_jax.data.video_file import mp4_writer, read_video, write_gif, write_mp4
-from magi_jax.parallel.hosts import word_of_first
+from magi_jax.parallel.hosts import broadcast_from_first_host
 
 from . import console, distributed, video_folder
 
@@ -77,7 +77,7 @@ def write_large(generator: magi_jax.Generator, folder: Path, arguments: dict[str
     arguments = arguments | {'context': _context(generator, size)}
     if console.is_first():
         video_folder.keep_settings(folder, _settings(generator))
-    missing = np.flatnonzero(word_of_first([not path.exists() for path in paths]))
+    missing = np.flatnonzero(broadcast_from_first_host([not path.exists() for path in paths]))
     batches = [missing[start : start + size] for start in range(0, len(missing), size)]
 
     def written() -> Iterator[None]:

@@ -13,7 +13,7 @@ from absl import flags
 from magi_jax.config_files import find_config_file, import_config
 
 from . import console
-from .study_runs import Stopped, run_all
+from .study_runs import CommandFailed, run_all
 
 CONFIG = console.define_path('config', None, 'study_NAME or PATH.py, then [:runlocal]')
 WORKDIR = console.define_path('workdir', None, 'folder of all runs')
@@ -27,7 +27,7 @@ def main() -> int:
     plan = module.RUNLOCAL_PLAN if extra == 'runlocal' else module.PLAN
     try:
         run_all(plan, path, extra, root)
-    except Stopped as stopped:
+    except CommandFailed as stopped:
         return stopped.args[0]
     print(f'\n{(root / "study.md").read_text()}\npage: {root / "study.html"}')
     return 0

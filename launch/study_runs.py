@@ -29,7 +29,7 @@ class Run:
         return Path(self.variants or 'all') / f'seed{self.seed}'
 
 
-class Stopped(Exception):
+class CommandFailed(Exception):
     """A command of the study failed with this exit status."""
 
 
@@ -51,11 +51,11 @@ def run_all(plan: study.Plan, config: str, extra: str, root: Path) -> None:
     for number, run in enumerate(runs, 1):
         print(f'\n{number}/{len(runs)}  {study.describe(run.variants)}, seed {run.seed}', flush=True)
         variants = ','.join(name for name in (run.variants, extra) if name)
-        make(root, run, f'{config}:{variants}', plan.protocols.values())
-        write(root, plan, runs[:number])
+        train_and_evaluate(root, run, f'{config}:{variants}', plan.protocols.values())
+        write_results(root, plan, runs[:number])
 
 
-def make(root: Path, run: Run, config: str, protocols: Iterable[str]) -> None:
+def train_and_evaluate(root: Path, run: Run, config: str, protocols: Iterable[str]) -> None:
     """Train a run and evaluate it under every protocol. Raise Stopped if a command fails."""
     folder = root / run.folder
     tokenizer = '' if config.endswith('runlocal') else root / 'autoencoder/tokenizer'
@@ -79,24 +79,24 @@ def execute(root: Path, module: str, *arguments: str) -> None:
     with open(root / COSTS, 'a', encoding='utf-8') as file:
         file.write(json.dumps({'command': [module, *arguments], 'status': status, 'cpu_seconds': seconds}) + '\n')
     if status:
-        raise Stopped(status if status > 0 else 128 - status)  # ended by a signal: the exit status of a shell
+        raise CommandFailed(status if status > 0 else 128 - status)  # ended by a signal: the exit status of a shell
 
 
-def write(root: Path, plan: study.Plan, runs: list[Run]) -> None:
+def write_results(root: Path, plan: study.Plan, runs: list[Run]) -> None:
     """Write the files of the study from the finished runs."""
 
     def results(run: Run) -> dict[str, Any]:
         files = {kind: root / run.folder / protocol / 'metrics.json' for kind, protocol in plan.protocols.items()}
         return {kind: json.loads(file.read_text()) for kind, file in files.items()}
 
-    ways = {}
+    variants = {}
     for run in runs:
-        earlier = ways[run.variants].runs if run.variants in ways else []
-        ways[run.variants] = study.Way(study.describe(run.variants), [*earlier, results(run)])
+        earlier = variants[run.variants].runs if run.variants in variants else []
+        variants[run.variants] = study.Variant(study.describe(run.variants), [*earlier, results(run)])
     costs = [json.loads(line)['cpu_seconds'] for line in (root / COSTS).read_text().splitlines()]
     facts = {'runs': str(len(runs)), 'processor time': f'{sum(costs) / 3600:.1f} core hours'}
-    data = {'facts': facts, 'ways': {variants: way.runs for variants, way in ways.items()}}
+    data = {'facts': facts, 'variants': {name: variant.runs for name, variant in variants.items()}}
     (root / 'study.json').write_text(json.dumps(data, indent=1))
-    said = [markdown_table(*study.cells(list(ways.values()))), *study.sentences(ways)]
-    (root / 'study.md').write_text('\n\n'.join([*said, ', '.join(map(': '.join, facts.items()))]) + '\n')
-    write_page(root / 'study.html', study.render('Teacher forcing, intervals and noise', ways, facts))
+    text = [markdown_table(*study.cells(list(variants.values()))), *study.sentences(variants)]
+    (root / 'study.md').write_text('\n\n'.join([*text, ', '.join(map(': '.join, facts.items()))]) + '\n')
+    write_page(root / 'study.html', study.render('Teacher forcing, intervals and noise', variants, facts))

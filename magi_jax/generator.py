@@ -23,9 +23,9 @@ from jax.sharding import Mesh
 from magi_jax.checkpoint import Checkpoints, load_config
 from magi_jax.config import Config, ConfigError, DataConfig, MeshConfig, SamplerConfig
 from magi_jax.objectives.api import clip_shape, make_objective
-from magi_jax.parallel.hosts import equal_parts, everywhere, on_devices, padded_rows, whole
+from magi_jax.parallel.hosts import equal_batches, gather_to_hosts, padded_rows, replicate, shard
 from magi_jax.parallel.layout import sampling_layout
-from magi_jax.parallel.mesh import batch_sharding, make_mesh, replicated
+from magi_jax.parallel.mesh import batch_sharding, make_mesh, replicated_sharding
 from magi_jax.pretrained.folder import is_pretrained, read_facts, read_pretrained, read_results, save_pretrained
 from magi_jax.pretrained.hub import find_folder, push_folder
 from magi_jax.sampling.arguments import check_numbers, check_seed, check_videos, check_whole, replace_sampler_fields
@@ -78,7 +78,7 @@ class Generator:
         interval: int = 1,
         seed: int = 0,
         numbers: Sequence[int] | None = None,
-        at_once: int | None = None,
+        per_device_batch: int | None = None,
         progress: bool | Progress = True,
         **sampler: Any,
     ) -> np.ndarray:
@@ -95,7 +95,7 @@ class Generator:
           seed: 0 to 2^32 - 1; same seed, same videos.
           numbers: [B] of the videos among all of this seed, whose draws they decide: a large set can be made in parts.
             None: 0..B-1.
-          at_once: videos that a device makes at once; with it they are the same to the last bit on any number of
+          per_device_batch: videos that a device makes together. With it, videos are bit-identical on any number of
             devices. None: all.
           progress: True shows a bar in a terminal or notebook, False none. A function is called for each part, as in
             `sampling.stream.sample_clips`.
@@ -108,10 +108,10 @@ class Generator:
           ConfigError: an argument is not allowed or does not fit the run.
         """
         request = _Request(context, frames, num, interval, seed, numbers)
-        parts, count = self._with_fields(sampler)._inputs(request, at_once)
+        parts, count = self._with_fields(sampler)._inputs(request, per_device_batch)
         shown = contextlib.nullcontext(progress) if callable(progress) else frame_bar(len(parts), bool(progress))
         with shown as watch:
-            return np.concatenate([whole(sample_clips(**part, progress=watch)) for part in parts])[:count]
+            return np.concatenate([gather_to_hosts(sample_clips(**part, progress=watch)) for part in parts])[:count]
 
     def stream(
         self,
@@ -135,24 +135,24 @@ class Generator:
           ConfigError: as `sample`; also if the tokenizer is not frame-wise.
         """
         request = _Request(context, frames, num, interval, seed, numbers)
-        (inputs,), count = self._with_fields(sampler)._inputs(request, at_once=None)
+        (inputs,), count = self._with_fields(sampler)._inputs(request, per_device_batch=None)
         given, made = np.moveaxis(inputs['context'][:count], 1, 0), stream_clips(**inputs)
-        return itertools.chain(given, (whole(frame)[:count] for frame in _ahead(made)))
+        return itertools.chain(given, (gather_to_hosts(frame)[:count] for frame in _ahead(made)))
 
     def _with_fields(self, fields: dict[str, Any]) -> 'Generator':
         if not fields:
             return self
-        arguments = [*_Request.__dataclass_fields__, 'at_once', 'progress']
+        arguments = [*_Request.__dataclass_fields__, 'per_device_batch', 'progress']
         return self.with_sampler(replace_sampler_fields(self.config.sampler, fields, arguments))
 
-    def _inputs(self, request: '_Request', at_once: int | None) -> tuple[list[dict[str, Any]], int]:
+    def _inputs(self, request: '_Request', per_device_batch: int | None) -> tuple[list[dict[str, Any]], int]:
         """Arguments of `sample_clips` for each part, all devices having as many; and how many videos were asked for."""
         mesh, (context, numbers) = _mesh(), request.checked(self.config.data)
         shape = clip_shape(self.config, self.tokenizer)
         alike = {
             'sampler': VideoSampler(self.config, shape, sampling_layout(self.config.model, shape, mesh)),
             'weights': self.weights,
-            'tokenizer': everywhere(mesh, self.tokenizer),
+            'tokenizer': replicate(mesh, self.tokenizer),
             'frames': request.frames,
             'sharding': batch_sharding(mesh),
         }
@@ -161,21 +161,21 @@ class Generator:
             intervals, keys = np.full(rows.shape, request.interval, np.int32), clip_keys(request.seed, numbers[rows])
             return alike | {'context': context[rows], 'interval': intervals, 'keys': keys}
 
-        return [part(rows) for rows in _parts(mesh, len(context), at_once)], len(context)
+        return [part(rows) for rows in _parts(mesh, len(context), per_device_batch)], len(context)
 
-    def reconstruct(self, video: np.ndarray, at_once: int | None = None) -> np.ndarray:
+    def reconstruct(self, video: np.ndarray, per_device_batch: int | None = None) -> np.ndarray:
         """What the tokenizer keeps of videos: as good as the samples of this run can be.
 
         Shared among the devices of all hosts, all of which must make the same call.
 
         Args:
           video: uint8 [B, T, H, W, 3], of a length and size that the tokenizer takes (else ConfigError).
-          at_once: as in `sample`.
+          per_device_batch: as in `sample`.
 
         Returns:
           uint8 [B, T, H, W, 3].
         """
-        return reconstruct(self.tokenizer, video, at_once)
+        return reconstruct(self.tokenizer, video, per_device_batch)
 
     def attention(self, video: np.ndarray, interval: int = 1) -> np.ndarray:
         """Return how the tokens of the frame after `video` attend to each frame, before any of them is revealed.
@@ -266,12 +266,12 @@ class _Request:
         return context, np.arange(count) if numbers is None else numbers
 
 
-def reconstruct(tokenizer: Tokenizer, video: np.ndarray, at_once: int | None = None) -> np.ndarray:
+def reconstruct(tokenizer: Tokenizer, video: np.ndarray, per_device_batch: int | None = None) -> np.ndarray:
     """`Generator.reconstruct` of a tokenizer alone."""
     mesh, video = _mesh(), check_videos('video', video)
-    tokenizer, sharding = everywhere(mesh, tokenizer), batch_sharding(mesh)
-    parts = (on_devices(sharding, video[rows]) for rows in _parts(mesh, len(video), at_once))
-    return np.concatenate([whole(_reconstruct(tokenizer, part)) for part in parts])[: len(video)]
+    tokenizer, sharding = replicate(mesh, tokenizer), batch_sharding(mesh)
+    parts = (shard(sharding, video[rows]) for rows in _parts(mesh, len(video), per_device_batch))
+    return np.concatenate([gather_to_hosts(_reconstruct(tokenizer, part)) for part in parts])[: len(video)]
 
 
 @jax.jit
@@ -293,7 +293,7 @@ def load(workdir: str | os.PathLike, revision: str | None = None) -> Generator:
     workdir = find_folder(workdir, revision)
     if is_pretrained(workdir):
         config, tokenizer, params, step = read_pretrained(workdir)
-        weights = sampling_weights(config, on_devices(replicated(_mesh()), params))
+        weights = sampling_weights(config, shard(replicated_sharding(_mesh()), params))
         return Generator(config, weights, tokenizer, str(workdir), step, params)
     config = load_config(workdir)
     if config.objective == 'autoencoder':
@@ -303,7 +303,7 @@ def load(workdir: str | os.PathLike, revision: str | None = None) -> Generator:
     else:
         tokenizer = load_tokenizer(Path(workdir) / 'tokenizer')
     boxed = jax.eval_shape(make_objective(config, tokenizer).init, jax.random.key(0))
-    everywhere = replicated(_mesh())
+    everywhere = replicated_sharding(_mesh())
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), nn.unbox(boxed))
     checkpoints = Checkpoints(workdir)
     params = checkpoints.restore({'ema': abstract})['ema']
@@ -312,10 +312,10 @@ def load(workdir: str | os.PathLike, revision: str | None = None) -> Generator:
     return Generator(config, weights, tokenizer, str(workdir), checkpoints.restored_step, params)
 
 
-def _parts(mesh: Mesh, count: int, at_once: int | None) -> list[np.ndarray]:
-    if at_once is None:
+def _parts(mesh: Mesh, count: int, per_device_batch: int | None) -> list[np.ndarray]:
+    if per_device_batch is None:
         return [padded_rows(mesh, count)]
-    return equal_parts(mesh, count, check_whole('at_once', at_once, 1))
+    return equal_batches(mesh, count, check_whole('per_device_batch', per_device_batch, 1))
 
 
 def _mesh() -> Mesh:

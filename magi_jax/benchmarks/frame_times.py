@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from magi_jax.benchmarks import meter, problem
+from magi_jax.benchmarks import problem, resources
 from magi_jax.config import Config, MeshConfig
 from magi_jax.layers.cached_attention import cached_attention
 from magi_jax.layers.kv_cache import KVCache
@@ -80,7 +80,7 @@ def _each_frame(sampler: VideoSampler, weights: Any, state: Any, frames: int) ->
     first = jax.tree.map(jnp.copy, state)
     advance()
     state = first
-    return [meter.measure(advance)['wall'] for _ in range(frames - 1)]
+    return [resources.measure(advance)['wall'] for _ in range(frames - 1)]
 
 
 def _temporal_attention(sampler: VideoSampler, clips: int, filled: int, slots: int) -> Callable[[], jax.Array]:
@@ -108,4 +108,4 @@ def _temporal_attention(sampler: VideoSampler, clips: int, filled: int, slots: i
 def _median(call: Callable[[], Any], repeats: int) -> float:
     """Return the median wall seconds of a call, after one that does not count."""
     jax.block_until_ready(call())
-    return statistics.median(meter.measure(lambda: jax.block_until_ready(call()))['wall'] for _ in range(repeats))
+    return statistics.median(resources.measure(lambda: jax.block_until_ready(call()))['wall'] for _ in range(repeats))

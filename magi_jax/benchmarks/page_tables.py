@@ -110,30 +110,30 @@ def tokenizers() -> str:
     return markdown_table(head, rows)
 
 
-def study_ways() -> list[study.Way]:
-    """Return the ways to train of the committed study."""
-    ways = read('study_strategies')['ways']
-    return [study.Way(study.describe(variants), runs) for variants, runs in ways.items()]
+def study_variants() -> list[study.Variant]:
+    """Return the variants of the committed study."""
+    variants = read('study_strategies')['variants']
+    return [study.Variant(study.describe(names), runs) for names, runs in variants.items()]
 
 
 def study_distances() -> str:
-    """Return the distances of every way to train."""
-    return markdown_table(*study.cells(study_ways()))
+    """Return the distances of every variant."""
+    return markdown_table(*study.cells(study_variants()))
 
 
 def study_sentences() -> str:
     """Return how CTF compares with MTF, as a list."""
-    ways = read('study_strategies')['ways']
-    return '\n'.join(f'- {sentence}' for sentence in study.sentences(dict(zip(ways, study_ways()))))
+    variants = read('study_strategies')['variants']
+    return '\n'.join(f'- {sentence}' for sentence in study.sentences(dict(zip(variants, study_variants()))))
 
 
 def study_frames() -> str:
     """Return the distance of single frames of short clips: mean over the seeds, and their range."""
-    frames = [frame for frame in study_ways()[0].course(study.CLIPS, 'stills') if frame > 1]
+    frames = [frame for frame in study_variants()[0].trajectory(study.CLIPS, 'stills') if frame > 1]
     rows = []
-    for way in study_ways():
-        course = way.course(study.CLIPS, 'stills')
-        rows.append([way.name, str(len(way.runs)), *(_range(course[frame]) for frame in frames)])
+    for variant in study_variants():
+        trajectory = variant.trajectory(study.CLIPS, 'stills')
+        rows.append([variant.name, str(len(variant.runs)), *(_range(trajectory[frame]) for frame in frames)])
     return markdown_table(['trained with', 'seeds', *(f'frame {frame} alone' for frame in frames)], rows)
 
 
@@ -201,7 +201,7 @@ def h200() -> str:
     for kind, words in (('train', 'one optimizer step, 16 frames'), ('sample', 'a sampled frame')):
         first: dict[tuple[int, str], float] = {}
         for row in result[kind]:
-            first.setdefault((row['clips'], row['contestant'].split(',')[0]), statistics.median(row['ms']))
+            first.setdefault((row['clips'], row['implementation'].split(',')[0]), statistics.median(row['ms']))
         for (clips, name), ms in first.items():
             if name == 'JAX' and (other := first.get((clips, 'PyTorch compiled'))):
                 rows.append([words, str(clips), f'{ms:,.0f} ms', f'{other:,.0f} ms', f'{other / ms:.2f}x'])
@@ -217,7 +217,7 @@ def h200_all() -> str:
             how = ', '.join(f'`{key}={row[key]}`' for key in ('remat', 'unroll') if key in row)
             ms, memory = statistics.median(row['ms']), f'{row["device_gib"]:.1f} GiB'
             rate = row['flops'] / ms * 1e3 / 1e12
-            cells = [unit, row['contestant'], str(row['clips']), row.get('run', ''), how]
+            cells = [unit, row['implementation'], str(row['clips']), row.get('run', ''), how]
             rows.append([*cells, f'{ms:,.0f} ms', f'{rate:,.0f}', memory])
     head = ['what', 'implementation', 'clips', 'run', 'settings', 'median', 'TFLOP/s of the model', 'memory']
     return markdown_table(head, rows)

@@ -15,7 +15,7 @@ from magi_jax.config import SamplerConfig
 from magi_jax.evaluation.report import markdown_table
 
 MEASURES = ('psnr', 'colour', 'shape', 'count', 'moving')  # higher is better
-KEPT = 0.95  # fraction of the reference that a setting must keep in every measure
+TOLERATED_RATIO = 0.95  # fraction of the reference that a setting must keep in every measure
 
 
 def settings(config: SamplerConfig, tokens: int) -> Iterator[SamplerConfig]:
@@ -47,7 +47,7 @@ def mean(row: dict[str, Any], name: str) -> float:
 
 def fast_preset(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the fastest row that keeps KEPT of the reference in every measure, or what its worse seed reaches."""
-    least = {name: min(KEPT * mean(rows[0], name), *rows[0]['by_seed'][name]) for name in MEASURES}
+    least = {name: min(TOLERATED_RATIO * mean(rows[0], name), *rows[0]['by_seed'][name]) for name in MEASURES}
     good = (row for row in rows if all(mean(row, name) >= least[name] for name in MEASURES))
     return min(good, key=lambda row: row['seconds_a_frame'])
 

@@ -93,7 +93,7 @@ def describe(data: DataConfig) -> Description | None:
     return Description(LatentSettings(**settings), told['fingerprint'], told['source'], told['path'])
 
 
-def videos_of(data: DataConfig) -> DataConfig:
+def source_videos_config(data: DataConfig) -> DataConfig:
     """`data`, where it names latents with the videos that they were made of in their place."""
     described = describe(data)
     if described is None:
@@ -149,7 +149,7 @@ class LatentSource:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def cut(self, index: int, flip: Flip, frames: Sequence[int]) -> Moments:
+    def read_frames(self, index: int, flip: Flip, frames: Sequence[int]) -> Moments:
         """The frames with these numbers of a whole video."""
         record = self._records[self._per_video * int(index) + self.settings.flips.index(flip)]
         return {name: record[name][np.asarray(frames)] for name in self.settings.names}
@@ -185,6 +185,6 @@ def _check(data: DataConfig, settings: LatentSettings) -> None:
             raise ConfigError(f'{data.source} holds no latents of flipped videos: set data.{name} to False')
 
 
-def to_summary(settings: LatentSettings, told: dict[str, Any]) -> dict[str, Any]:
+def to_summary(settings: LatentSettings, provenance: dict[str, Any]) -> dict[str, Any]:
     """What preparation.json tells of latents, for `describe`."""
-    return {prepared.LATENTS: {'settings': json.loads(json.dumps(dataclasses.asdict(settings))), **told}}
+    return {prepared.LATENTS: {'settings': json.loads(json.dumps(dataclasses.asdict(settings))), **provenance}}

@@ -68,7 +68,7 @@ class EvalClips:
     """
 
     def __init__(self, config: DataConfig, split: str, frames: int, interval: int = 1):
-        config = dataclasses.replace(latents.videos_of(config), frames=(frames - 1) * interval + 1)
+        config = dataclasses.replace(latents.source_videos_config(config), frames=(frames - 1) * interval + 1)
         self._source = sources.open_source(config, split)
         self._interval, self._indices = interval, transforms.clip_indices(0, frames, interval)
 
@@ -141,7 +141,7 @@ def _latent_clip(config: DataConfig, videos: latents.LatentSource, index: int, s
         return _clip(*videos.clip(index, flip, number), position)
     indices, interval = transforms.draw_clip(rng, videos.lengths[index], config.frames, config.max_interval)
     flip = transforms.draw_flip(rng, config.flip_horizontal, config.flip_vertical)
-    return _clip(videos.cut(index, flip, indices), interval, position)
+    return _clip(videos.read_frames(index, flip, indices), interval, position)
 
 
 def _clip(content: Batch, interval: int, example: int) -> Batch:

@@ -62,11 +62,11 @@ def draw_clips(kind: str, split: str, videos: Iterable[int], per_video: int, see
             start = rng.integers(VIDEO_FRAMES - (FRAMES - 1) * INTERVALS[chosen])
             indices = clip_indices(start, FRAMES, INTERVALS[chosen])
             sharp = rng.random() >= BLURRED
-            frames = _spoil(rng, video['frames'][indices], sharp)
+            frames = _degrade(rng, video['frames'][indices], sharp)
             yield Clip(frames, video['centres'][indices], video['labels'], video['colours'], chosen, sharp)
 
 
-def _spoil(rng: np.random.Generator, video: np.ndarray, sharp: bool) -> np.ndarray:
+def _degrade(rng: np.random.Generator, video: np.ndarray, sharp: bool) -> np.ndarray:
     """Add Gaussian blur and noise of random strength to uint8 [T,H,W,3]."""
     std = rng.uniform(*BLUR['sharp' if sharp else 'blurred'])
     blurred = gaussian_filter(video.astype(np.float32), (0, std, std, 0))
@@ -74,7 +74,7 @@ def _spoil(rng: np.random.Generator, video: np.ndarray, sharp: bool) -> np.ndarr
     return np.clip(np.rint(blurred + noise), 0, 255).astype(np.uint8)
 
 
-def label(kind: str, clip: Clip) -> Labels:
+def make_labels(kind: str, clip: Clip) -> Labels:
     """Return the classes of all factors of a clip."""
     slots = FRAMES // SLOT_FRAMES
     made = {factor: np.full((slots, units), NO_LABEL, np.int32) for factor, (units, _) in FACTORS[kind].items()}
@@ -105,7 +105,7 @@ def _directions(centres: np.ndarray, interval: int) -> np.ndarray:
     return np.where(slow | (first * second < 0), NO_LABEL, first > 0)
 
 
-def vary(rng: np.random.Generator, kind: str, clip: Clip) -> Clip:
+def augment(rng: np.random.Generator, kind: str, clip: Clip) -> Clip:
     """Augment a clip: reverse time, mirror left to right, permute colour channels, each at random.
 
     Digits are only reversed in time, because mirroring changes their class.
@@ -117,23 +117,23 @@ def vary(rng: np.random.Generator, kind: str, clip: Clip) -> Clip:
         if mirrored:
             centres = np.stack([SIDE - clip.centres[..., 0], clip.centres[..., 1]], axis=-1)
             clip = dataclasses.replace(clip, frames=clip.frames[:, :, ::-1], centres=centres)
-        channels, renamed = _exchanges()[rng.integers(6)]
+        channels, renamed = _channel_permutations()[rng.integers(6)]
         colours = np.where(clip.colours >= 0, renamed[clip.colours], clip.colours)
         clip = dataclasses.replace(clip, frames=clip.frames[..., channels], colours=colours)
     return clip
 
 
 @functools.cache
-def _exchanges() -> list[tuple[np.ndarray, np.ndarray]]:
+def _channel_permutations() -> list[tuple[np.ndarray, np.ndarray]]:
     """Return every permutation of the colour channels and the palette index [P] that each colour has after it."""
     palette = np.asarray(list(bouncing.PALETTE.values()))
     orders = [np.asarray(order) for order in itertools.permutations(range(3))]
     return [(order, (palette[:, None, order] == palette[None]).all(axis=-1).argmax(axis=1)) for order in orders]
 
 
-def batch_of(kind: str, clips: Sequence[Clip]) -> tuple[np.ndarray, Labels]:
+def make_batch(kind: str, clips: Sequence[Clip]) -> tuple[np.ndarray, Labels]:
     """Stack clips into videos uint8 [B,T,H,W,3] and labels {factor: int32 [B,S,U]}."""
-    labels = [label(kind, clip) for clip in clips]
+    labels = [make_labels(kind, clip) for clip in clips]
     stacked = {name: np.stack([each[name] for each in labels]) for name in FACTORS[kind]}
     return np.stack([clip.frames for clip in clips]), stacked
 
@@ -164,7 +164,7 @@ def train(kind: str, clips: Sequence[Clip], steps: int, batch_size: int, seed: i
     for number in range(steps):
         rng = np.random.default_rng([seed, number])
         chosen = rng.integers(len(clips), size=batch_size)
-        params, state, value = step(params, state, *batch_of(kind, [vary(rng, kind, clips[i]) for i in chosen]))
+        params, state, value = step(params, state, *make_batch(kind, [augment(rng, kind, clips[i]) for i in chosen]))
         yield params, value
 
 
@@ -177,7 +177,7 @@ def accuracies(kind: str, params: Any, clips: Sequence[Clip], batch_size: int) -
     predict = jax.jit(lambda video: Classifier(kind).apply({'params': params}, video))
     right, asked = dict.fromkeys([*FACTORS[kind], 'count'], 0), dict.fromkeys([*FACTORS[kind], 'count'], 0)
     for start in range(0, len(clips), batch_size):
-        video, labels = batch_of(kind, clips[start : start + batch_size])
+        video, labels = make_batch(kind, clips[start : start + batch_size])
         for factor, logits in predict(video).items():
             counted = labels[factor] > (0 if factor == 'object' else NO_LABEL)
             right[factor] += int(((np.asarray(logits).argmax(axis=-1) == labels[factor]) & counted).sum())

@@ -63,7 +63,7 @@ class DecodedLatents:
     def __getitem__(self, index: int) -> sources.Video:
         def read(indices: Sequence[int]) -> np.ndarray:
             if self._tokenizer.frame_wise:
-                moments = self._latents.cut(index, (False, False), indices)
+                moments = self._latents.read_frames(index, (False, False), indices)
                 return _decode(self._tokenizer, moments['mean'][None])[0]
             moments = self._latents.validation_clip(index, int(self.lengths[index]))
             return _decode(self._tokenizer, moments['mean'][None])[0][np.asarray(indices)]
@@ -111,7 +111,7 @@ def _completed(data: DataConfig, protocol: FrameComparison, tokenizer: Tokenizer
 
 def _open_source(data: DataConfig, span: int, tokenizer: Tokenizer) -> tuple[Any, str, list[str]]:
     """Return a source with videos of at least `span` frames, its split, and what is to be noted of it."""
-    videos, complaints = latents.videos_of(data), []
+    videos, complaints = latents.source_videos_config(data), []
     for split in dict.fromkeys(('test', data.eval_split, data.train_split)):
         try:
             source = sources.open_source(videos, split)
@@ -140,4 +140,4 @@ def _places(lengths: np.ndarray, span: int, count: int) -> list[tuple[int, int]]
 
 @jax.jit
 def _decode(tokenizer: Tokenizer, mean: jax.Array) -> jax.Array:
-    return to_uint8(tokenizer.decode(tokenizer.normalised(mean)))
+    return to_uint8(tokenizer.decode(tokenizer.normalize(mean)))

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from magi_jax.config import ConfigError
 from magi_jax.data.builders import bouncing_objects as bouncing
 from magi_jax.evaluation import classifier, i3d
-from magi_jax.parallel.hosts import equal_parts, everywhere, on_devices, whole
+from magi_jax.parallel.hosts import equal_batches, gather_to_hosts, replicate, shard
 from magi_jax.parallel.mesh import batch_sharding
 
 RESERVED = 'fvd'
@@ -95,12 +95,12 @@ class Extractor:
         """uint8 [B,T,H,W,3] -> float32 [B,S,D], shared among the mesh's devices, whole on every host."""
         sharding = batch_sharding(mesh)
         network = jax.jit(self.network, out_shardings=sharding)
-        variables = everywhere(mesh, self.variables)
+        variables = replicate(mesh, self.variables)
 
         def features(video: np.ndarray) -> np.ndarray:
             self.check_frames(video.shape[1])
-            parts = (video[rows] for rows in equal_parts(mesh, len(video), self.batch))
-            made = [whole(network(variables, on_devices(sharding, part))) for part in parts]
+            parts = (video[rows] for rows in equal_batches(mesh, len(video), self.batch))
+            made = [gather_to_hosts(network(variables, shard(sharding, part))) for part in parts]
             return np.concatenate(made)[: len(video)]
 
         return features

@@ -101,9 +101,9 @@ def _find_in_clip(video: np.ndarray, labels: np.ndarray, colours: np.ndarray) ->
     low, high = AREA_RANGE
     seen = area >= MIN_VISIBLE * full
     found = seen & (ratio >= low) & (ratio <= high)
-    centre = np.stack([column, row], axis=-1) + _middle(own & _grown(drawn)) - _middle(visible)
-    stray = _inside(own & ~_grown(drawn)) >= MIN_BODY
-    extra = _inside((classes != BLACK) & ~any_own)
+    centre = np.stack([column, row], axis=-1) + _middle(own & _dilated(drawn)) - _middle(visible)
+    stray = _interior_count(own & ~_dilated(drawn)) >= MIN_BODY
+    extra = _interior_count((classes != BLACK) & ~any_own)
     count = seen.sum(axis=1) + stray.sum(axis=1) + (extra >= MIN_BODY)
     return (
         found,
@@ -168,11 +168,11 @@ def _neighbourhoods(mask: np.ndarray) -> np.ndarray:
     return np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(-2, -1))
 
 
-def _grown(mask: np.ndarray) -> np.ndarray:
+def _dilated(mask: np.ndarray) -> np.ndarray:
     """Dilate a mask by one pixel."""
     return _neighbourhoods(mask).any(axis=(-2, -1))
 
 
-def _inside(mask: np.ndarray) -> np.ndarray:
+def _interior_count(mask: np.ndarray) -> np.ndarray:
     """Count the pixels of bool [...,H,W] that are surrounded by mask pixels; borders and specks do not count."""
     return _neighbourhoods(mask).all(axis=(-2, -1)).sum(axis=(-2, -1))

@@ -38,15 +38,15 @@ def side_by_side(real: np.ndarray, generated: np.ndarray, context: int, columns:
             f'cannot lay out {list(real.shape)} beside {list(generated.shape)} in rows of {columns}: '
             'the shapes must be equal and the clips fill the rows'
         )
-    pairs = np.concatenate([_framed(real, context, REAL), _framed(generated, context, GENERATED)], axis=3)
+    pairs = np.concatenate([_add_border(real, context, REAL), _add_border(generated, context, GENERATED)], axis=3)
     pairs = _padded(pairs, GAP // 2)
     grid = rearrange(pairs, '(row column) t h w c -> t (row h) (column w) c', column=columns)
     return _padded(grid, GAP // 2)
 
 
-def framed(generated: np.ndarray, context: int) -> np.ndarray:
+def add_borders(generated: np.ndarray, context: int) -> np.ndarray:
     """Add the borders of `side_by_side` to generated clips uint8 [B,T,H,W,3], context included."""
-    return _framed(generated, context, GENERATED)
+    return _add_border(generated, context, GENERATED)
 
 
 def enlarge(video: np.ndarray, scale: int) -> np.ndarray:
@@ -72,7 +72,7 @@ def image_uri(frame: np.ndarray) -> str:
     return _data_uri('image/png', buffer.getvalue())
 
 
-def _framed(video: np.ndarray, context: int, colour: tuple[int, int, int]) -> np.ndarray:
+def _add_border(video: np.ndarray, context: int, colour: tuple[int, int, int]) -> np.ndarray:
     borders = np.asarray([GIVEN if frame < context else colour for frame in range(video.shape[1])], np.uint8)
     height, width = video.shape[2] + 2 * BORDER, video.shape[3] + 2 * BORDER
     result = repeat(borders, 't c -> b t h w c', b=len(video), h=height, w=width).copy()

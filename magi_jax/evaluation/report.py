@@ -171,7 +171,7 @@ def _clips(clips: Clips) -> str:
 
 
 def _long_clips(clips: Clips) -> str:
-    frames = pictures.framed(clips.generated, clips.context)
+    frames = pictures.add_borders(clips.generated, clips.context)
     strips = (
         f'<h3>Generated video {number + 1}, every {STRIP_STEP}th frame</h3>{_strip(video)}'
         for number, video in enumerate(frames)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from magi_jax.evaluation import charts, report
-from magi_jax.evaluation.scoring import Score, Shown, Spread
+from magi_jax.evaluation.scoring import Examples, Score, Spread
 
 WHAT = {
     'frechet': ('Fréchet distance', 'lower is better'),
@@ -23,7 +23,7 @@ class ScoreContent:
     title: str
     summary: str
     score: Score
-    shown: Shown
+    shown: Examples
     settings: Mapping[str, Any]  # of the run
     commands: Sequence[str]
     facts: Mapping[str, str]
@@ -35,7 +35,7 @@ def render_score(content: ScoreContent) -> str:
     data = score.to_json()
     sections = [
         report.section('Score', f'{score.extractor.label}, protocol {score.protocol_name}.', score_table(score)),
-        report.section('Course', _course_note(score), _charts(score)),
+        report.section('Course', _trajectory_note(score), _charts(score)),
         report.section(
             'Clips',
             'Left: real. Right: generated.',
@@ -75,7 +75,7 @@ def _plus_minus(spread: Spread) -> str:
     return f'{spread.mean:.4g} ± {spread.std:.2g}' if len(spread.draws) > 1 else f'{spread.mean:.4g}'
 
 
-def _course_note(score: Score) -> str:
+def _trajectory_note(score: Score) -> str:
     return 'Distance of each part of the clips alone, by its last frame.' if score.curve else ''
 
 

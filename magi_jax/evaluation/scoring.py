@@ -119,7 +119,7 @@ class Score:
 
 
 @dataclasses.dataclass(frozen=True)
-class Shown:
+class Examples:
     """Some clips to look at, uint8 [B,T,H,W,3] each."""
 
     real: np.ndarray  # those whose context was given
@@ -129,7 +129,7 @@ class Shown:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Part:
+class _FeatureSet:
     """What of a set is compared, each [N,D]: the clips' features, and by frame those of parts and of stills."""
 
     clip: np.ndarray
@@ -178,7 +178,7 @@ class Measure:
         protocol = self.real.protocol
         return list(range(protocol.frames, 0, -protocol.stills))[::-1] if protocol.stills else []
 
-    def real_part(self, kind: Set, progress: Progress = unwatched) -> _Part:
+    def real_part(self, kind: Set, progress: Progress = unwatched) -> _FeatureSet:
         """Of a set of real clips; from the cache if they were seen before."""
         identity = [self.extractor.metric, self.extractor.sha256, dataclasses.asdict(self.real.protocol)]
         identity += [self.real.digest(), kind]
@@ -200,15 +200,15 @@ class Measure:
         batches = progress(self.real.batches(kind, BATCH), -(-self.real.protocol.clips // BATCH))
         return np.concatenate([self.windows(change(video)) for video in batches])
 
-    def split(self, windows: np.ndarray) -> _Part:
+    def split(self, windows: np.ndarray) -> _FeatureSet:
         """Of what `windows` gives for a set: the last window; every window or, of a single one, slot; stills."""
         count, slots = len(self.ends()), windows.shape[2]
         means = reduce(windows, 'n w s d -> w n d', 'mean')
         stills = dict(zip(self.stills(), means[count:]))
         if count > 1:
-            return _Part(means[count - 1], dict(zip(self.ends(), means[:count])), stills)
+            return _FeatureSet(means[count - 1], dict(zip(self.ends(), means[:count])), stills)
         ends = [(i + 1) * self.real.protocol.frames // slots for i in range(slots)] if slots > 1 else []
-        return _Part(means[0], {end: windows[:, 0, i] for i, end in enumerate(ends)}, stills)
+        return _FeatureSet(means[0], {end: windows[:, 0, i] for i, end in enumerate(ends)}, stills)
 
 
 def score(
@@ -217,7 +217,7 @@ def score(
     reconstruct: Reconstruct | None,
     seed: int,
     progress: Progress = unwatched,
-) -> tuple[Score, Shown]:
+) -> tuple[Score, Examples]:
     """Measures a generator.
 
     Args:
@@ -253,7 +253,7 @@ def score(
         pixels={key: _mean([each[key] for each in compared]) for key in (compared[0] if compared else ())},
         notes=_notes(protocol, real, sets['reference'].clip.shape[1]),
     )
-    return measured, Shown(*shown, real.read('training', neighbour), protocol.context)
+    return measured, Examples(*shown, real.read('training', neighbour), protocol.context)
 
 
 def score_reconstruction(measure: Measure, reconstruct: Reconstruct, progress: Progress = unwatched) -> Spread:
@@ -278,14 +278,14 @@ def _frechet(a: np.ndarray, b: np.ndarray) -> float:
     return frechet_distance(Moments.of(a), Moments.of(b))
 
 
-def _distances(sets: dict[Set, _Part], draws: list[_Part]) -> dict[str, Any]:
+def _distances(sets: dict[Set, _FeatureSet], draws: list[_FeatureSet]) -> dict[str, Any]:
     """The fields of `Score` that compare features: each draw, and the other real clips for the floor."""
     reference, training = sets['reference'], sets['training']
 
-    def spread(measure: Callable[[_Part], float]) -> Spread:
+    def spread(measure: Callable[[_FeatureSet], float]) -> Spread:
         return Spread(measure(sets['others']), tuple(measure(draw) for draw in draws))
 
-    def frechet_of(part: Callable[[_Part], np.ndarray]) -> Spread:
+    def frechet_of(part: Callable[[_FeatureSet], np.ndarray]) -> Spread:
         return spread(lambda clips: _frechet(part(reference), part(clips)))
 
     return {

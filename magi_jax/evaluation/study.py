@@ -12,7 +12,7 @@ import numpy as np
 from magi_jax.evaluation import charts, report
 
 CLIPS, LONG = 'clips', 'long'  # keys of protocols: clips as long as in training, and much longer ones
-MOMENTS = (16, 32, 64, 128)  # frames at which long videos are compared
+HORIZONS = (16, 32, 64, 128)  # frames at which long videos are compared
 
 Result = Mapping[str, Any]  # result of `Score.to_json`
 
@@ -33,7 +33,7 @@ class Plan:
 
 
 @dataclasses.dataclass(frozen=True)
-class Way:
+class Variant:
     """The results of one variant.
 
     Attributes:
@@ -48,14 +48,14 @@ class Way:
         """Fréchet distance of the clips of each run, the mean over its draws."""
         return np.array([run[CLIPS]['frechet']['mean'] for run in self.runs])
 
-    def course(self, protocol: str, part: Literal['curve', 'stills']) -> dict[int, np.ndarray]:
+    def trajectory(self, protocol: str, part: Literal['curve', 'stills']) -> dict[int, np.ndarray]:
         """Return frame -> distance of the window that ends there, or of that frame alone, for each run."""
         courses = [run[protocol][part] for run in self.runs]
         return {int(frame): np.array([course[frame]['mean'] for course in courses]) for frame in courses[0]}
 
-    def frames_alone(self) -> np.ndarray:
+    def last_frame_distances(self) -> np.ndarray:
         """Distance of the last frame of the clips of each run."""
-        return list(self.course(CLIPS, 'stills').values())[-1]
+        return list(self.trajectory(CLIPS, 'stills').values())[-1]
 
 
 def describe(variants: str) -> str:
@@ -67,29 +67,29 @@ def describe(variants: str) -> str:
     return ', '.join(words)
 
 
-def cells(ways: Sequence[Way]) -> tuple[list[str], list[list[str]]]:
+def cells(variants: Sequence[Variant]) -> tuple[list[str], list[list[str]]]:
     """Return head and rows of the table; the last row is that of real clips."""
-    first = ways[0].runs[0]
-    moments = [moment for moment in MOMENTS if moment in ways[0].course(LONG, 'curve')]
+    first = variants[0].runs[0]
+    moments = [moment for moment in HORIZONS if moment in variants[0].trajectory(LONG, 'curve')]
     head = ['trained with', 'seeds', 'clips', 'last frame alone', *(f'to frame {moment}' for moment in moments)]
     rows = []
-    for way in ways:
-        windows = way.course(LONG, 'curve')
-        values = [way.distances(), way.frames_alone(), *(windows[moment] for moment in moments)]
-        rows.append([way.name, str(len(way.runs)), *map(_plus_minus, values)])
+    for variant in variants:
+        windows = variant.trajectory(LONG, 'curve')
+        values = [variant.distances(), variant.last_frame_distances(), *(windows[moment] for moment in moments)]
+        rows.append([variant.name, str(len(variant.runs)), *map(_plus_minus, values)])
     floors = [first[CLIPS]['frechet'], list(first[CLIPS]['stills'].values())[-1]]
     floors += [first[LONG]['curve'][str(moment)] for moment in moments]
     return head, [*rows, ['real clips', '', *(f'{spread["floor"]:.1f}' for spread in floors)]]
 
 
-def sentences(ways: Mapping[str, Way]) -> list[str]:
+def sentences(variants: Mapping[str, Variant]) -> list[str]:
     """Return sentences that compare CTF with MTF, for each variant, and explain the columns."""
-    protocols = [next(iter(ways.values())).runs[0][kind]['protocol'] for kind in (CLIPS, LONG)]
+    protocols = [next(iter(variants.values())).runs[0][kind]['protocol'] for kind in (CLIPS, LONG)]
     said = [f'Clips and their last frame: protocol {protocols[0]}; 16 frames up to the n-th: {protocols[1]}.']
-    if '' in ways and 'masked' in ways:
-        complete, masked = ways[''], ways['masked']
+    if '' in variants and 'masked' in variants:
+        complete, masked = variants[''], variants['masked']
         said.append(f'Clips: {_compared(complete.distances(), masked.distances())}.')
-        said.append(f'Last frame alone: {_compared(complete.frames_alone(), masked.frames_alone())}.')
+        said.append(f'Last frame alone: {_compared(complete.last_frame_distances(), masked.last_frame_distances())}.')
     return said
 
 
@@ -101,27 +101,29 @@ def _compared(complete: np.ndarray, masked: np.ndarray) -> str:
     )
 
 
-def render(title: str, ways: Mapping[str, Way], facts: Mapping[str, str]) -> str:
+def render(title: str, variants: Mapping[str, Variant], facts: Mapping[str, str]) -> str:
     """Render the page as self-contained HTML. Raise ValueError if a number is not finite."""
     note = 'Fréchet distance of the embedded classifier, mean ± deviation over seeds.'
     drawn = [
-        _chart('16 frames up to the n-th', ways, LONG, 'curve'),
-        _chart('The n-th frame alone', ways, LONG, 'stills'),
-        _chart('The n-th frame alone, within the trained length', ways, CLIPS, 'stills'),
+        _chart('16 frames up to the n-th', variants, LONG, 'curve'),
+        _chart('The n-th frame alone', variants, LONG, 'stills'),
+        _chart('The n-th frame alone, within the trained length', variants, CLIPS, 'stills'),
     ]
     sections = [
-        report.section('Table', note, report.table(*cells(list(ways.values())))),
+        report.section('Table', note, report.table(*cells(list(variants.values())))),
         report.section('Course', '', f'<div class="charts">{"".join(drawn)}</div>'),
     ]
-    data = {'facts': facts, 'ways': {variants: way.runs for variants, way in ways.items()}}
-    return report.page(title, ' '.join(sentences(ways)), facts, sections, data)
+    data = {'facts': facts, 'variants': {name: variant.runs for name, variant in variants.items()}}
+    return report.page(title, ' '.join(sentences(variants)), facts, sections, data)
 
 
-def _chart(title: str, ways: Mapping[str, Way], protocol: str, part: Literal['curve', 'stills']) -> str:
+def _chart(title: str, variants: Mapping[str, Variant], protocol: str, part: Literal['curve', 'stills']) -> str:
     # A given frame is real, so its distance is meaningless and may be 0.
     lines = {
-        way.name: [(frame, float(values.mean())) for frame, values in way.course(protocol, part).items() if frame > 1]
-        for way in ways.values()
+        variant.name: [
+            (frame, float(values.mean())) for frame, values in variant.trajectory(protocol, part).items() if frame > 1
+        ]
+        for variant in variants.values()
     }
     return charts.line_chart(title, ('n', 'lower is better'), lines, logarithmic=True)
 

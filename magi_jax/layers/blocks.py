@@ -14,9 +14,9 @@ from jax.ad_checkpoint import checkpoint_name
 
 from magi_jax.config import ModelConfig, Remat
 from magi_jax.layers.cached_attention import cached_attention
-from magi_jax.layers.dropout import ClipDropout, Draws, TokenDropout, drop, dropped_gelu
+from magi_jax.layers.dropout import ClipDropout, FeatureBits, TokenDropout, drop, dropped_gelu
 from magi_jax.layers.kv_cache import KVCache
-from magi_jax.layers.layout import WHOLE, Layout
+from magi_jax.layers.layout import SINGLE_DEVICE, Layout
 from magi_jax.layers.linear import MATRICES, PRODUCT, Linear, gelu, layer_norm
 from magi_jax.layers.self_attention import DENOMINATOR, OUTPUT, self_attention, with_gradient_for_weights
 from magi_jax.layers.site_tiles import SiteTiles, site_tiles
@@ -49,7 +49,7 @@ class Mlp(nn.Module):
 
     config: ModelConfig
     dtype: Any
-    layout: Layout = WHOLE
+    layout: Layout = SINGLE_DEVICE
 
     @nn.compact
     def __call__(self, x: Array, dropout: TokenDropout | None) -> Array:
@@ -58,9 +58,9 @@ class Mlp(nn.Module):
         if dropout is None:
             x = gelu(x)
         else:
-            features = self.layout.own_split(jnp.arange(self.config.mlp_width), 0)
-            x = dropped_gelu(x, dropout.draws(HIDDEN, features), dropout.rate)
-        down = Linear(self.config.width, ('mlp', 'embed'), self.dtype, then=self.layout.sum_splits, name='down')
+            features = self.layout.local_split(jnp.arange(self.config.mlp_width), 0)
+            x = dropped_gelu(x, dropout.feature_bits(HIDDEN, features), dropout.rate)
+        down = Linear(self.config.width, ('mlp', 'embed'), self.dtype, then=self.layout.sum_over_tensor, name='down')
         return drop(down(x), dropout, MLP_OUT)
 
 
@@ -70,7 +70,7 @@ class Attention(nn.Module):
     config: ModelConfig
     axis: Literal['space', 'time']
     dtype: Any
-    layout: Layout = WHOLE
+    layout: Layout = SINGLE_DEVICE
 
     @nn.compact
     def __call__(self, x: Array, mask: Array | None, past: Past | None, dropout: TokenDropout | None) -> Any:
@@ -97,29 +97,29 @@ class Attention(nn.Module):
         else:
             k, v = own_k, own_v
             if self.axis == 'space':
-                k, v = self.layout.all_sites(k), self.layout.all_sites(v)
+                k, v = self.layout.gather_sites(k), self.layout.gather_sites(v)
             q, k, v = (einops.rearrange(t, 'b r n (h d) -> b r n h d', h=heads) for t in (q, k, v))
             rate = 0.0 if dropout is None else dropout.rate
             # The GPU kernels multiply in reduced precision, so float32 uses the plain form.
             fused = self.layout.fused and self.dtype == jnp.bfloat16
             x = self_attention(q, k, v, mask, self._draws(tiles, k.shape[2], dropout), rate, fused)
             x = einops.rearrange(x, 'b r n h d -> b r n (h d)')
-        x = Linear(self.config.width, ('heads', 'embed'), self.dtype, then=self.layout.sum_splits, name='out')(x)
+        x = Linear(self.config.width, ('heads', 'embed'), self.dtype, then=self.layout.sum_over_tensor, name='out')(x)
         if tiles is not None:
             x, own_k, own_v = (tiles.unpack(t) for t in (x, own_k, own_v))
         return drop(x, dropout, ATTENDED), (own_k, own_v)
 
-    def _draws(self, tiles: SiteTiles | None, sites: int, dropout: TokenDropout | None) -> Draws | None:
+    def _draws(self, tiles: SiteTiles | None, sites: int, dropout: TokenDropout | None) -> FeatureBits | None:
         """Return the random bits for dropout on attention weights.
 
         In time they depend on row numbers, not on array positions.
         """
         if dropout is None:
             return None
-        words, keys, count = dropout.words(WEIGHTS), jnp.arange(sites), sites
+        words, keys, count = dropout.random_bits(WEIGHTS), jnp.arange(sites), sites
         if tiles is not None:
             words, keys, count = tuple(map(tiles.pack, words)), tiles.keys(dropout.rows), dropout.numbers
-        heads = self.layout.own_split(jnp.arange(self.config.heads), 0)
+        heads = self.layout.local_split(jnp.arange(self.config.heads), 0)
         features = heads[:, None, None] * count + keys[None, None]
         return tuple(word[:, :, None, :, None] for word in words), features[None, None]
 
@@ -129,7 +129,7 @@ class Block(nn.Module):
 
     config: ModelConfig
     dtype: Any
-    layout: Layout = WHOLE
+    layout: Layout = SINGLE_DEVICE
 
     @nn.compact
     def __call__(
@@ -188,7 +188,7 @@ class Trunk(nn.Module):
     dtype: Any
     remat: Remat = 'none'
     unroll: int = 1
-    layout: Layout = WHOLE
+    layout: Layout = SINGLE_DEVICE
 
     @nn.compact
     def __call__(
@@ -199,7 +199,7 @@ class Trunk(nn.Module):
         Returned keys and values are stacked over depth: [L, B, R, n, D].
         """
         body = Block
-        if self.layout is not WHOLE:
+        if self.layout is not SINGLE_DEVICE:
             body = nn.map_variables(body, 'params', trans_in_fn=self._gather, mutable=False)
         if self.remat != 'none':
             # Without a loop, common-subexpression elimination would undo rematerialisation.

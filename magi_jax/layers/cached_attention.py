@@ -66,7 +66,7 @@ def cached_attention(
         return total + summed(part, cache.values(block, first, slots))
 
     rows = jnp.zeros((*q.shape[:2], cache.capacity, q.shape[2], heads), jnp.float32)
-    rows = jnp.concatenate([cache.over_filled(score_slots, rows), scores(k)], axis=2)
+    rows = jnp.concatenate([cache.fold_filled(score_slots, rows), scores(k)], axis=2)
     rows = jnp.where(jnp.expand_dims(mask, (0, 3, 4)), rows, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(rows, axis=2).astype(dtype)
-    return cache.over_filled(sum_slots, summed(weights[:, :, cache.capacity :], v)).astype(dtype)
+    return cache.fold_filled(sum_slots, summed(weights[:, :, cache.capacity :], v)).astype(dtype)

@@ -14,8 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 Array = jax.Array
-Words = tuple[Array, Array]
-Draws = tuple[Words, Array]  # token bits and feature numbers; both broadcast to the shape that dropout applies to
+RandomBits = tuple[Array, Array]
+FeatureBits = tuple[
+    RandomBits, Array
+]  # token bits and feature numbers; both broadcast to the shape that dropout applies to
 
 # Multiplications and shifts of `lowbias32`, an integer hash found by search (C. Wellons, hash-prospector, 2018); the
 # odd increments are 2^32 / golden ratio and MurmurHash3's first multiplier.
@@ -56,7 +58,7 @@ class TokenDropout:
     numbers: int = flax.struct.field(pytree_node=False)
     rate: float = flax.struct.field(pytree_node=False)
 
-    def words(self, purpose: int) -> Words:
+    def random_bits(self, purpose: int) -> RandomBits:
         """Return 64 random bits for each token as two uint32 [B, r, n].
 
         Each use of dropout in a layer has its own `purpose`.
@@ -69,14 +71,14 @@ class TokenDropout:
         tokens = self.tokens[None]
         return _hash(first + tokens * _INCREMENTS[0]), _hash(second + tokens * _INCREMENTS[1])
 
-    def draws(self, purpose: int, features: Array) -> Draws:
+    def feature_bits(self, purpose: int, features: Array) -> FeatureBits:
         """Return the bits for an array [B, r, n, F] whose features have the numbers `features` [F]."""
-        return tuple(word[..., None] for word in self.words(purpose)), jnp.expand_dims(features, (0, 1, 2))
+        return tuple(word[..., None] for word in self.random_bits(purpose)), jnp.expand_dims(features, (0, 1, 2))
 
 
-def factors(draws: Draws, rate: float) -> Array:
+def keep_factors(bits: FeatureBits, rate: float) -> Array:
     """Return float32 factors: 0 with probability `rate`, else 1 / (1 - rate)."""
-    (first, second), features = draws
+    (first, second), features = bits
     hashes = _hash(first + features.astype(jnp.uint32) * _INCREMENTS[0], second)
     # Not jnp.where: a scan would turn its two constants into full arrays, which a GPU then reads from memory.
     return (hashes >= np.uint32(round(rate * 2**32))).astype(jnp.float32) * (1 / (1 - rate))
@@ -86,31 +88,31 @@ def drop(x: Array, dropout: TokenDropout | None, purpose: int) -> Array:
     """Apply dropout to x [B, r, n, F]. Return x unchanged if `dropout` is None."""
     if dropout is None:
         return x
-    return _drop(x, dropout.draws(purpose, jnp.arange(x.shape[-1])), dropout.rate)
+    return _drop(x, dropout.feature_bits(purpose, jnp.arange(x.shape[-1])), dropout.rate)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _drop(x: Array, draws: Draws, rate: float) -> Array:
-    return (x.astype(jnp.float32) * factors(draws, rate)).astype(x.dtype)
+def _drop(x: Array, draws: FeatureBits, rate: float) -> Array:
+    return (x.astype(jnp.float32) * keep_factors(draws, rate)).astype(x.dtype)
 
 
-def _drop_forward(x: Array, draws: Draws, rate: float) -> tuple[Array, Draws]:
+def _drop_forward(x: Array, draws: FeatureBits, rate: float) -> tuple[Array, FeatureBits]:
     return _drop(x, draws, rate), draws
 
 
-def _drop_backward(rate: float, draws: Draws, gradient: Array) -> tuple[Array, None]:
+def _drop_backward(rate: float, draws: FeatureBits, gradient: Array) -> tuple[Array, None]:
     return _drop(gradient, draws, rate), None
 
 
 _drop.defvjp(_drop_forward, _drop_backward)
 
 
-def dropped_gelu(x: Array, draws: Draws, rate: float) -> Array:
+def dropped_gelu(x: Array, draws: FeatureBits, rate: float) -> Array:
     """Apply exact GELU and dropout as one operation, which a TPU fuses with the matrix product that computes x.
 
     The backward pass keeps only the slope, dropout included, in the dtype of x.
     """
-    return _dropped_gelu(x, factors(draws, rate))
+    return _dropped_gelu(x, keep_factors(draws, rate))
 
 
 @jax.custom_vjp

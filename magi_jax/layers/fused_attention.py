@@ -20,7 +20,7 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from magi_jax.layers.dropout import Draws, factors
+from magi_jax.layers.dropout import FeatureBits, keep_factors
 
 Array = jax.Array
 Pieces = list[Array]  # [q or k, e] each
@@ -38,7 +38,7 @@ class Inputs:
     k: Array
     v: Array
     mask: Array | None
-    draws: Draws | None
+    draws: FeatureBits | None
     rate: float
 
     def named(self) -> dict[str, Array]:
@@ -169,7 +169,7 @@ def _forward_kernel(sizes: _Sizes, refs: dict[str, Any]) -> None:
     start = jnp.full((sizes.block,), MASKED), jnp.zeros((sizes.block,)), sizes.zeros()
     highest, total, out = jax.lax.fori_loop(0, sizes.blocks, visit, start)
     _store(sizes, refs['out'], own, [piece / total[:, None] for piece in out])
-    triton.store(_at(sizes, refs['denominator'], own), highest + jnp.log(total), mask=_inside(sizes, own))
+    triton.store(_pointer_range(sizes, refs['denominator'], own), highest + jnp.log(total), mask=_in_bounds(sizes, own))
 
 
 def _backward_kernel(sizes: _Sizes, refs: dict[str, Any]) -> None:
@@ -205,10 +205,10 @@ def _backward_kernel(sizes: _Sizes, refs: dict[str, Any]) -> None:
 
 def _scores(sizes: _Sizes, refs: dict[str, Any], q: Pieces, k: Pieces, queries: Array, keys: Array) -> Array:
     """Return float32 scores [q, k], with the lowest float where a pair is masked."""
-    scores, allowed = _products(q, k) * sizes.scale, _inside(sizes, keys)[None]
+    scores, allowed = _products(q, k) * sizes.scale, _in_bounds(sizes, keys)[None]
     if 'mask' in refs:
         block = refs['mask'].at[pl.ds(queries, sizes.block), pl.ds(keys, sizes.block)]
-        allowed = triton.load(block, mask=_inside(sizes, queries)[:, None] & allowed, other=0) != 0
+        allowed = triton.load(block, mask=_in_bounds(sizes, queries)[:, None] & allowed, other=0) != 0
     elif sizes.length % sizes.block == 0:
         return scores
     return jnp.where(allowed, scores, MASKED)
@@ -229,29 +229,29 @@ def _factors(sizes: _Sizes, refs: dict[str, Any], queries: Array, keys: Array) -
     if 'first' not in refs:
         return 1.0
     words = tuple(_row(sizes, refs[name], queries) for name in ('first', 'second'))
-    features = triton.load(_at(sizes, refs['features'], keys), mask=_inside(sizes, keys), other=0)
-    return factors((words, features[None]), sizes.rate)
+    features = triton.load(_pointer_range(sizes, refs['features'], keys), mask=_in_bounds(sizes, keys), other=0)
+    return keep_factors((words, features[None]), sizes.rate)
 
 
-def _inside(sizes: _Sizes, start: Array) -> Array:
+def _in_bounds(sizes: _Sizes, start: Array) -> Array:
     """Return bool [q or k]: which positions of a block lie inside the sequence."""
     return start + jnp.arange(sizes.block) < sizes.length
 
 
-def _at(sizes: _Sizes, ref: Any, start: Array) -> Any:
+def _pointer_range(sizes: _Sizes, ref: Any, start: Array) -> Any:
     return ref.at[pl.ds(start, sizes.block)]
 
 
 def _row(sizes: _Sizes, ref: Any, start: Array) -> Array:
     """Load one value for each token of a block: [q, 1]."""
-    return triton.load(_at(sizes, ref, start), mask=_inside(sizes, start), other=0)[:, None]
+    return triton.load(_pointer_range(sizes, ref, start), mask=_in_bounds(sizes, start), other=0)[:, None]
 
 
 def _parts(sizes: _Sizes, ref: Any, start: Array) -> list[tuple[Any, Array]]:
     """Return, for each piece of a block, its reference and the mask of values that exist."""
     parts = []
     for first, side in sizes.pieces:
-        inside = _inside(sizes, start)[:, None] & (first + jnp.arange(side) < sizes.width)[None]
+        inside = _in_bounds(sizes, start)[:, None] & (first + jnp.arange(side) < sizes.width)[None]
         parts.append((ref.at[pl.ds(start, sizes.block), pl.ds(first, side)], inside))
     return parts
 

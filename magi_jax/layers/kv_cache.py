@@ -36,13 +36,13 @@ class KVCache:
         The slice is taken where it is used, so the compiler reads the cache in place. As the input of a scan over
         blocks the cache would be copied block by block, which took half of the sampling time at 16 clips.
         """
-        return _cut(self.k, block, first, slots)
+        return _slice(self.k, block, first, slots)
 
     def values(self, block: jax.Array, first: jax.Array, slots: int) -> jax.Array:
         """Return the values of a block; arguments as in `keys`."""
-        return _cut(self.v, block, first, slots)
+        return _slice(self.v, block, first, slots)
 
-    def over_filled(self, step: Callable[[jax.Array | int, int, jax.Array], jax.Array], start: jax.Array) -> jax.Array:
+    def fold_filled(self, step: Callable[[jax.Array | int, int, jax.Array], jax.Array], start: jax.Array) -> jax.Array:
         """Fold `step(first slot, number of slots, carry) -> carry` over the filled slots, and return the last carry.
 
         A long cache is read in chunks of `SLOTS_AT_ONCE` slots, and only chunks with frames are read. A cache that is
@@ -54,7 +54,7 @@ class KVCache:
         return jax.lax.fori_loop(0, parts, lambda i, carry: step(i * SLOTS_AT_ONCE, SLOTS_AT_ONCE, carry), start)
 
 
-def _cut(cached: jax.Array, block: jax.Array, first: jax.Array | int, slots: int) -> jax.Array:
+def _slice(cached: jax.Array, block: jax.Array, first: jax.Array | int, slots: int) -> jax.Array:
     _, clips, _, sites, width = cached.shape
     return jax.lax.dynamic_slice(cached, (block, 0, first, 0, 0), (1, clips, slots, sites, width))[0]
 

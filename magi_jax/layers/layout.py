@@ -46,16 +46,16 @@ class Layout:
         del axis
         return x
 
-    def own_frames(self, x: Array, axis: int) -> Array:
+    def local_frames(self, x: Array, axis: int) -> Array:
         """Return the frames that this device embeds and predicts."""
         del axis
         return x
 
-    def real_frames(self, frames: int) -> Array:
+    def unpadded_frames(self, frames: int) -> Array:
         """Return bool [t]: which local frames are real, i.e. among the first `frames`, and not padding."""
         return jnp.ones((frames,), bool)
 
-    def own_sites(self, x: Array, axis: int) -> Array:
+    def local_sites(self, x: Array, axis: int) -> Array:
         """Return the sites that this device embeds."""
         del axis
         return x
@@ -69,15 +69,15 @@ class Layout:
         del sites
         return x
 
-    def all_sites(self, x: Array) -> Array:
+    def gather_sites(self, x: Array) -> Array:
         """Gather [B, R, n, D] to [B, R, N, D], the keys and values of a spatial layer."""
         return x
 
-    def sum_splits(self, x: Array) -> Array:
+    def sum_over_tensor(self, x: Array) -> Array:
         """Sum partial products over the devices that share heads or hidden units."""
         return x
 
-    def own_split(self, x: Array, axis: int) -> Array:
+    def local_split(self, x: Array, axis: int) -> Array:
         """Return the heads or hidden units of this device from an axis of all of them."""
         del axis
         return x
@@ -90,7 +90,7 @@ class Layout:
         """Gather the parameters of one block, matrices in the dtype of the products."""
         return params
 
-    def part_size(self, count: int) -> int:
+    def local_size(self, count: int) -> int:
         """Return how many of `count` sites this device holds, padding included."""
         return count
 
@@ -110,4 +110,4 @@ class Layout:
         return total / weight
 
 
-WHOLE = Layout()
+SINGLE_DEVICE = Layout()

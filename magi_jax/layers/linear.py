@@ -75,7 +75,7 @@ class Linear(nn.Module):
         return checkpoint_name(y, PRODUCT)
 
 
-def prepare(params: dict[str, Any], stacked: str, dtype: Any) -> dict[str, Any]:
+def prepare_params(params: dict[str, Any], stacked: str, dtype: Any) -> dict[str, Any]:
     """Cast and split the kernels of a network once, for many forward passes.
 
     Slicing [D, 3, D] kernels in every pass took a sixth of the time of a sampled frame, because slices have another

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from magi_jax.layers import fused_attention
-from magi_jax.layers.dropout import Draws, factors
+from magi_jax.layers.dropout import FeatureBits, keep_factors
 from magi_jax.layers.site_tiles import SUBLANES
 
 Array = jax.Array
@@ -26,7 +26,7 @@ DENOMINATOR, OUTPUT = 'denominator', 'attention'  # checkpoint names of values k
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def self_attention(
-    q: Array, k: Array, v: Array, mask: Array | None, draws: Draws | None, rate: float, fused: bool = False
+    q: Array, k: Array, v: Array, mask: Array | None, draws: FeatureBits | None, rate: float, fused: bool = False
 ) -> Array:
     """Compute softmax(q k / sqrt(d)) v, with the softmax in float32.
 
@@ -56,13 +56,13 @@ def _pairs(queries: Array, keys: Array) -> Array:
     return jnp.einsum('bgqhd,bgkhd->bghqk', queries, keys, preferred_element_type=jnp.float32)
 
 
-def _factors(draws: Draws | None, rate: float) -> Array | float:
-    return 1.0 if draws is None else factors(draws, rate)
+def _factors(draws: FeatureBits | None, rate: float) -> Array | float:
+    return 1.0 if draws is None else keep_factors(draws, rate)
 
 
 def _forward(
-    q: Array, k: Array, v: Array, mask: Array | None, draws: Draws | None, rate: float, fused: bool
-) -> tuple[Array, tuple[Array | Draws | None, ...]]:
+    q: Array, k: Array, v: Array, mask: Array | None, draws: FeatureBits | None, rate: float, fused: bool
+) -> tuple[Array, tuple[Array | FeatureBits | None, ...]]:
     if fused:
         out, denominator = fused_attention.forward(fused_attention.Inputs(q, k, v, mask, draws, rate))
         denominator = checkpoint_name(denominator, DENOMINATOR)
@@ -77,7 +77,7 @@ def _forward(
 
 
 def _backward(
-    rate: float, fused: bool, kept: tuple[Array | Draws | None, ...], gradient: Array
+    rate: float, fused: bool, kept: tuple[Array | FeatureBits | None, ...], gradient: Array
 ) -> tuple[Array | None, ...]:
     q, k, v, mask, draws, denominator, out = kept
     # The softmax gradient subtracts the weighted mean over keys, which equals sum_d(output * its gradient).

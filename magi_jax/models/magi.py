@@ -16,7 +16,7 @@ from magi_jax.config import ModelConfig, Remat
 from magi_jax.layers.blocks import KeysValues, Trunk
 from magi_jax.layers.dropout import ClipDropout
 from magi_jax.layers.kv_cache import KVCache
-from magi_jax.layers.layout import WHOLE, Layout
+from magi_jax.layers.layout import SINGLE_DEVICE, Layout
 from magi_jax.layers.linear import Linear, layer_norm
 from magi_jax.layers.positions import read_table, sincos_1d, sincos_2d
 from magi_jax.masking.frames import (
@@ -68,7 +68,7 @@ class Magi(nn.Module):
     dtype: Any = jnp.bfloat16
     remat: Remat = 'none'
     unroll: int = 1
-    layout: Layout = WHOLE
+    layout: Layout = SINGLE_DEVICE
 
     def setup(self) -> None:
         width, shape, config = self.config.width, self.shape, self.config
@@ -120,7 +120,7 @@ class Magi(nn.Module):
         Returns:
           z float32 [B, t, N, D], meaningful where mask is True.
         """
-        positions = self.layout.own_frames(jnp.arange(self.shape.frames, dtype=jnp.float32), 0)
+        positions = self.layout.local_frames(jnp.arange(self.shape.frames, dtype=jnp.float32), 0)
         rows = training_rows(self.shape.frames, self.layout.parts, self.config.teacher_forcing == 'complete')
         if self.config.teacher_forcing == 'masked':
             x, conditioning = self._embed(masked, mask, interval, level, positions)
@@ -172,7 +172,7 @@ class Magi(nn.Module):
             visible = jnp.zeros(tokens.shape[:3], bool)
         x, conditioning = self._embed(tokens, visible, interval, level, positions)
         mask = cached_causal(tokens.shape[1], cache.capacity, cache.length)
-        return self.trunk(self.layout.own_sites(x, 2), _past(cache), mask, conditioning, None)[1]
+        return self.trunk(self.layout.local_sites(x, 2), _past(cache), mask, conditioning, None)[1]
 
     def predict(self, tokens: Array, mask: Array, interval: Array, position: Array, cache: KVCache) -> Array:
         """Compute the condition vectors for the hidden tokens of one new frame that follows the cached ones.
@@ -190,8 +190,8 @@ class Magi(nn.Module):
         level, positions = jnp.zeros((tokens.shape[0], 1), jnp.int32), position[None]
         x, conditioning = self._embed(tokens[:, None], mask[:, None], interval, level, positions)
         rows = cached_causal(1, cache.capacity, cache.length)
-        x, _ = self.trunk(self.layout.own_sites(x, 2), _past(cache), rows, conditioning, None)
-        return self._condition(self.layout.all_sites(x), positions)[:, 0]
+        x, _ = self.trunk(self.layout.local_sites(x, 2), _past(cache), rows, conditioning, None)
+        return self._condition(self.layout.gather_sites(x), positions)[:, 0]
 
     def _embed(
         self, tokens: Array, mask: Array | None, interval: Array, level: Array, positions: Array

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from magi_jax.config import Config, ConfigError
-from magi_jax.layers.layout import WHOLE, Layout
+from magi_jax.layers.layout import SINGLE_DEVICE, Layout
 from magi_jax.tokenizers.api import make_module
 from magi_jax.tokenizers.pixels import to_float
 
@@ -26,7 +26,7 @@ class AutoencoderObjective:
 
     config: Config
     module: nn.Module
-    layout: Layout = WHOLE
+    layout: Layout = SINGLE_DEVICE
 
     def init(self, key: jax.Array) -> dict:
         """Return fresh float32 parameters."""

@@ -14,7 +14,7 @@ from magi_jax.config import Config
 from magi_jax.diffusion.gaussian import add_noise, diffusion_loss
 from magi_jax.diffusion.schedule import full_process
 from magi_jax.layers.blocks import POLICIES
-from magi_jax.layers.layout import WHOLE, Layout
+from magi_jax.layers.layout import SINGLE_DEVICE, Layout
 from magi_jax.masking.tokens import draw_masks
 from magi_jax.models.diffusion_head import DiffusionHead
 from magi_jax.models.magi import ClipShape, Magi
@@ -34,7 +34,7 @@ class MaskedDiffusion:
 
     config: Config
     shape: ClipShape
-    layout: Layout = WHOLE
+    layout: Layout = SINGLE_DEVICE
 
     @property
     def trunk(self) -> Magi:
@@ -55,7 +55,9 @@ class MaskedDiffusion:
         level = jnp.zeros((1, shape.frames), jnp.int32)
         z = jnp.zeros((1, self.config.model.width))
         return {
-            'trunk': self.trunk.clone(layout=WHOLE).init(trunk_key, tokens, tokens, mask, ones, level)['params'],
+            'trunk': self.trunk.clone(layout=SINGLE_DEVICE).init(trunk_key, tokens, tokens, mask, ones, level)[
+                'params'
+            ],
             'head': self.head.init(head_key, tokens[0, 0, :1], ones, z)['params'],
         }
 
@@ -86,23 +88,23 @@ class MaskedDiffusion:
         dropout_keys = purposes[3] if train else None
         z, mask = self._trunk_output(params['trunk'], clean, batch['interval'], key, purposes[1], dropout_keys)
         mse, vb = self._head_loss(params['head'], clean, z, purposes[2])
-        weight = mask & self.layout.real_frames(self.shape.frames)[None, :, None]
+        weight = mask & self.layout.unpadded_frames(self.shape.frames)[None, :, None]
         if not self.config.masking.first_frame_loss:
-            weight &= (self.layout.own_frames(jnp.arange(self.shape.frames), 0) > 0)[None, :, None]
+            weight &= (self.layout.local_frames(jnp.arange(self.shape.frames), 0) > 0)[None, :, None]
         mse, vb = (self.layout.mean(jnp.sum(x * weight), jnp.sum(weight)) for x in (mse, vb))
         loss = mse + self.config.model.head.bound_weight * vb
         return loss, {'loss': loss, 'mse': mse, 'vb': vb}
 
     def _latents(self, tokenizer: Tokenizer, batch: dict[str, Array], clip_keys: Array) -> Array:
         """Return normalised latents [B, t, h, w, c] of a video or its moments; both draw the same posterior noise."""
-        own, video = self.layout.own_frames, batch.get('video')
+        own, video = self.layout.local_frames, batch.get('video')
         shape = batch['mean'].shape[1:] if video is None else tokenizer.latent_shape(*video.shape[1:4])
         noise = _normal(clip_keys, shape) if self.config.masking.posterior_noise else None
         if video is None or tokenizer.frame_wise:
             noise = None if noise is None else own(noise, 1)
         if video is None:
             mean, log_variance = (own(batch[name], 1) if name in batch else None for name in ('mean', 'log_variance'))
-            return tokenizer.normalised(mean, log_variance, noise)
+            return tokenizer.normalize(mean, log_variance, noise)
         if tokenizer.frame_wise:
             return tokenizer.encode(to_float(own(video, 1)), noise)
         # A latent frame depends on many frames: every device encodes the whole clip and keeps its part.
@@ -112,7 +114,7 @@ class MaskedDiffusion:
         self, params: Any, clean: Array, interval: Array, key: Array, clip_keys: Array, dropout_keys: Array | None
     ) -> tuple[Array, Array]:
         """Corrupt the clips [B,t,N,C] and run the trunk; return z [B,t,N,D] and the mask bool [B,t,N]."""
-        masking, shape, own = self.config.masking, self.shape, self.layout.own_frames
+        masking, shape, own = self.config.masking, self.shape, self.layout.local_frames
         keys = jax.vmap(lambda k: jax.random.split(k, 4), out_axes=1)(clip_keys)
         mask = own(draw_masks(key, keys[0], shape.frames, shape.tokens, masking), 1)
         levels = 1 if masking.noise_per == 'clip' else shape.frames
@@ -134,7 +136,7 @@ class MaskedDiffusion:
 
     def _head_loss(self, params: Any, clean: Array, z: Array, clip_keys: Array) -> tuple[Array, Array]:
         """Return (mse, vb), [B, t, N] each: means over M independent diffusion draws for each token."""
-        head, own = self.config.model.head, self.layout.own_frames
+        head, own = self.config.model.head, self.layout.local_frames
         process, shape = full_process(head.timesteps), (self.shape.frames, *clean.shape[2:])
 
         def draw(clip_key: Array, number: Array) -> tuple[Array, Array]:

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from magi_jax.config import MeshConfig
-from magi_jax.parallel.mesh import BATCH_AXES, batch_sharding, make_mesh, replicated
+from magi_jax.parallel.mesh import BATCH_AXES, batch_sharding, make_mesh, replicated_sharding
 from magi_jax.tokenizers.api import Tokenizer
 from magi_jax.tokenizers.pixels import to_float
 
@@ -35,5 +35,5 @@ def make_encoder(tokenizer: Tokenizer, context: int) -> Callable[[np.ndarray], t
 
     # shard_map, not jit alone: a device that encodes its rows in parts must take each part from its own rows.
     encode = jax.jit(jax.shard_map(moments, mesh=mesh, in_specs=(whole, rows), out_specs=rows, check_vma=False))
-    tokenizer, sharding = jax.device_put(tokenizer, replicated(mesh)), batch_sharding(mesh)
+    tokenizer, sharding = jax.device_put(tokenizer, replicated_sharding(mesh)), batch_sharding(mesh)
     return lambda video: encode(tokenizer, jax.device_put(video, sharding))

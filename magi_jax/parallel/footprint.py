@@ -76,7 +76,7 @@ def read_program(compiled: jax.stages.Compiled) -> Footprint:
     return Footprint(kinds, *amounts, collectives, costs.unknown_loops)
 
 
-def hbm_asked_for(message: str) -> float | None:
+def requested_hbm(message: str) -> float | None:
     """Parse the bytes that an out-of-HBM message of the compiler requests; None for another message."""
     found = re.search(r'([\d.]+)([KMGT]?)\)? (?:exceeds available HBM|of [\d.]+[KMGT]? hbm)', message)
     return float(found.group(1)) * UNITS[found.group(2)] if found else None

@@ -47,7 +47,7 @@ class Instruction:
     name: str
     shape: str
     opcode: str
-    inside: str
+    arguments_text: str
     attributes: str
 
     @functools.cached_property
@@ -63,7 +63,7 @@ class Instruction:
     @functools.cached_property
     def operands(self) -> tuple[str, ...]:
         """Names of the operands."""
-        return tuple(re.findall(r'%([\w.\-]+)', self.inside))
+        return tuple(re.findall(r'%([\w.\-]+)', self.arguments_text))
 
     @property
     def called(self) -> list[str]:
@@ -101,7 +101,7 @@ class Module:
     entry: str
     partitions: int
 
-    def trips(self, loop: Instruction) -> int | None:
+    def loop_count(self, loop: Instruction) -> int | None:
         """Return how often the body of a `while` runs, or None if the text does not tell.
 
         XLA states the count of some loops. In other loops (scans) the counter starts at 0 and the condition compares it
@@ -116,8 +116,8 @@ class Module:
 
     def _integers(self, name: str) -> Iterator[int]:
         for instruction in self.computations[name]:
-            if instruction.opcode == 'constant' and re.fullmatch(r'\d+', instruction.inside):
-                yield int(instruction.inside)
+            if instruction.opcode == 'constant' and re.fullmatch(r'\d+', instruction.arguments_text):
+                yield int(instruction.arguments_text)
             for called in instruction.called:
                 yield from self._integers(called)
 

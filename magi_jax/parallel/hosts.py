@@ -13,9 +13,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, Sharding
 from orbax.checkpoint import multihost
 
-from magi_jax.parallel.mesh import batch_sharding, replicated
+from magi_jax.parallel.mesh import batch_sharding, replicated_sharding
 
-MEETING_MS = 24 * 3600 * 1000
+BARRIER_TIMEOUT_MS = 24 * 3600 * 1000
 
 
 def host_rows(mesh: Mesh, count: int) -> np.ndarray:
@@ -30,52 +30,52 @@ def host_rows(mesh: Mesh, count: int) -> np.ndarray:
 
 def padded_rows(mesh: Mesh, count: int) -> np.ndarray:
     """Return int [B]: 0..count-1, then repeated rows until every shard of the batch axes has the same number."""
-    shards = count_shards(mesh)
+    shards = num_batch_shards(mesh)
     return np.resize(np.arange(count), -(-count // shards) * shards)
 
 
-def equal_parts(mesh: Mesh, count: int, each: int) -> list[np.ndarray]:
+def equal_batches(mesh: Mesh, count: int, per_shard: int) -> list[np.ndarray]:
     """Split 0..count-1 into batches with `each` rows for each shard of the batch axes; the last repeats rows.
 
     Every device then computes on batches of the same size, so results are bit-identical on any number of devices.
     """
-    size = each * count_shards(mesh)
+    size = per_shard * num_batch_shards(mesh)
     return [np.resize(np.arange(start, min(start + size, count)), size) for start in range(0, count, size)]
 
 
-def count_shards(mesh: Mesh) -> int:
+def num_batch_shards(mesh: Mesh) -> int:
     """Return the number of shards of a batch."""
     return int(np.prod([mesh.shape[axis] for axis in batch_sharding(mesh).spec[0]]))
 
 
-def everywhere(mesh: Mesh, tree: Any) -> Any:
+def replicate(mesh: Mesh, tree: Any) -> Any:
     """Replicate arrays that are equal on every host over the devices of all hosts."""
-    return on_devices(replicated(mesh), tree)
+    return shard(replicated_sharding(mesh), tree)
 
 
-def on_devices(sharding: Sharding, tree: Any) -> Any:
+def shard(sharding: Sharding, tree: Any) -> Any:
     """Shard arrays that are equal on every host: make global arrays with `sharding`."""
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x, x.shape), tree)
 
 
-def whole(tree: Any) -> Any:
+def gather_to_hosts(tree: Any) -> Any:
     """Gather global arrays into NumPy arrays that are complete on every host."""
     return jax.tree.map(lambda x: multihost_utils.process_allgather(x, tiled=True), tree)
 
 
-def word_of_first(facts: bool | Sequence[bool]) -> np.ndarray:
+def broadcast_from_first_host(values: bool | Sequence[bool]) -> np.ndarray:
     """Broadcast booleans from the first host.
 
     Use it for decisions that depend on a shared folder, which hosts may see at different times.
     """
-    facts = np.asarray(facts)
-    return facts if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(facts)
+    values = np.asarray(values)
+    return values if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(values)
 
 
-def meet(name: str) -> None:
+def barrier(name: str) -> None:
     """Block until all hosts reach this barrier; raise if a host is lost. Each barrier needs a unique `name`.
 
     The barrier uses the coordinator, not the devices: a collective on CPUs times out after 30 s, and compilation can
     take longer.
     """
-    multihost.get_barrier_sync_fn()(key=name, timeout_ms=MEETING_MS)
+    multihost.get_barrier_sync_fn()(key=name, timeout_ms=BARRIER_TIMEOUT_MS)

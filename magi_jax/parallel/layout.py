@@ -36,7 +36,7 @@ SAMPLING_SPECS = {
     CLIPS: PartitionSpec(BATCH_AXES),
     SITES: PartitionSpec(None, BATCH_AXES, None, SEQUENCE),
 }
-COPIES = (*BATCH_AXES, SEQUENCE)  # mesh axes along which parameters are replicated or sharded (FSDP)
+REPLICATED = (*BATCH_AXES, SEQUENCE)  # mesh axes along which parameters are replicated or sharded (FSDP)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,10 +68,10 @@ class TrainingLayout(MeshLayout):
     stacked: Any = None
     dtype: Any = jnp.float32
 
-    def own_frames(self, x: Array, axis: int) -> Array:
+    def local_frames(self, x: Array, axis: int) -> Array:
         return self.part(x, axis)
 
-    def real_frames(self, frames: int) -> Array:
+    def unpadded_frames(self, frames: int) -> Array:
         size = -(-frames // self.parts)
         return lax.axis_index(SEQUENCE) * size + jnp.arange(size) < frames
 
@@ -82,10 +82,10 @@ class TrainingLayout(MeshLayout):
     def to_frames(self, x: Array, sites: int) -> Array:
         return lax.all_to_all(x, SEQUENCE, split_axis=1, concat_axis=2, tiled=True)[:, :, :sites]
 
-    def sum_splits(self, x: Array) -> Array:
+    def sum_over_tensor(self, x: Array) -> Array:
         return lax.psum(x, SPLIT)
 
-    def own_split(self, x: Array, axis: int) -> Array:
+    def local_split(self, x: Array, axis: int) -> Array:
         size = x.shape[axis] // self.splits
         return lax.dynamic_slice_in_dim(x, lax.axis_index(SPLIT) * size, size, axis=axis)
 
@@ -112,7 +112,7 @@ class TrainingLayout(MeshLayout):
         return _gather(leaf, pieces, dtype)
 
     def mean(self, total: Array, weight: Array) -> Array:
-        for axis in COPIES:  # one at a time: a value that varies along some axes only cannot be summed over all
+        for axis in REPLICATED:  # one at a time: a value that varies along some axes only cannot be summed over all
             total, weight = lax.psum((total, weight), axis)
         return total / weight
 
@@ -124,7 +124,9 @@ class TrainingLayout(MeshLayout):
 
         def of_all(*inputs: Any) -> tuple[Any, Any]:
             gradients, metrics = gradient(*inputs)
-            return jax.tree.map(lambda leaf, spec: lax.psum(leaf, _copied(spec)), gradients, self.specs), metrics
+            return jax.tree.map(
+                lambda leaf, spec: lax.psum(leaf, _replicated_axes(spec)), gradients, self.specs
+            ), metrics
 
         return self._over_devices(of_all, (self.specs, PartitionSpec()))
 
@@ -134,7 +136,9 @@ class TrainingLayout(MeshLayout):
 
     def _over_devices(self, function: Callable[..., Any], out_specs: Any) -> Callable[..., Any]:
         def on_own_copy(params: Any, *inputs: Any) -> Any:
-            own = jax.tree.map(lambda leaf, spec: lax.pcast(leaf, _copied(spec), to='varying'), params, self.specs)
+            own = jax.tree.map(
+                lambda leaf, spec: lax.pcast(leaf, _replicated_axes(spec), to='varying'), params, self.specs
+            )
             return function(own, *inputs)
 
         everywhere = PartitionSpec()
@@ -154,13 +158,13 @@ class SamplingLayout(MeshLayout):
 
     sites: int = 0
 
-    def own_sites(self, x: Array, axis: int) -> Array:
+    def local_sites(self, x: Array, axis: int) -> Array:
         return self.part(x, axis)
 
-    def all_sites(self, x: Array) -> Array:
+    def gather_sites(self, x: Array) -> Array:
         return lax.all_gather(x, SEQUENCE, axis=2, tiled=True)[:, :, : self.sites]
 
-    def part_size(self, count: int) -> int:
+    def local_size(self, count: int) -> int:
         return -(-count // self.parts)
 
     def over_devices(self, function: Callable, inputs: Any, outputs: Any) -> Callable:
@@ -195,10 +199,10 @@ def _gather_backward(pieces: tuple[tuple[int, str], ...], dtype: Any, _: None, g
 _gather.defvjp(_gather_forward, _gather_backward)
 
 
-def _copied(spec: PartitionSpec) -> tuple[str, ...]:
+def _replicated_axes(spec: PartitionSpec) -> tuple[str, ...]:
     """Return the mesh axes along which a parameter is replicated."""
     cut = [axis for axes in spec for axis in (axes if isinstance(axes, tuple) else (axes,))]
-    return tuple(axis for axis in COPIES if axis not in cut)
+    return tuple(axis for axis in REPLICATED if axis not in cut)
 
 
 def training_layout(objective: Objective, config: Config, mesh: Mesh) -> TrainingLayout:

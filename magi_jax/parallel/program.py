@@ -52,11 +52,11 @@ class Costs:
         computation = self.module.computations[name]
         for instruction in computation:
             if instruction.opcode == 'while':
-                trips = self.module.trips(instruction)
-                if trips is None:
+                loop_count = self.module.loop_count(instruction)
+                if loop_count is None:
                     self.unknown_loops.append(instruction.name)
                 for called in instruction.called:
-                    _add(total, self._of(called), 1 if trips is None else trips)
+                    _add(total, self._of(called), 1 if loop_count is None else loop_count)
             elif instruction.opcode == 'conditional':
                 _add(total, min((self._of(called) for called in instruction.called), key=lambda c: c['flops']))
             elif instruction.opcode in ('call', 'async-start'):
@@ -144,7 +144,7 @@ def _portion(operand: Instruction, parts: tuple[Array, ...]) -> float:
 
 def _parameter_bytes(inner: Computation, index: int, operand: Instruction) -> float:
     """Return the bytes that a fusion reads of an operand: 0 if updated in place, slices if only sliced."""
-    name = next(part.name for part in inner if part.opcode == 'parameter' and part.inside == str(index))
+    name = next(part.name for part in inner if part.opcode == 'parameter' and part.arguments_text == str(index))
     users = [part for part in inner if name in part.operands]
     if users and all(user.opcode == 'dynamic-update-slice' and user.operands[0] == name for user in users):
         return 0

@@ -39,7 +39,7 @@ def parameter_shardings(mesh: Mesh, boxed: Any) -> Any:
     return shardings
 
 
-def moment_shardings(mesh: Mesh, boxed: Any) -> Any:
+def optimizer_shardings(mesh: Mesh, boxed: Any) -> Any:
     """Return the shardings of Adam moments and EMA parameters: as `parameter_shardings`, and over `data` as well.
 
     No micro-batch reads them, and without it every replica along `data` would store the same values (ZeRO, Rajbhandari

@@ -15,8 +15,8 @@ from magi_jax.config import Config, ConfigError
 from magi_jax.config_checks import check_sampler
 from magi_jax.diffusion.schedule import respaced_process
 from magi_jax.layers.kv_cache import KVCache, append, empty_cache
-from magi_jax.layers.layout import CLIPS, COPIED, WHOLE, Layout
-from magi_jax.layers.linear import prepare
+from magi_jax.layers.layout import CLIPS, COPIED, SINGLE_DEVICE, Layout
+from magi_jax.layers.linear import prepare_params
 from magi_jax.layers.positions import stretched_positions
 from magi_jax.models.diffusion_head import DiffusionHead
 from magi_jax.models.magi import ClipShape, Magi, frame_sites
@@ -39,7 +39,7 @@ def sampling_weights(config: Config, params: Params) -> Weights:
 
     Once for all frames: with parameters in float32 at hand in every frame, a device would hold both.
     """
-    return {**params, 'trunk': prepare(params['trunk'], 'blocks', jnp.dtype(config.train.compute_dtype))}
+    return {**params, 'trunk': prepare_params(params['trunk'], 'blocks', jnp.dtype(config.train.compute_dtype))}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ class VideoSampler:
 
     config: Config
     shape: ClipShape
-    layout: Layout = WHOLE
+    layout: Layout = SINGLE_DEVICE
 
     @property
     def trunk(self) -> Magi:
@@ -174,7 +174,7 @@ class VideoSampler:
 
     def _empty_cache(self, clips: int, slots: int) -> KVCache:
         model = self.config.model
-        sites = self.layout.part_size(frame_sites(model, self.shape))
+        sites = self.layout.local_size(frame_sites(model, self.shape))
         return empty_cache(model.blocks, clips, slots, sites, model.width, jnp.dtype(self.config.train.compute_dtype))
 
     def _observed(self, tokens: Array, numbers: Array, clip_keys: Array) -> Array:

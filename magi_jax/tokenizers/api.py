@@ -26,7 +26,7 @@ from magi_jax.tokenizers import autoencoder_kl, cosmos, identity, omni, sd_vae
 
 
 @dataclasses.dataclass(frozen=True)
-class Kind:
+class TokenizerKind:
     """Properties of one kind of tokenizer.
 
     Attributes:
@@ -46,13 +46,13 @@ class Kind:
 
 PIXELS = 2**20  # 16 frames of 256x256: half a GB in float32 for each of the widest activations of a VAE
 KINDS = {
-    'autoencoder_kl': Kind(autoencoder_kl.build),
-    'identity': Kind(identity.build, variance=False),
-    'sd_vae': Kind(sd_vae.build, pixels=PIXELS),
-    'kl16': Kind(sd_vae.build, pixels=PIXELS),
-    'cosmos_cv8x8x8': Kind(cosmos.build, stride=8, pixels=8 * PIXELS, variance=False),
-    'cosmos_cv4x8x8': Kind(cosmos.build, stride=4, pixels=8 * PIXELS, variance=False),
-    'omni': Kind(omni.build, stride=omni.STRIDE, square=omni.SQUARE, pixels=8 * PIXELS),
+    'autoencoder_kl': TokenizerKind(autoencoder_kl.build),
+    'identity': TokenizerKind(identity.build, variance=False),
+    'sd_vae': TokenizerKind(sd_vae.build, pixels=PIXELS),
+    'kl16': TokenizerKind(sd_vae.build, pixels=PIXELS),
+    'cosmos_cv8x8x8': TokenizerKind(cosmos.build, stride=8, pixels=8 * PIXELS, variance=False),
+    'cosmos_cv4x8x8': TokenizerKind(cosmos.build, stride=4, pixels=8 * PIXELS, variance=False),
+    'omni': TokenizerKind(omni.build, stride=omni.STRIDE, square=omni.SQUARE, pixels=8 * PIXELS),
 }
 
 
@@ -106,9 +106,9 @@ class Tokenizer:
         self.latent_shape(*video.shape[1:4])
         if context:
             self.latent_shape(context, *video.shape[2:4])
-        return self.normalised(*self.moments(video, context), noise)
+        return self.normalize(*self.moments(video, context), noise)
 
-    def normalised(
+    def normalize(
         self, mean: jax.Array, log_variance: jax.Array | None = None, noise: jax.Array | None = None
     ) -> jax.Array:
         """Normalise moments [B, t, h, w, c]: a posterior sample, or the mean if variance or noise is None."""

@@ -15,9 +15,9 @@ from PIL import Image, ImageDraw
 from magi_jax.config import Config
 from magi_jax.data.pipeline import train_batches, validation_clips
 from magi_jax.objectives.api import clip_shape
-from magi_jax.parallel.hosts import host_rows, on_devices, padded_rows, whole
+from magi_jax.parallel.hosts import gather_to_hosts, host_rows, padded_rows, shard
 from magi_jax.parallel.layout import sampling_layout
-from magi_jax.parallel.mesh import batch_sharding, replicated
+from magi_jax.parallel.mesh import batch_sharding, replicated_sharding
 from magi_jax.sampling.stream import clip_keys, sample_clips
 from magi_jax.sampling.video import VideoSampler, sampling_weights
 from magi_jax.tokenizers.api import Tokenizer
@@ -85,13 +85,13 @@ def preview(
     if 'video' in clips:
         video = clips['video'][rows]
     else:
-        video = whole(_decode(tokenizer, on_devices(batch_sharding(mesh), clips['mean'][rows])))
+        video = gather_to_hosts(_decode(tokenizer, shard(batch_sharding(mesh), clips['mean'][rows])))
     if config.objective == 'autoencoder':
-        made = _reconstruct(trained_tokenizer(config, params), on_devices(batch_sharding(mesh), video))
+        made = _reconstruct(trained_tokenizer(config, params), shard(batch_sharding(mesh), video))
     else:
         shape = clip_shape(config, tokenizer)
         sampler = VideoSampler(config, shape, sampling_layout(config.model, shape, mesh))
-        weights = jax.jit(functools.partial(sampling_weights, config), out_shardings=replicated(mesh))(params)
+        weights = jax.jit(functools.partial(sampling_weights, config), out_shardings=replicated_sharding(mesh))(params)
         made = sample_clips(
             sampler,
             weights,
@@ -103,7 +103,7 @@ def preview(
             sharding=batch_sharding(mesh),
         )
     upper, lower = row_names(config.objective, clips)
-    return labelled_rows({upper: video[:count], lower: whole(made)[:count]})
+    return labelled_rows({upper: video[:count], lower: gather_to_hosts(made)[:count]})
 
 
 def row_names(objective: str, clips: dict[str, np.ndarray]) -> tuple[str, str]:
@@ -139,7 +139,7 @@ def export_tokenizer(config: Config, params: Any, folder: Path) -> None:
 
     All hosts call it; the first does the work, a matter of seconds.
     """
-    tokenizer = trained_tokenizer(config, whole(params))
+    tokenizer = trained_tokenizer(config, gather_to_hosts(params))
     if jax.process_index() > 0:
         return
     batches = train_batches(config.data, config.seed)
@@ -158,7 +158,7 @@ def export_tokenizer(config: Config, params: Any, folder: Path) -> None:
 
 @jax.jit
 def _decode(tokenizer: Tokenizer, mean: jax.Array) -> jax.Array:
-    return to_uint8(tokenizer.decode(tokenizer.normalised(mean)))
+    return to_uint8(tokenizer.decode(tokenizer.normalize(mean)))
 
 
 @jax.jit

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from magi_jax.config import Config, ConfigError
-from magi_jax.data.latents import videos_of
+from magi_jax.data.latents import source_videos_config
 from magi_jax.data.pipeline import train_batches
 from magi_jax.tokenizers.folder import load_tokenizer, read_statistics, save_tokenizer
 from magi_jax.tokenizers.published import PUBLISHED
@@ -30,7 +30,7 @@ def measure_scale(
     Raises:
       ConfigError: the tokenizer's scale is known, from its training or its authors.
     """
-    folder, data = Path(config.tokenizer.path), videos_of(config.data)
+    folder, data = Path(config.tokenizer.path), source_videos_config(config.data)
     tokenizer = load_tokenizer(folder)
     published = PUBLISHED.get(tokenizer.config.kind)
     if published is None or published.scale:

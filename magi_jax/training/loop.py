@@ -91,7 +91,7 @@ def train(config: Config, workdir: str, console: Console, parameter_table: bool 
     check_config(config)
     with locked(Path(workdir)):
         save_config(workdir, config)
-        if hosts.word_of_first(_is_complete(config, Path(workdir))):
+        if hosts.broadcast_from_first_host(_is_complete(config, Path(workdir))):
             console.line(f'{workdir} is complete: {config.train.steps} steps')
             return True
         run = prepare(config, Path(workdir), console, parameter_table)
@@ -135,8 +135,8 @@ def prepare(config: Config, workdir: Path, console: Console, parameter_table: bo
     validation = hooks.read_validation(config, mesh)
     eval_step = jax.jit(make_eval_step(objective, config, mesh))
     train_step = _compile(tokenizer, config, mesh, console)
-    tokenizer = hosts.everywhere(mesh, tokenizer)
-    hosts.meet('train step compiled')
+    tokenizer = hosts.replicate(mesh, tokenizer)
+    hosts.barrier('train step compiled')
     return Run(
         config, workdir, mesh, tokenizer, checkpoints, state, batches, validation, train_step, eval_step, console
     )
@@ -164,7 +164,7 @@ def _frozen_tokenizer(config: Config, workdir: Path) -> Tokenizer | None:
         shutil.rmtree(draft, ignore_errors=True)
         shutil.copytree(config.tokenizer.path, draft)
         draft.rename(kept)
-    hosts.meet('tokenizer copied')
+    hosts.barrier('tokenizer copied')
     tokenizer, path = load_tokenizer(kept), config.tokenizer.path
     if path and Path(path).exists() and fingerprint(load_tokenizer(path)) != fingerprint(tokenizer):
         raise ConfigError(f'{workdir} was started with another tokenizer than {path}: use another --workdir')
@@ -208,7 +208,7 @@ def _run_steps(run: Run, writer: MetricWriter, stop: StopSignals) -> None:
     step, pending, metrics = int(run.state.step), [], None
     saved, losses = step if step else None, []
     bar = run.console.progress(step, schedule.steps)
-    while step < schedule.steps and not stop.asked():
+    while step < schedule.steps and not stop.requested():
         previous = metrics
         run.state, metrics = run.train_step(run.state, run.tokenizer, put_batch(run.mesh, next(run.batches)))
         step += 1

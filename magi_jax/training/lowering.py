@@ -15,7 +15,7 @@ from magi_jax.config import Config
 from magi_jax.data.latents import batch_shapes
 from magi_jax.objectives.api import clip_shape, make_objective
 from magi_jax.parallel.layout import SAMPLING_SPECS, sampling_layout
-from magi_jax.parallel.mesh import batch_sharding, check_batch, replicated
+from magi_jax.parallel.mesh import batch_sharding, check_batch, replicated_sharding
 from magi_jax.sampling.state import STATE_LAYOUT, VideoState
 from magi_jax.sampling.video import VideoSampler, sampling_weights
 from magi_jax.tokenizers.api import Tokenizer, create_tokenizer
@@ -60,8 +60,8 @@ def trace_train_step(config: Config, mesh: Mesh, tokenizer: Tokenizer | None) ->
     state = StateFactory(objective, optimizer, mesh).abstract()
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     step = make_train_step(objective, optimizer, config, mesh)
-    step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
-    return step.trace(state, place(tokenizer, replicated(mesh)), abstract_batch(config, mesh))
+    step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated_sharding(mesh)))
+    return step.trace(state, place(tokenizer, replicated_sharding(mesh)), abstract_batch(config, mesh))
 
 
 def lower_train_step(config: Config, mesh: Mesh, tokenizer: Tokenizer | None) -> jax.stages.Lowered:
@@ -88,7 +88,7 @@ def trace_next_frame(config: Config, mesh: Mesh, tokenizer: Tokenizer, clips: in
     state = jax.eval_shape(
         lambda weights, *clip: sampler.start(weights, clip[0], length, *clip[1:]), weights, context, interval, keys
     )
-    return VideoSampler.next_frame.trace(sampler, place(weights, replicated(mesh)), _place_state(state, mesh))
+    return VideoSampler.next_frame.trace(sampler, place(weights, replicated_sharding(mesh)), _place_state(state, mesh))
 
 
 def lower_next_frame(config: Config, mesh: Mesh, tokenizer: Tokenizer, clips: int, frames: int) -> jax.stages.Lowered:

@@ -11,8 +11,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from magi_jax.objectives.api import Objective, abstract_params
-from magi_jax.parallel.mesh import replicated
-from magi_jax.parallel.rules import moment_shardings, parameter_shardings
+from magi_jax.parallel.mesh import replicated_sharding
+from magi_jax.parallel.rules import optimizer_shardings, parameter_shardings
 
 
 @flax.struct.dataclass
@@ -65,8 +65,8 @@ class StateFactory:
     def shardings(self) -> TrainState:
         """A NamedSharding for every leaf; optimizer moments and the average lie as `moment_shardings` says."""
         boxed = abstract_params(self.objective)
-        average, moments = moment_shardings(self.mesh, boxed), jax.eval_shape(self.optimizer.init, nn.unbox(boxed))
-        by_path, everywhere = jax.tree_util.tree_leaves_with_path(average), replicated(self.mesh)
+        average, moments = optimizer_shardings(self.mesh, boxed), jax.eval_shape(self.optimizer.init, nn.unbox(boxed))
+        by_path, everywhere = jax.tree_util.tree_leaves_with_path(average), replicated_sharding(self.mesh)
 
         def of_moment(path: tuple, _: jax.ShapeDtypeStruct) -> NamedSharding:
             """A moment's path ends in its parameter's; a counter's in no parameter's."""

@@ -26,14 +26,14 @@ class StopSignals:
     def __enter__(self) -> 'StopSignals':
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._ask)
+                self._before[number] = signal.signal(number, self._agree)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         """Whether to stop now: the same answer on all hosts at the n-th call, at most one call late."""
         if jax.process_count() == 1:
             return self._asked
@@ -41,5 +41,5 @@ class StopSignals:
         previous, self._result = self._result, self._any(jax.make_array_from_process_local_data(self._devices, flags))
         return bool(self._result if previous is None else previous)
 
-    def _ask(self, *_: object) -> None:
+    def _agree(self, *_: object) -> None:
         self._asked = True

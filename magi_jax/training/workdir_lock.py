@@ -24,7 +24,7 @@ def locked(workdir: Path) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         free = _take(workdir / LOCK, stack) if jax.process_index() == 0 else True
-        if not hosts.word_of_first(free):
+        if not hosts.broadcast_from_first_host(free):
             raise ConfigError(
                 f'another process is training in {workdir}: wait until it has ended, or choose another --workdir'
             )

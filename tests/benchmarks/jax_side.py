@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from magi_jax.benchmarks import draws
-from magi_jax.benchmarks.draws import step_key
+from magi_jax.benchmarks import random_inputs
+from magi_jax.benchmarks.random_inputs import step_key
 from magi_jax.config import (
     Config,
     DataConfig,
@@ -137,7 +137,7 @@ def training_draws(config: Config, step: int = 0) -> dict[str, np.ndarray]:
 
 @functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
 def _training_draws(config, key, example):
-    return draws.training_draws(config, clip_shape(config, tokenizer()), key, example)
+    return random_inputs.training_draws(config, clip_shape(config, tokenizer()), key, example)
 
 
 def apply(config: Config, network: str, *args) -> jax.Array:
@@ -186,6 +186,6 @@ def context_tokens(frames: int) -> jax.Array:
     return jnp.concatenate([clean_tokens(0), clean_tokens(1)], axis=1)[:, :frames]
 
 
-def video_draws(config: Config) -> draws.VideoDraws:
+def video_draws(config: Config) -> random_inputs.VideoDraws:
     """What `sample` draws."""
-    return draws.VideoDraws(config, clip_shape(config, tokenizer()), clip_keys())
+    return random_inputs.VideoDraws(config, clip_shape(config, tokenizer()), clip_keys())

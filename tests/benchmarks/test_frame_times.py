@@ -32,7 +32,7 @@ def test_each_frame_is_timed_once(config, monkeypatch):
     """Seconds are counted by a clock that each call moves on by its own length."""
     calls = []
     now = [0.0]
-    monkeypatch.setattr(frame_times.meter.time, 'perf_counter', lambda: now[0])
+    monkeypatch.setattr(frame_times.resources.time, 'perf_counter', lambda: now[0])
 
     class Sampler:
         def next_frame(self, params, state):

@@ -1,4 +1,4 @@
-"""Video files: round trips, exact frames, and one clear line for every bad file."""
+"""Video files: round loop_count, exact frames, and one clear line for every bad file."""
 
 import resource
 from fractions import Fraction

@@ -29,9 +29,9 @@ def test_labels_of_shapes_are_what_the_clip_shows(monkeypatch):
     rng = np.random.default_rng(0)
     seen = set()
     for drawn in _clips('shapes'):
-        clip = training.vary(rng, 'shapes', drawn)
+        clip = training.augment(rng, 'shapes', drawn)
         frames, centres, labels, colours, chosen = clip.frames, clip.centres, clip.labels, clip.colours, clip.interval
-        made = training.label('shapes', clip)
+        made = training.make_labels('shapes', clip)
         assert (made['interval'] == chosen).all() and (made['object'] > 0).sum() == 8 * (colours >= 0).sum()
         edges = abs(np.diff(frames.astype(int), axis=2)).max()  # a blur leaves no step as high as between two colours
         assert (made['sharp'] == (edges > 125)).all(), (edges, clip.sharp)
@@ -51,7 +51,7 @@ def test_labels_of_shapes_are_what_the_clip_shows(monkeypatch):
 
 def test_labels_of_digits_count_them():
     for clip in _clips('digits', 4):
-        made, labels, centres = training.label('digits', clip), clip.labels, clip.centres
+        made, labels, centres = training.make_labels('digits', clip), clip.labels, clip.centres
         assert made['object'].sum(axis=1).tolist() == [2] * 8
         assert made['object'][0, labels[0]] == (2 if labels[0] == labels[1] else 1)
         moving = np.diff(centres[2:4, :2, 0], axis=0)[0] > 0

@@ -24,11 +24,11 @@ def _benchmark(environment, *arguments, run=run):
 def _check(result, path, names):
     assert result.returncode == 0, result.stderr
     written = json.loads(path.read_text())
-    assert list(written['contestants']) == names and written['flops'] > 0 and written['commit']
+    assert list(written['implementations']) == names and written['flops'] > 0 and written['commit']
     assert written['command'].startswith('python -m launch.benchmark --task=')
-    for contestant in written['contestants'].values():
-        assert len(contestant['turns']) == 2 and all(turn['wall'] > 0 for turn in contestant['turns'])
-        assert contestant['matmul_flops']['wall'] > 1e8 and contestant['first']['wall'] > 0
+    for implementation in written['implementations'].values():
+        assert len(implementation['turns']) == 2 and all(turn['wall'] > 0 for turn in implementation['turns'])
+        assert implementation['matmul_flops']['wall'] > 1e8 and implementation['first']['wall'] > 0
     for name in names:
         assert f'| {name} | ' in result.stdout
     return written
@@ -47,7 +47,7 @@ def test_against_pytorch(environment, tmp_path, task):
     path = tmp_path / 'result.json'
     result = _benchmark(environment, task, '--against', 'torch', '--rounds', '2', '--seconds', '0', '--json', str(path))
     written = _check(result, path, ['JAX', 'PyTorch'])
-    differences = written['contestants']['PyTorch']['differences']
+    differences = written['implementations']['PyTorch']['differences']
     assert differences and all(value <= written['tolerances'][name] for name, value in differences.items())
 
 

@@ -96,7 +96,7 @@ def test_without_the_compiler_the_extra_is_named(monkeypatch):
 
 
 def test_a_program_that_fits():
-    text = '\n'.join(fit.lines(REPORT))
+    text = '\n'.join(fit.format_report(REPORT))
     assert 'fits: 11.00 GiB of 15.75 GiB' in text and '= 1.250 x 4e+14 of the model itself' in text
     assert 'all-gather   40 times, 3.00 GiB' in text and 'at least 2.5 s' in text and '25% of it copies' in text
     assert 'an ESTIMATE, nothing was measured' in text and 'code 10 MiB' in text
@@ -104,13 +104,13 @@ def test_a_program_that_fits():
 
 def test_a_program_that_does_not_fit_says_what_to_do():
     config, chip = Config(train=TrainConfig(remat='none')), CHIPS['v5e']
-    ways = fit.ways_out(config, chip, REPORT | {'hbm_needed': 40 * GIB})
+    ways = fit.suggestions(config, chip, REPORT | {'hbm_needed': 40 * GIB})
     assert ways[0].startswith('--config.train.remat=') and ways[1].startswith('--topology v5e:8x8: by arithmetic')
-    assert not [way for way in fit.ways_out(config, chip, REPORT | {'target': 'sample'}) if 'remat' in way]
-    assert 'no slice of v5e is large enough' in fit.ways_out(config, chip, REPORT | {'hbm_needed': 1e13})[-1]
+    assert not [way for way in fit.suggestions(config, chip, REPORT | {'target': 'sample'}) if 'remat' in way]
+    assert 'no slice of v5e is large enough' in fit.suggestions(config, chip, REPORT | {'hbm_needed': 1e13})[-1]
     failed = {name: REPORT[name] for name in ('topology', 'mesh', 'target', 'remat', 'hbm_available', 'clips')}
-    failed |= {'fits': False, 'hbm_needed': 40 * GIB, 'compiler': 'RESOURCE_EXHAUSTED: so much', 'ways_out': ways}
-    text = '\n'.join(fit.lines(failed))
+    failed |= {'fits': False, 'hbm_needed': 40 * GIB, 'compiler': 'RESOURCE_EXHAUSTED: so much', 'suggestions': ways}
+    text = '\n'.join(fit.format_report(failed))
     assert 'DOES NOT FIT: 40.00 GiB of 15.75 GiB' in text and 'RESOURCE_EXHAUSTED: so much' in text and ways[1] in text
 
 

@@ -49,8 +49,8 @@ def test_a_wrong_path_lists_the_configs(name):
 
 
 def test_another_python_file_is_no_config():
-    with pytest.raises(ConfigError, match='launch/parts.py is no config file: it must define get_config'):
-        find_config_file(str(ROOT / 'launch/parts.py'))
+    with pytest.raises(ConfigError, match='launch/dataset_commands.py is no config file: it must define get_config'):
+        find_config_file(str(ROOT / 'launch/dataset_commands.py'))
 
 
 @pytest.mark.parametrize('arguments', [['--config=nope'], ['--config', 'configs/nope.py', '--config.seed=1']])

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import pytest
 
 from configs.quickstart import get_config
-from launch import checks, collectives, console, preflight
-from launch.checks import CHECKS, Check, Facts
+from launch import collectives, console, preflight, preflight_checks
+from launch.preflight_checks import CHECKS, Check, PreflightContext
 from magi_jax.checkpoint import Checkpoints, save_config
 from magi_jax.config import ConfigError, MeshConfig, from_config_dict
 from magi_jax.parallel.mesh import make_mesh
@@ -54,7 +54,7 @@ def facts(tmp_path):
     config = from_config_dict(get_config('runlocal'))
     config = dataclasses.replace(config, mesh=MeshConfig(data=2, fsdp=4))
     mesh = make_mesh(config.mesh)
-    return Facts(config, tmp_path, ROOT / 'requirements.txt', 'auto', token='now', mesh=mesh)
+    return PreflightContext(config, tmp_path, ROOT / 'requirements.txt', 'auto', token='now', mesh=mesh)
 
 
 def run_named(facts, *names):
@@ -126,7 +126,7 @@ def test_collectives_are_checked_along_every_axis(facts, monkeypatch):
 
 def test_versions():
     pins = f'# all\njax=={jax.__version__}  # why\nnumpy==0.1\nnone==1; python_version < "3"\n'
-    (wrong,) = checks.wrong_versions(pins)
+    (wrong,) = preflight_checks.wrong_versions(pins)
     assert wrong.startswith('numpy is ') and wrong.endswith('pinned ==0.1')
 
 
@@ -134,23 +134,23 @@ def test_versions_of_the_tpu_half_of_jax(facts, monkeypatch):
     assert run_named(facts, 'versions')['versions'][0] == 'ok'
     monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
     lines = ['numpy>=1', 'libtpu==0.0.0.*; extra == "tpu"', 'no-such-package; extra == "cuda"']
-    monkeypatch.setattr(checks.importlib.metadata, 'requires', lambda _: lines)
+    monkeypatch.setattr(preflight_checks.importlib.metadata, 'requires', lambda _: lines)
     status, text = run_named(facts, 'versions')['versions']
     assert status == 'FAILED' and text.startswith('libtpu is ') and 'no-such-package' not in text
 
 
 def test_hosts_must_agree():
     host = {'time': 100.0, 'config': 'a', 'requirements': 'b', 'code': 'c'}
-    assert checks.host_differences([host, host | {'time': 101.0}]) == []
-    (other,) = checks.host_differences([host, host, host | {'code': 'x'}])
+    assert preflight_checks.host_differences([host, host | {'time': 101.0}]) == []
+    (other,) = preflight_checks.host_differences([host, host, host | {'code': 'x'}])
     assert other.startswith('hosts [2] have another code than host 0')
-    (late,) = checks.host_differences([host, host | {'time': 160.0}])
+    (late,) = preflight_checks.host_differences([host, host | {'time': 160.0}])
     assert 'clocks are 60 s apart' in late and 'NTP' in late
 
 
 def test_tpu_chips_that_jax_does_not_use(facts, monkeypatch, tmp_path):
     assert run_named(facts, 'devices')['devices'][0] == 'ok'
-    monkeypatch.setattr(checks, 'TPU_FILES', (str(tmp_path),))
+    monkeypatch.setattr(preflight_checks, 'TPU_FILES', (str(tmp_path),))
     monkeypatch.delenv('JAX_PLATFORMS')
     assert 'pip install "jax[tpu]==' in run_named(facts, 'devices')['devices'][1]
 
@@ -165,15 +165,15 @@ def test_folder_that_hosts_do_not_share(facts):
 
 
 def test_checkpoint_is_compared(facts, monkeypatch):
-    monkeypatch.setattr(checks, 'CPU_CHECKPOINT_BYTES', 2**16)
+    monkeypatch.setattr(preflight_checks, 'CPU_CHECKPOINT_BYTES', 2**16)
     assert run_named(facts, 'workdir', 'checkpoint')['checkpoint'][0] == 'ok'
-    shutil.rmtree(facts.workdir / checks.PROBE_FOLDER)
+    shutil.rmtree(facts.workdir / preflight_checks.PROBE_FOLDER)
 
     class Forgetful(Checkpoints):
         def restore(self, abstract):
             return jax.tree.map(lambda x: x.at[-1].add(1), super().restore(abstract))
 
-    monkeypatch.setattr(checks, 'Checkpoints', Forgetful)
+    monkeypatch.setattr(preflight_checks, 'Checkpoints', Forgetful)
     assert 'is not what was written' in run_named(facts, 'workdir', 'checkpoint')['checkpoint'][1]
 
 
@@ -223,7 +223,7 @@ def fake_step(facts, monkeypatch):
         return state, {'loss': jnp.float32(2), 'bad_leaf': jnp.int32(ended.bad)}
 
     lowered = types.SimpleNamespace(compile=lambda: step)
-    monkeypatch.setattr(checks, 'lower_train_step', lambda *_: lowered)
+    monkeypatch.setattr(preflight_checks, 'lower_train_step', lambda *_: lowered)
     facts.factory = types.SimpleNamespace(init=lambda _: types.SimpleNamespace(params={'w': jnp.ones(2)}))
     facts.batch, facts.clips_per_second = {}, 1e6
     monkeypatch.setattr(jax, 'block_until_ready', lambda x: x)

@@ -201,8 +201,8 @@ def test_other_settings_or_files_are_refused(wild, finished, tmp_path):
     with pytest.raises(ConfigError, match='45 videos then, 3 now'):
         dataset.make_plan('wild', str(finished), other, SETTINGS)
     (tmp_path / 'reports').mkdir()
-    with dataset.alone(tmp_path, (0, 1)), pytest.raises(ConfigError, match='another process'):
-        dataset.alone(tmp_path, (0, 1)).__enter__()
+    with dataset.exclusive_lock(tmp_path, (0, 1)), pytest.raises(ConfigError, match='another process'):
+        dataset.exclusive_lock(tmp_path, (0, 1)).__enter__()
 
 
 def test_a_full_disk_costs_the_shard_at_work_only(wild, finished, tmp_path):

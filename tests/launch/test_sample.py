@@ -254,10 +254,10 @@ def test_library_refuses_wrong_arguments_in_one_line(generator, arguments, messa
 
 
 def test_library_refuses_parts_of_no_clips_and_videos_that_are_none(generator):
-    with pytest.raises(ConfigError, match='at_once = 0 is out of range'):
-        generator.sample(at_once=0)
-    with pytest.raises(ConfigError, match='at_once = 0 is out of range'):
-        generator.reconstruct(GREY, at_once=0)
+    with pytest.raises(ConfigError, match='per_device_batch = 0 is out of range'):
+        generator.sample(per_device_batch=0)
+    with pytest.raises(ConfigError, match='per_device_batch = 0 is out of range'):
+        generator.reconstruct(GREY, per_device_batch=0)
     with pytest.raises(ConfigError, match='video is a list'):
         generator.reconstruct(list(GREY))
 
@@ -278,11 +278,11 @@ def test_a_bar_counts_the_frames_of_all_parts_in_a_terminal_and_nothing_is_print
         def isatty(self):
             return True
 
-    for options, shown in [({}, True), ({'at_once': 1}, True), ({'progress': False}, False)]:
+    for options, shown in [({}, True), ({'per_device_batch': 1}, True), ({'progress': False}, False)]:
         monkeypatch.setattr(sys, 'stderr', Terminal())
         generator.sample(frames=3, num=16, **options)
         bar = sys.stderr.getvalue()
-        total = 6 if options else 3  # of at_once: 16 clips on 8 devices
+        total = 6 if options else 3  # of per_device_batch: 16 clips on 8 devices
         assert (f'/{total} [' in bar and 'frame' in bar) if shown else not bar
         monkeypatch.undo()
     generator.sample(frames=3, num=16)
@@ -318,7 +318,7 @@ def test_parts_are_the_same_bits_on_any_number_of_devices(workdir, monkeypatch):
         monkeypatch.setattr(magi_jax.generator, '_mesh', lambda mesh=mesh: mesh)
         monkeypatch.setattr(magi_jax.generator, 'sample_clips', counted)
         run = magi_jax.load(workdir)
-        made[devices] = run.sample(video[:, :1], 3, at_once=2), run.reconstruct(video, at_once=2)
+        made[devices] = run.sample(video[:, :1], 3, per_device_batch=2), run.reconstruct(video, per_device_batch=2)
         assert seen == sizes
     for shared, alone in zip(made[8], made[1], strict=True):
         assert len(shared) == 11 and len(np.unique(shared[:, 2], axis=0)) == 11

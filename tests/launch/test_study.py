@@ -55,14 +55,14 @@ def test_every_run_is_trained_and_measured_once(commands, tmp_path):
 
 def test_exit_status_and_time_of_a_command(tmp_path):
     study_runs.execute(tmp_path, 'json.tool', '--help')
-    with pytest.raises(study_runs.Stopped, match='1'):
+    with pytest.raises(study_runs.CommandFailed, match='1'):
         study_runs.execute(tmp_path, 'no_such_module')
     assert [json.loads(line)['status'] for line in (tmp_path / study_runs.COSTS).read_text().splitlines()] == [0, 1]
 
 
 def test_a_signal_to_the_study_ends_its_command_with_it(tmp_path):
     (tmp_path / 'waits.py').write_text('import os, signal, time; os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)')
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(study_runs.Stopped, match='143'):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(study_runs.CommandFailed, match='143'):
         patch.setenv('PYTHONPATH', str(tmp_path))
         study_runs.execute(tmp_path, 'waits')
 

@@ -9,7 +9,7 @@ import pytest
 from magi_jax.config import ModelConfig, Remat
 from magi_jax.layers.blocks import Block, Trunk
 from magi_jax.layers.dropout import ClipDropout
-from magi_jax.layers.layout import WHOLE, Layout
+from magi_jax.layers.layout import SINGLE_DEVICE, Layout
 from magi_jax.masking.frames import complete_teacher_forcing
 from tests.random_params import random_params
 
@@ -22,7 +22,7 @@ MASK = complete_teacher_forcing(FRAMES)
 REMATS = [remat for remat in typing.get_args(Remat) if remat not in ('none', 'offload')]
 
 
-def _trunk(params, remat='none', dropout=None, unroll=1, layout=WHOLE):
+def _trunk(params, remat='none', dropout=None, unroll=1, layout=SINGLE_DEVICE):
     trunk = Trunk(CONFIG, jnp.float32, remat, unroll, layout)
     return trunk.apply({'params': params}, X, None, MASK, CONDITIONING, dropout)
 
@@ -171,9 +171,9 @@ def test_mlp_in_the_temporal_layer_only():
 
 def test_dropout_differs_by_its_key_alone(params):
     run = jax.jit(lambda seed, layout: _trunk(params, dropout=_dropout(seed), layout=layout), static_argnums=1)
-    out, keys_values = run(0, WHOLE)
-    np.testing.assert_array_equal(out, run(0, WHOLE)[0])
-    assert jnp.abs(out - run(1, WHOLE)[0]).mean() > 0.05
+    out, keys_values = run(0, SINGLE_DEVICE)
+    np.testing.assert_array_equal(out, run(0, SINGLE_DEVICE)[0])
+    assert jnp.abs(out - run(1, SINGLE_DEVICE)[0]).mean() > 0.05
     # Sites side by side in one sequence draw, and compute, what they do alone.
     tiled = run(0, Layout(lanes=SITES * 8))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), tiled, (out, keys_values))
@@ -184,5 +184,5 @@ def test_gradients_of_a_tpus_layout_are_the_same(params):
         return (_trunk(params, dropout=_dropout(0), layout=layout)[0] ** 2).sum()
 
     gradient = jax.jit(jax.grad(squares), static_argnums=1)
-    plain, tiled = gradient(params, WHOLE), gradient(params, Layout(lanes=SITES * 8))
+    plain, tiled = gradient(params, SINGLE_DEVICE), gradient(params, Layout(lanes=SITES * 8))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), tiled, plain)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from magi_jax.layers.dropout import ClipDropout, drop, dropped_gelu, factors
+from magi_jax.layers.dropout import ClipDropout, drop, dropped_gelu, keep_factors
 
 CLIPS, ROWS, SITES, FEATURES, NUMBERS, RATE = 2, 7, 64, 320, 31, 0.1
 
@@ -70,7 +70,7 @@ def test_draws_stay_with_their_token(kept):
     np.testing.assert_array_equal(_kept(_clips(), rows=rows, sites=sites), kept[:, rows][:, :, sites])
     features = jnp.asarray([300, 4])
     tokens = _clips().tokens(0, jnp.arange(ROWS), jnp.arange(SITES))
-    np.testing.assert_array_equal(factors(tokens.draws(0, features), RATE) > 0, kept[..., features] > 0)
+    np.testing.assert_array_equal(keep_factors(tokens.feature_bits(0, features), RATE) > 0, kept[..., features] > 0)
 
 
 def test_gradients_are_dropped_alike(kept):
@@ -82,7 +82,7 @@ def test_gradients_are_dropped_alike(kept):
 
 
 def test_the_dropped_gelu_is_a_gelu_that_is_dropped(kept):
-    draws = _clips().tokens(0, jnp.arange(ROWS), jnp.arange(SITES)).draws(0, jnp.arange(FEATURES))
+    draws = _clips().tokens(0, jnp.arange(ROWS), jnp.arange(SITES)).feature_bits(0, jnp.arange(FEATURES))
     x = jnp.linspace(-3, 3, kept.size).reshape(kept.shape)
     out, backward = jax.vjp(lambda x: dropped_gelu(x, draws, RATE), x)
     expected, slope = jax.vjp(lambda x: jax.nn.gelu(x, approximate=False) * kept / (1 - RATE), x)

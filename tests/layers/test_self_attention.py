@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from magi_jax.layers.dropout import factors
+from magi_jax.layers.dropout import keep_factors
 from magi_jax.layers.self_attention import self_attention, with_gradient_for_weights
 from magi_jax.layers.site_tiles import SiteTiles, site_tiles
 from magi_jax.masking.frames import complete_teacher_forcing
@@ -20,7 +20,7 @@ def _textbook(q, k, v, mask, draws, rate):
     if mask is not None:
         scores = jnp.where(mask.reshape(-1, 1, 1, *mask.shape[-2:]), scores, -jnp.inf)
     weights = jax.nn.softmax(scores)
-    return jnp.einsum('bghqk,bgkhd->bgqhd', weights if draws is None else weights * factors(draws, rate), v)
+    return jnp.einsum('bghqk,bgkhd->bgqhd', weights if draws is None else weights * keep_factors(draws, rate), v)
 
 
 def _draws(*shape):

@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec
 
 from magi_jax.config import ConfigError, MeshConfig
 from magi_jax.parallel.chips import CHIPS, parse_topology
-from magi_jax.parallel.footprint import Collective, Footprint, bytes_per_device, hbm_asked_for, smallest_slice
+from magi_jax.parallel.footprint import Collective, Footprint, bytes_per_device, requested_hbm, smallest_slice
 from magi_jax.parallel.mesh import make_mesh
 
 GIB = 2**30
@@ -60,7 +60,7 @@ def test_the_smallest_slice(needed, extent):
     ],
 )
 def test_what_the_compiler_lacked(message, asked):
-    assert hbm_asked_for(message) == asked
+    assert requested_hbm(message) == asked
 
 
 def test_bytes_of_a_divided_tree():

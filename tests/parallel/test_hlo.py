@@ -10,7 +10,7 @@ from magi_jax.parallel.footprint import read_program
 from magi_jax.parallel.hlo import Instruction, group_size, parse
 from magi_jax.parallel.program import Costs, ring_bytes
 
-# A loop of 5 trips around: an asynchronous all-gather spread over two fusions, a product of 64x128 and 128x256, a
+# A loop of 5 loop_count around: an asynchronous all-gather spread over two fusions, a product of 64x128 and 128x256, a
 # reduce-scatter, and an update in place of one row of [5, 64, 256]. Before it, a copy.
 LOOP = (pathlib.Path(__file__).parent / 'loop.hlo').read_text()
 

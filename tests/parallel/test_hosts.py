@@ -31,7 +31,7 @@ def test_rows_of_a_host_are_those_of_its_devices(monkeypatch, devices, rows):
 def test_a_host_alone_holds_all_rows_once():
     mesh = make_mesh(MeshConfig(data=2, tensor=4))
     assert hosts.host_rows(mesh, 6).tolist() == list(range(6))
-    assert hosts.count_shards(mesh) == 2
+    assert hosts.num_batch_shards(mesh) == 2
 
 
 def test_rows_are_repeated_until_they_divide():
@@ -43,14 +43,14 @@ def test_rows_are_repeated_until_they_divide():
 
 def test_parts_give_every_shard_as_many_rows():
     mesh = make_mesh(MeshConfig(data=2, tensor=4))
-    first, last = hosts.equal_parts(mesh, 9, each=3)
+    first, last = hosts.equal_batches(mesh, 9, per_shard=3)
     assert first.tolist() == list(range(6)) and last.tolist() == [6, 7, 8, 6, 7, 8]
 
 
 def test_arrays_come_back_whole():
     mesh = make_mesh(MeshConfig())
     tree = {'a': np.arange(16.0).reshape(8, 2), 'b': np.arange(8)}
-    laid = hosts.on_devices(batch_sharding(mesh), tree)
+    laid = hosts.shard(batch_sharding(mesh), tree)
     assert laid['a'].sharding.shard_shape((8, 2)) == (1, 2)
-    for back in (hosts.whole(laid), hosts.whole(hosts.everywhere(mesh, tree))):
+    for back in (hosts.gather_to_hosts(laid), hosts.gather_to_hosts(hosts.replicate(mesh, tree))):
         jax.tree.map(np.testing.assert_array_equal, back, tree)

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from magi_jax.config import MeshConfig, override
 from magi_jax.layers.blocks import POLICIES
-from magi_jax.parallel.layout import COPIES, _gather
+from magi_jax.parallel.layout import REPLICATED, _gather
 from magi_jax.parallel.mesh import make_mesh
 from magi_jax.training.lowering import abstract_tokenizer, lower_train_step, trace_train_step
 from tests.training.test_mesh import QUICK, _config, _parts
@@ -113,7 +113,7 @@ def test_gradients_are_scattered(program):
 def sums(jaxpr, in_loop=False):
     """(whether in a loop, size) of every array that the program sums over copies of the parameters."""
     for equation in jaxpr.eqns:
-        if equation.primitive.name.startswith('psum') and set(equation.params['axes']) & set(COPIES):
+        if equation.primitive.name.startswith('psum') and set(equation.params['axes']) & set(REPLICATED):
             yield from ((in_loop, math.prod(x.aval.shape)) for x in equation.invars)
         inner = [getattr(value, 'jaxpr', value) for value in jax.tree.leaves(list(equation.params.values()))]
         for body in (value for value in inner if isinstance(value, core.Jaxpr)):

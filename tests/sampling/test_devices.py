@@ -10,7 +10,7 @@ from magi_jax.config import Config, HeadConfig, MeshConfig, ModelConfig, Sampler
 from magi_jax.models.magi import ClipShape
 from magi_jax.objectives.masked_diffusion import MaskedDiffusion
 from magi_jax.parallel.layout import sampling_layout
-from magi_jax.parallel.mesh import batch_sharding, make_mesh, replicated
+from magi_jax.parallel.mesh import batch_sharding, make_mesh, replicated_sharding
 from magi_jax.sampling.video import VideoSampler, sampling_weights
 from tests.random_params import random_params
 
@@ -33,7 +33,7 @@ def _sample(axes):
     config = Config(model=model, sampler=settings, train=TrainConfig(compute_dtype='float32'))
     mesh = make_mesh(axes, jax.devices()[: axes.data * axes.fsdp * axes.sequence * axes.tensor])
     sampler = VideoSampler(config, SHAPE, sampling_layout(model, SHAPE, mesh))
-    params = jax.device_put(random_params(MaskedDiffusion(config, SHAPE).init, scale=0.2), replicated(mesh))
+    params = jax.device_put(random_params(MaskedDiffusion(config, SHAPE).init, scale=0.2), replicated_sharding(mesh))
     weights = sampling_weights(config, params)
     start = np.float32(np.random.default_rng(0).normal(size=(CLIPS, 1, SHAPE.tokens, SHAPE.token_width)))
     arrays = start, np.arange(CLIPS, dtype=np.int32) % 7 + 1, jax.random.split(jax.random.key(0), CLIPS)

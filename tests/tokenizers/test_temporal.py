@@ -75,7 +75,7 @@ class _Doubler(nn.Module):
 
 @pytest.mark.parametrize(('frames', 'most'), [(4, 8), (8, 8), (6, 2), (10, 4), (40, None)])
 def test_parts_give_the_same_as_the_whole(monkeypatch, frames, most):
-    kind = api.Kind(lambda config, dtype: _Doubler(most), pixels=most and most * 16 * 16)
+    kind = api.TokenizerKind(lambda config, dtype: _Doubler(most), pixels=most and most * 16 * 16)
     monkeypatch.setitem(api.KINDS, 'sd_vae', kind)
     tokenizer = _blank('sd_vae').replace(latent_mean=jnp.zeros(3), latent_std=jnp.ones(3))
     video = np.random.default_rng(0).uniform(-0.4, 0.4, (2, frames // 2, 16, 16, 3)).astype(np.float32)

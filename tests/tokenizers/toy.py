@@ -29,6 +29,6 @@ class Toy(nn.Module):
 
 def install(monkeypatch):
     """Puts it in the place of omni and returns one."""
-    monkeypatch.setitem(api.KINDS, 'omni', api.Kind(lambda config, dtype: Toy(), stride=STRIDE))
+    monkeypatch.setitem(api.KINDS, 'omni', api.TokenizerKind(lambda config, dtype: Toy(), stride=STRIDE))
     params = {'gain': jnp.asarray([0.9, 1.0, 1.1])}
     return api.Tokenizer(params, jnp.full(3, 0.1), jnp.full(3, 0.5), CONFIG)

@@ -21,7 +21,7 @@ from magi_jax.config import (
 )
 from magi_jax.objectives.api import clip_shape, make_objective
 from magi_jax.parallel.layout import sampling_layout
-from magi_jax.parallel.mesh import batch_sharding, make_mesh, put_batch, replicated
+from magi_jax.parallel.mesh import batch_sharding, make_mesh, put_batch, replicated_sharding
 from magi_jax.sampling.video import VideoSampler, sampling_weights
 from magi_jax.tokenizers.api import create_tokenizer
 from magi_jax.training.lowering import (
@@ -98,9 +98,9 @@ def test_the_train_step_is_the_one_that_runs(mesh, tokenizer, state):
     live = jax.jit(
         make_train_step(objective, optimizer, CONFIG, mesh),
         donate_argnums=0,
-        out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), replicated(mesh)),
+        out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), replicated_sharding(mesh)),
     )
-    live = live.trace(state, jax.device_put(tokenizer, replicated(mesh)), put_batch(mesh, batch))
+    live = live.trace(state, jax.device_put(tokenizer, replicated_sharding(mesh)), put_batch(mesh, batch))
     ahead = trace_train_step(CONFIG, mesh, abstract_tokenizer(CONFIG))
     assert digest(ahead) == digest(live)
     other = dataclasses.replace(CONFIG, seed=1)
@@ -112,7 +112,7 @@ def test_the_next_frame_is_the_one_that_runs(mesh, tokenizer, state):
     sampler = VideoSampler(CONFIG, shape, sampling_layout(CONFIG.model, shape, mesh))
     keys = jax.device_put(jax.random.split(jax.random.key(0), BATCH), batch_sharding(mesh))
     context = jnp.zeros((BATCH, 0, sampler.shape.tokens, sampler.shape.token_width))
-    params = jax.device_put(jax.device_get(state.ema), replicated(mesh))
+    params = jax.device_put(jax.device_get(state.ema), replicated_sharding(mesh))
     weights = sampling_weights(CONFIG, params)
     video = sampler.start(weights, context, 5, jnp.ones(BATCH, jnp.int32), keys)
     live = VideoSampler.next_frame.trace(sampler, weights, video)

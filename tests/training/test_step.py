@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from magi_jax.config import Config, MeshConfig, OptimConfig
-from magi_jax.layers.layout import WHOLE, Layout
+from magi_jax.layers.layout import SINGLE_DEVICE, Layout
 from magi_jax.parallel.mesh import make_mesh
 from magi_jax.training.state import TrainState
 from magi_jax.training.step import leaf_names, make_eval_step, make_train_step
@@ -22,7 +22,7 @@ MESH = make_mesh(MeshConfig(data=1), jax.devices()[:1])
 class Line:
     """A regression with noise on its targets, drawn from the step's key and the example."""
 
-    layout: Layout = WHOLE
+    layout: Layout = SINGLE_DEVICE
 
     def init(self, key):
         return {'root': jnp.float32(0), 'w': jnp.ones(WIDTH)}

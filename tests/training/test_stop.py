@@ -15,9 +15,9 @@ from magi_jax.training.stop import StopSignals
 def test_a_signal_is_remembered(number):
     before = signal.getsignal(number)
     with StopSignals(make_mesh(MeshConfig())) as stop:
-        assert not stop.asked()
+        assert not stop.requested()
         os.kill(os.getpid(), number)
-        assert stop.asked() and stop.asked()
+        assert stop.requested() and stop.requested()
     assert signal.getsignal(number) == before
 
 
@@ -25,9 +25,9 @@ def test_among_many_hosts_the_answer_is_that_of_the_call_before(monkeypatch):
     """So that no device waits for it; the first answer is its own."""
     monkeypatch.setattr(jax, 'process_count', lambda: 2)
     with StopSignals(make_mesh(MeshConfig())) as stop:
-        assert not stop.asked() and not stop.asked()
+        assert not stop.requested() and not stop.requested()
         os.kill(os.getpid(), signal.SIGTERM)
-        assert not stop.asked() and stop.asked() and stop.asked()
+        assert not stop.requested() and stop.requested() and stop.requested()
     with StopSignals(make_mesh(MeshConfig())) as stop:
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.asked()
+        assert stop.requested()

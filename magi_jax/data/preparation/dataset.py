@@ -85,7 +85,7 @@ def make_plan(
 
 def discard(folder: pathlib.Path) -> None:
     """Deletes a dataset, unless another process is making it. Raises as `alone`."""
-    with alone(folder, (0, 1)):
+    with exclusive_lock(folder, (0, 1)):
         shutil.rmtree(folder)
 
 
@@ -157,7 +157,7 @@ def _write_shard(
 
 
 @contextlib.contextmanager
-def alone(folder: pathlib.Path, part: tuple[int, int]) -> Iterator[None]:
+def exclusive_lock(folder: pathlib.Path, part: tuple[int, int]) -> Iterator[None]:
     """Keeps a second process from preparing the same part of the same dataset; the system frees it after a kill.
 
     Raises:
@@ -233,7 +233,7 @@ def check(name: str, data_dir: str, processes: int, check_records: CheckRecords 
             raise ConfigError(f'{folder}: the metadata of split {split} do not count what its reports do')
     tasks = ((shard, report, plan, check_records) for shard, report in zip(all_shards, reports))
     for shard, result in zip(all_shards, workers.run_ordered(check_shard, tasks, processes, timeout=86400.0)):
-        died = isinstance(result, workers.Died)
+        died = isinstance(result, workers.WorkerFailure)
         yield [f'{shard.path.name}: {result.cause}'] if died else [f'{shard.path.name}: {line}' for line in result]
 
 

@@ -27,7 +27,7 @@ from magi_jax.data.preparation import dataset, shards
 
 # uint8 [R, F, H, W, 3] -> mean and log variance [R, t, h, w, c]; may return before they are computed.
 Encode = Callable[[np.ndarray], tuple[Any, Any]]
-WAITING = 2  # videos that are decoded ahead
+QUEUE_SIZE = 2  # videos that are decoded ahead
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +125,7 @@ def encode_shard(job: Job, shard: shards.Shard, encode: Encode, rows: int, threa
     """
     settings, numbers = job.settings, video_numbers(job, shard)
     read = grain.MapDataset.range(numbers.start, numbers.stop).map(lambda n: _read(job, shard.split, int(n)))
-    videos = iter(read.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=WAITING)))
+    videos = iter(read.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=QUEUE_SIZE)))
     waiting: collections.deque[_Record] = collections.deque()
 
     def all_rows() -> Iterator[np.ndarray]:

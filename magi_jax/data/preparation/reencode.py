@@ -128,7 +128,7 @@ def _reencode(video: decoding.OpenVideo, settings: Settings) -> Prepared | Skipp
         raise decoding.VideoError(f'the frame rate is unknown or absurd ({fps:g}): give one', 'bad_timestamps')
     timer = _Timer(video, 1 / (rate or fps))
     shown = constant_rate(timer.timed(), fps)
-    result = _store(_repeat(shown, video.aspect, settings), fps, settings)
+    result = _store(_at_constant_rate(shown, video.aspect, settings), fps, settings)
     _check_length(video, timer)
     return result
 
@@ -182,7 +182,9 @@ class _Timer:
             yield frame, time - left_out, min(duration, limit)
 
 
-def _repeat(shown: Iterable[tuple[av.VideoFrame, int]], aspect: float, settings: Settings) -> Iterator[np.ndarray]:
+def _at_constant_rate(
+    shown: Iterable[tuple[av.VideoFrame, int]], aspect: float, settings: Settings
+) -> Iterator[np.ndarray]:
     scaler = VideoReformatter()
     for frame, count in shown:
         if count:

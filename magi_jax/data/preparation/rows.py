@@ -52,7 +52,7 @@ def make_record(row: Row, result: Prepared, labels: list[str]) -> tuple[dict[str
     return example, told | {'bytes': len(video.stream)}
 
 
-def make_skip(row: Row, result: Skipped | workers.Died, timeout: float) -> Skip:
+def make_skip(row: Row, result: Skipped | workers.WorkerFailure, timeout: float) -> Skip:
     """Return why a row has no video."""
     if isinstance(result, Skipped):
         reason, detail = result.reason, result.detail

@@ -13,7 +13,7 @@ from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
-class Died:
+class WorkerFailure:
     """In place of a result: the process ended, because it `timed_out` or of another cause, or the function `raised`."""
 
     timed_out: bool
@@ -36,7 +36,7 @@ def run_ordered(
     Yields:
       The result of each item, or `Died` when it timed out, ended its process twice, or raised an exception.
     """
-    crew, numbered = _Crew(function, processes, timeout), enumerate(items)
+    crew, numbered = _WorkerPool(function, processes, timeout), enumerate(items)
     results: dict[int, Any] = {}
     following = 0
     try:
@@ -49,7 +49,7 @@ def run_ordered(
         crew.stop()
 
 
-class _Crew:
+class _WorkerPool:
     """The workers, and which item each of them has."""
 
     def __init__(self, function: Callable[[Any], Any], processes: int, timeout: float):
@@ -69,7 +69,7 @@ class _Crew:
             else:
                 number, item = following
             worker = self._idle.pop() if self._idle else _Worker(self._function, self._timeout)
-            worker.give(item)
+            worker.send(item)
             self._busy[worker.pipe] = worker, number, item
         return bool(self._busy)
 
@@ -78,8 +78,8 @@ class _Crew:
         results = {}
         for pipe in connection.wait(list(self._busy)):
             worker, number, item = self._busy.pop(pipe)
-            result = worker.take()
-            if not isinstance(result, Died) or result.raised:
+            result = worker.receive()
+            if not isinstance(result, WorkerFailure) or result.raised:
                 self._idle.append(worker)
             elif not result.timed_out and number not in self._retried:  # perhaps it was not this item's fault
                 self._retried.add(number)
@@ -104,18 +104,18 @@ class _Worker:
         self._process.start()
         end.close()  # so that the death of the process closes the pipe
 
-    def give(self, item: Any) -> None:
+    def send(self, item: Any) -> None:
         with contextlib.suppress(BrokenPipeError):  # it has died; `take` will tell
             self.pipe.send(item)
 
-    def take(self) -> Any:
+    def receive(self) -> Any:
         """The result; `Died` when there will be none."""
         try:
             return self.pipe.recv()
         except (EOFError, ConnectionResetError):
             self._process.join()
             self.pipe.close()
-            return _autopsy(self._process.exitcode)
+            return _exit_cause(self._process.exitcode)
 
     def stop(self) -> None:
         self.pipe.close()
@@ -123,10 +123,10 @@ class _Worker:
         self._process.join()
 
 
-def _autopsy(status: int) -> Died:
+def _exit_cause(status: int) -> WorkerFailure:
     if status == -signal.SIGALRM:
-        return Died(True, 'gave no result in time')
-    return Died(False, f'died: {signal.strsignal(-status)}' if status < 0 else f'exit status {status}')
+        return WorkerFailure(True, 'gave no result in time')
+    return WorkerFailure(False, f'died: {signal.strsignal(-status)}' if status < 0 else f'exit status {status}')
 
 
 def _serve(function: Callable[[Any], Any], timeout: float, pipe: connection.Connection) -> None:
@@ -144,7 +144,7 @@ def _serve(function: Callable[[Any], Any], timeout: float, pipe: connection.Conn
             answer = function(item)
         except Exception as error:  # noqa: BLE001 -- one item's fault, whatever it is, must not end the others
             message = ' '.join(str(error).split())  # one line
-            answer = Died(False, f'{type(error).__name__}: {message}', raised=True)
+            answer = WorkerFailure(False, f'{type(error).__name__}: {message}', raised=True)
         signal.setitimer(signal.ITIMER_REAL, 0)
         try:
             pipe.send(answer)

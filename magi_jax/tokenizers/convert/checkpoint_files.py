@@ -92,7 +92,7 @@ def _open_torch(path: pathlib.Path) -> dict[str, Weight]:
             raise ConfigError(f'{path} is a zip file, but not one that torch wrote')
         with archive.open(pickles[0]) as file:
             content = _TensorUnpickler(file, path, pickles[0].removesuffix('.pkl')).load()
-    if isinstance(content, dict) and not isinstance(content, _Inert):
+    if isinstance(content, dict) and not isinstance(content, _Placeholder):
         content = next((content[key] for key in WRAPPERS if key in content), content)
     return dict(_named_weights(content, ''))
 
@@ -101,18 +101,18 @@ def _named_weights(content: Any, prefix: str) -> Any:
     """Yield (dotted name, weight) of every tensor in dicts and in attributes of TorchScript modules."""
     if isinstance(content, Weight):
         yield prefix, content
-    items = content.attributes if isinstance(content, _Inert) else content
+    items = content.attributes if isinstance(content, _Placeholder) else content
     if isinstance(items, dict):
         for name, value in items.items():
             yield from _named_weights(value, f'{prefix}.{name}' if prefix else str(name))
 
 
-class _Inert(dict):
+class _Placeholder(dict):
     """A placeholder for an object of any other class. It accepts construction and filling and does nothing."""
 
     __hash__ = object.__hash__
 
-    def __new__(cls, *_: Any, **__: Any) -> '_Inert':
+    def __new__(cls, *_: Any, **__: Any) -> '_Placeholder':
         made = super().__new__(cls)
         made.attributes = {}
         return made
@@ -130,7 +130,7 @@ class _Inert(dict):
 
 
 class _TensorUnpickler(pickle.Unpickler):
-    """An unpickler for tensors, ordered dicts and Python literals. Everything else becomes `_Inert`."""
+    """An unpickler for tensors, ordered dicts and Python literals. Everything else becomes `_Placeholder`."""
 
     def __init__(self, file: Any, path: pathlib.Path, folder: str) -> None:
         super().__init__(file)
@@ -143,7 +143,7 @@ class _TensorUnpickler(pickle.Unpickler):
             return self._tensor
         if (module, name) == ('torch._utils', '_rebuild_parameter'):
             return lambda data, *_: data
-        return STORAGES.get(name, _Inert) if module == 'torch' else _Inert
+        return STORAGES.get(name, _Placeholder) if module == 'torch' else _Placeholder
 
     def persistent_load(self, pid: Any) -> tuple[type, str, int]:
         """Resolve ('storage', class, file name, device, values) to dtype, file name and number of values."""

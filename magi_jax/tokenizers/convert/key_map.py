@@ -114,19 +114,21 @@ def convert(weights: dict[str, Weight], params: dict, layouts: Iterable[Layout],
         layout.rename(name): dataclasses.replace(slot, channels_last=layout.channels_last)
         for name, slot in wanted.items()
     }
-    dropped, unexpected = _sort_out([key for key in weights if key not in by_key], layout.dropped)
+    dropped, unexpected = _partition_keys([key for key in weights if key not in by_key], layout.dropped)
     found = {key: slot for key, slot in by_key.items() if key in weights}
     problems = {
         'missing': [key for key in by_key if key not in weights],
         'unexpected': unexpected,
         'of another shape': [
-            _misfit(key, weights[key].shape, slot) for key, slot in found.items() if not slot.fits(weights[key].shape)
+            _shape_mismatch(key, weights[key].shape, slot)
+            for key, slot in found.items()
+            if not slot.fits(weights[key].shape)
         ],
     }
-    _refuse(source, layout, problems)
+    _raise_mismatch(source, layout, problems)
     made = {slot.path: slot.from_file(weights[key].read()) for key, slot in found.items()}
     broken = [key for key, slot in found.items() if not np.isfinite(made[slot.path]).all()]
-    _refuse(source, layout, {'not finite': broken})
+    _raise_mismatch(source, layout, {'not finite': broken})
     parameters = sum(math.prod(slot.shape) for slot in found.values())
     return unflatten_dict(made, sep='/'), Report(layout.name, len(found), parameters, dropped)
 
@@ -143,7 +145,9 @@ def _canonical(path: str) -> str:
     return re.sub(r'\.(kernel|scale)$', '.weight', name)
 
 
-def _sort_out(keys: list[str], patterns: Iterable[tuple[str, str]]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+def _partition_keys(
+    keys: list[str], patterns: Iterable[tuple[str, str]]
+) -> tuple[dict[str, tuple[str, ...]], list[str]]:
     """Split keys into dropped ones, by reason, and unexpected ones."""
     reasons = {key: next((reason for pattern, reason in patterns if re.match(pattern, key)), None) for key in keys}
     found = dict.fromkeys(reason for reason in reasons.values() if reason)
@@ -151,12 +155,12 @@ def _sort_out(keys: list[str], patterns: Iterable[tuple[str, str]]) -> tuple[dic
     return dropped, [key for key in keys if reasons[key] is None]
 
 
-def _misfit(key: str, shape: tuple[int, ...], slot: Slot) -> str:
+def _shape_mismatch(key: str, shape: tuple[int, ...], slot: Slot) -> str:
     turned = sorted(n for n in shape if n > 1) == sorted(n for n in slot.file_shape if n > 1)
     return f'{key} {shape} instead of {slot.file_shape}{" (transposed?)" * turned}'
 
 
-def _refuse(source: str, layout: Layout, problems: dict[str, list[str]]) -> None:
+def _raise_mismatch(source: str, layout: Layout, problems: dict[str, list[str]]) -> None:
     lines = []
     for problem, names in problems.items():
         if names:

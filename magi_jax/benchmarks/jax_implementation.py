@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from magi_jax.benchmarks import meter, problem
-from magi_jax.benchmarks.draws import VideoDraws, step_key, training_draws
-from magi_jax.benchmarks.settings import COMPARED_FRAMES, COMPARED_STEPS, Settings
+from magi_jax.benchmarks import problem, resources
+from magi_jax.benchmarks.benchmark_config import COMPARED_FRAMES, COMPARED_STEPS, BenchmarkConfig
+from magi_jax.benchmarks.random_inputs import VideoDraws, step_key, training_draws
 from magi_jax.config import Config, MeshConfig
 from magi_jax.objectives.api import clip_shape, make_objective
 from magi_jax.parallel.layout import sampling_layout
-from magi_jax.parallel.mesh import batch_sharding, make_mesh, put_batch, replicated
+from magi_jax.parallel.mesh import batch_sharding, make_mesh, put_batch, replicated_sharding
 from magi_jax.sampling.video import VideoSampler, sampling_weights
 from magi_jax.training.lowering import lower_train_step
 from magi_jax.training.optim import make_optimizer
@@ -29,14 +29,14 @@ Problem = dict[str, Any]
 class _Jax:
     """Code that training and sampling share."""
 
-    def __init__(self, settings: Settings):
+    def __init__(self, settings: BenchmarkConfig):
         jax.config.update('jax_enable_compilation_cache', False)  # the first call compiles
         if jax.default_backend() == 'gpu':  # elsewhere the program equals that of training and sampling
             precision = 'tensorfloat32' if settings.tensor_float else 'float32'
             jax.config.update('jax_default_matmul_precision', precision)
         self.settings, self.config = settings, settings.config
         self.mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-        self.tokenizer = jax.device_put(problem.latent_bytes(self.config), replicated(self.mesh))
+        self.tokenizer = jax.device_put(problem.latent_bytes(self.config), replicated_sharding(self.mesh))
         self.shape = clip_shape(self.config, self.tokenizer)
         self.batch = problem.make_batch(self.config)
         self.first, self._factors = {}, None
@@ -45,7 +45,7 @@ class _Jax:
         device = jax.devices()[0]
         return {
             'framework': f'jax {jax.__version__}', 'device': device.device_kind, 'kind': device.platform,
-            'threads': meter.threads(),
+            'threads': resources.threads(),
         }  # fmt: skip
 
     def weights(self) -> Any:
@@ -54,7 +54,7 @@ class _Jax:
 
     def matmul(self) -> None:
         if self._factors is None:
-            shape = 2 * (meter.MATMUL_SIZE[jax.devices()[0].platform],)
+            shape = 2 * (resources.MATMUL_SIZE[jax.devices()[0].platform],)
             self._factors = jax.random.normal(jax.random.key(0), shape, jnp.dtype(self.config.train.compute_dtype))
         jax.block_until_ready(_product(self._factors))
 
@@ -111,10 +111,10 @@ class Training(_Jax):
         return jax.device_put(state, shardings)
 
     def _timed(self, config: Config, state: TrainState) -> tuple[TrainState, dict[str, jax.Array]]:
-        started = meter.now()
+        started = resources.now()
         result = jax.block_until_ready(self._step(config, state))
         if config == self.config and not self.first:
-            self.first = meter.since(started)
+            self.first = resources.since(started)
         return result
 
     def _step(self, config: Config, state: TrainState) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -132,7 +132,7 @@ class Training(_Jax):
 class Sampling(_Jax):
     """Videos without context, frame by frame."""
 
-    def __init__(self, settings: Settings):
+    def __init__(self, settings: BenchmarkConfig):
         super().__init__(settings)
         self.sampler = VideoSampler(self.config, self.shape, sampling_layout(self.config.model, self.shape, self.mesh))
         self.videos = 0
@@ -150,12 +150,12 @@ class Sampling(_Jax):
         }
 
     def outputs(self, given: Problem) -> dict[str, np.ndarray]:
-        params = jax.device_put(given['params'], replicated(self.mesh))
+        params = jax.device_put(given['params'], replicated_sharding(self.mesh))
         self.sampling_weights = sampling_weights(self.config, params)
         self.interval = jax.device_put(given['interval'], batch_sharding(self.mesh))
-        started = meter.now()
+        started = resources.now()
         made = self._video(0, len(given['draws']))
-        self.first = meter.since(started)
+        self.first = resources.since(started)
         return {'tokens': np.stack(made, axis=1)}
 
     def start(self, given: Problem) -> None:

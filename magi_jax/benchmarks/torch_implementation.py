@@ -11,9 +11,9 @@ import torch
 from flax.traverse_util import flatten_dict
 from torch import Tensor
 
-from magi_jax.benchmarks import meter
+from magi_jax.benchmarks import resources
+from magi_jax.benchmarks.benchmark_config import BenchmarkConfig
 from magi_jax.benchmarks.problem import without_dropout
-from magi_jax.benchmarks.settings import Settings
 from magi_jax.benchmarks.torch_model import Magi
 from magi_jax.benchmarks.torch_sampling import RandomDraws, Sampler, VideoDraws
 from magi_jax.benchmarks.torch_training import Trainer, TrainingDraws, training_draws
@@ -26,11 +26,11 @@ Problem = dict[str, Any]
 class _Torch:
     """Code that training and sampling share."""
 
-    def __init__(self, settings: Settings, compiled: bool):
+    def __init__(self, settings: BenchmarkConfig, compiled: bool):
         self.settings, self.config, self.compiled = settings, settings.config, compiled
         self.kind = 'gpu' if torch.cuda.is_available() else 'cpu'
         self.device = torch.device('cuda' if self.kind == 'gpu' else 'cpu')
-        torch.set_num_threads(meter.threads())
+        torch.set_num_threads(resources.threads())
         torch.set_float32_matmul_precision('high' if settings.tensor_float else 'highest')
         if compiled:
             torch._inductor.config.force_disable_caches = True  # the first call compiles
@@ -44,7 +44,7 @@ class _Torch:
 
     def matmul(self) -> None:
         if self._factors is None:
-            size, dtype = meter.MATMUL_SIZE[self.kind], getattr(torch, self.config.train.compute_dtype)
+            size, dtype = resources.MATMUL_SIZE[self.kind], getattr(torch, self.config.train.compute_dtype)
             self._factors = torch.randn(size, size, device=self.device).to(dtype)
         self._factors @ self._factors
         self._wait()
@@ -97,11 +97,11 @@ class Training(_Torch):
         return training_draws(self.config, self.trainer.model.shape, len(self.tokens), self.device)
 
     def _timed(self, trainer: Trainer, draws: TrainingDraws) -> dict[str, Tensor]:
-        started = meter.now()
+        started = resources.now()
         metrics = trainer.step(self.tokens, self.interval, draws)
         self._wait()
         if trainer.config == self.config and not self.first:
-            self.first = meter.since(started)
+            self.first = resources.since(started)
         return metrics
 
 
@@ -111,9 +111,9 @@ class Sampling(_Torch):
     def outputs(self, given: Problem) -> dict[str, np.ndarray]:
         self.sampler = Sampler(self._model(self.config, given), self.compiled, self.settings.torch_mode)
         self.interval = self._tensor(given['interval'])
-        started = meter.now()
+        started = resources.now()
         made = self._video(_GivenDraws(self, given['draws']), len(given['draws']))
-        self.first = meter.since(started)
+        self.first = resources.since(started)
         return {'tokens': torch.stack(made, dim=1).cpu().numpy()}
 
     def start(self, given: Problem) -> None:

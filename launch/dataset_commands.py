@@ -9,7 +9,7 @@ from magi_jax.data.preparation import dataset, shards
 SHOWN = 20  # number of faults that are printed
 
 
-def read_part(text: str) -> tuple[int, int]:
+def parse_shard(text: str) -> tuple[int, int]:
     """Parse a shard: 'i/n' -> (i, n); '' -> (0, 1).
 
     Raises:
@@ -21,7 +21,7 @@ def read_part(text: str) -> tuple[int, int]:
     return int(part), int(parts)
 
 
-def check(name: str, data_dir: str, processes: int, check_records: dataset.CheckRecords) -> None:
+def check_dataset(name: str, data_dir: str, processes: int, check_records: dataset.CheckRecords) -> None:
     """Verify a finished dataset, see `dataset.check`.
 
     Raises:

@@ -12,7 +12,7 @@ COMPARED_FRAMES = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class BenchmarkConfig:
     """The configuration of one benchmark.
 
     Attributes:
@@ -34,7 +34,7 @@ class Settings:
     torch_mode: str
 
 
-class Contestant(Protocol):
+class Implementation(Protocol):
     """One framework on one task, in its own process.
 
     Attributes:

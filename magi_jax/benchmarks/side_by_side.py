@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from magi_jax.benchmarks import meter
-from magi_jax.benchmarks.settings import Settings
+from magi_jax.benchmarks import resources
+from magi_jax.benchmarks.benchmark_config import BenchmarkConfig
 from magi_jax.config import ConfigError
 from magi_jax.models.flops import frame_flops, train_flops
 from magi_jax.models.magi import ClipShape
 
 JAX, TORCH, COMPILED = 'JAX', 'PyTorch', 'PyTorch compiled'
-AGAINST = {'torch': TORCH, 'torch_compiled': COMPILED}
-END_SECONDS = 5.0
+IMPLEMENTATIONS = {'torch': TORCH, 'torch_compiled': COMPILED}
+CLOSE_SECONDS = 5.0
 # Largest relative difference of outputs, by compute dtype. Adam updates get a looser bound: a gradient that is zero up
 # to rounding, such as that of key biases, still moves its parameter, and the direction depends on the framework.
 TOLERANCES = {
@@ -28,29 +28,29 @@ TOLERANCES = {
 }
 
 
-def contestants(against: Sequence[str]) -> list[str]:
+def implementations(against: Sequence[str]) -> list[str]:
     """Return the names of the implementations: JAX, then those requested by their keys in `AGAINST`.
 
     Raises:
       ConfigError: an implementation is unknown, or PyTorch is not installed.
     """
-    if unknown := sorted(set(against) - AGAINST.keys()):
-        raise ConfigError(f'--against {",".join(unknown)}: there are {", ".join(AGAINST)}')
+    if unknown := sorted(set(against) - IMPLEMENTATIONS.keys()):
+        raise ConfigError(f'--against {",".join(unknown)}: there are {", ".join(IMPLEMENTATIONS)}')
     if against and importlib.util.find_spec('torch') is None:
         raise ConfigError('--against torch needs the torch extra: pip install -e .[torch] -c requirements.txt')
-    return [JAX, *(name for key, name in AGAINST.items() if key in against)]
+    return [JAX, *(name for key, name in IMPLEMENTATIONS.items() if key in against)]
 
 
-def run(settings: Settings, names: list[str], say: Callable[[str], None]) -> dict[str, Any]:
+def run(settings: BenchmarkConfig, names: list[str], log: Callable[[str], None]) -> dict[str, Any]:
     """Run the whole benchmark: start the processes, compare their outputs, time them in turns.
 
     Args:
       settings: the benchmark.
       names: names of the implementations, `JAX` first.
-      say: function that logs one line.
+      log: function that logs one line.
 
     Returns:
-      {'tolerances', 'flops' of a call, 'contestants': name -> measurements}, ready for JSON.
+      {'tolerances', 'flops' of a call, 'implementations': name -> measurements}, ready for JSON.
 
     Raises:
       ConfigError: outputs differ by more than their tolerance, a process ends, the config is not that of a generator,
@@ -58,38 +58,38 @@ def run(settings: Settings, names: list[str], say: Callable[[str], None]) -> dic
     """
     if settings.task == 'train' and len(names) > 1 and settings.config.optim.name != 'adamw':
         raise ConfigError('the PyTorch side trains with AdamW alone: add --config.optim.name=adamw')
-    processes = {name: Process(name, settings) for name in names}
+    processes = {name: ImplementationProcess(name, settings) for name in names}
     try:
-        problem = processes[JAX].ask('problem')
+        problem = processes[JAX].call('problem')
         tolerances, results = TOLERANCES[settings.config.train.compute_dtype], {name: {} for name in names}
-        say('comparing outputs ...')
-        outputs = {name: process.ask('outputs', problem) for name, process in processes.items()}
+        log('comparing outputs ...')
+        outputs = {name: process.call('outputs', problem) for name, process in processes.items()}
         for name in names[1:]:
             found = results[name]['differences'] = differences(outputs[JAX], outputs[name])
-            say(f'  {name}: ' + ', '.join(f'{key} {value:.1e}' for key, value in found.items()))
-            refuse(name, found, tolerances)
+            log(f'  {name}: ' + ', '.join(f'{key} {value:.1e}' for key, value in found.items()))
+            check_differences(name, found, tolerances)
         del outputs
-        say('compiling and warming up ...')
+        log('compiling and warming up ...')
         for name, process in processes.items():
-            results[name] |= process.ask('warm_up', problem)
+            results[name] |= process.call('warm_up', problem)
         for name, process in processes.items():  # once all processes are ready, as in the rounds
-            results[name]['matmul_flops'] = process.ask('product_rate')
+            results[name]['matmul_flops'] = process.call('product_rate')
         calls = {name: max(1, math.ceil(settings.seconds / result['call'])) for name, result in results.items()}
         for number in range(settings.rounds):
             for name, process in processes.items():
-                turn = process.ask('turn', calls[name])
+                turn = process.call('turn', calls[name])
                 results[name].setdefault('turns', []).append(turn)
             ratios = (f'{name} {results[name]["turns"][-1]["wall"]:.4g} s' for name in names)
-            say(f'round {number + 1} of {settings.rounds}: {", ".join(ratios)} a call')
+            log(f'round {number + 1} of {settings.rounds}: {", ".join(ratios)} a call')
         for name, process in processes.items():
-            results[name] |= process.ask('memory') | {'calls': calls[name]}
+            results[name] |= process.call('memory') | {'calls': calls[name]}
     finally:
         for process in processes.values():
-            process.end()
-    return {'tolerances': tolerances, 'flops': flops_of_call(settings, problem['shape']), 'contestants': results}
+            process.close()
+    return {'tolerances': tolerances, 'flops': flops_of_call(settings, problem['shape']), 'implementations': results}
 
 
-def flops_of_call(settings: Settings, shape: ClipShape) -> float:
+def flops_of_call(settings: BenchmarkConfig, shape: ClipShape) -> float:
     """Return the FLOPs of the model in one call: an optimizer step on a batch, or a batch of videos."""
     config, clips = settings.config, settings.config.data.batch_size
     if settings.task == 'train':
@@ -108,25 +108,25 @@ def differences(ours: dict, theirs: dict) -> dict[str, float]:
     return found
 
 
-def refuse(contestant: str, found: dict[str, float], tolerances: dict[str, float]) -> None:
+def check_differences(implementation: str, found: dict[str, float], tolerances: dict[str, float]) -> None:
     """Raise ConfigError if a difference is larger than its tolerance, or not finite."""
     wrong = {name: value for name, value in found.items() if not value <= tolerances[name]}
     told = (f'{name} by {value:.1e} (at most {tolerances[name]:.0e})' for name, value in wrong.items())
     if wrong:
-        raise ConfigError(f'outputs of {contestant} differ, so nothing is timed: {", ".join(told)}')
+        raise ConfigError(f'outputs of {implementation} differ, so nothing is timed: {", ".join(told)}')
 
 
-class Process:
+class ImplementationProcess:
     """An implementation in its own process. It works while the other processes wait."""
 
-    def __init__(self, name: str, settings: Settings):
+    def __init__(self, name: str, settings: BenchmarkConfig):
         context = multiprocessing.get_context('spawn')
         self._name, (self._connection, theirs) = name, context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, name, settings), daemon=True)
         self._process.start()
         theirs.close()
 
-    def ask(self, method: str, *arguments: Any) -> Any:
+    def call(self, method: str, *arguments: Any) -> Any:
         """Call a method of `Worker` or of its implementation, and return the result.
 
         Raises:
@@ -143,10 +143,10 @@ class Process:
             raise result
         return result
 
-    def end(self) -> None:
+    def close(self) -> None:
         """End the process by closing its connection, or by force if it is busy."""
         self._connection.close()
-        self._process.join(END_SECONDS)
+        self._process.join(CLOSE_SECONDS)
         if self._process.is_alive():
             self._process.terminate()
             self._process.join()
@@ -156,24 +156,24 @@ class Process:
 class Worker:
     """The object that runs in the process and holds the implementation."""
 
-    contestant: Any
-    held: int  # resident bytes before the model was made
+    implementation: Any
+    resident_before: int  # resident bytes before the model was made
 
     def warm_up(self, problem: dict[str, Any]) -> dict[str, Any]:
         """Run the first calls; return device facts, seconds of the first call, and about how long a call takes."""
-        self.contestant.start(problem)
-        self.contestant.run(1)
-        call = meter.measure(lambda: self.contestant.run(1))['wall']
-        return self.contestant.facts() | {'first': self.contestant.first, 'call': call}
+        self.implementation.start(problem)
+        self.implementation.run(1)
+        call = resources.measure(lambda: self.implementation.run(1))['wall']
+        return self.implementation.facts() | {'first': self.implementation.first, 'call': call}
 
     def product_rate(self) -> dict[str, float]:
         """Measure FLOP/s of a large matrix product by each clock.
 
         This resets the peak memory, so turns have their own.
         """
-        work = 2.0 * meter.MATMUL_SIZE[self.contestant.facts()['kind']] ** 3
-        rates = {clock: work / seconds for clock, seconds in meter.fastest(self.contestant.matmul).items()}
-        meter.forget_peak()
+        work = 2.0 * resources.MATMUL_SIZE[self.implementation.facts()['kind']] ** 3
+        rates = {clock: work / seconds for clock, seconds in resources.fastest(self.implementation.matmul).items()}
+        resources.forget_peak()
         return rates
 
     def turn(self, calls: int) -> dict[str, float]:
@@ -182,17 +182,17 @@ class Worker:
         The first call does not count because a virtual machine may return free memory to its host during the turns of
         others. Getting it back takes as long as a training step.
         """
-        self.contestant.run(1)
-        seconds = meter.measure(lambda: self.contestant.run(calls))
+        self.implementation.run(1)
+        seconds = resources.measure(lambda: self.implementation.run(calls))
         return {clock: total / calls for clock, total in seconds.items()}
 
     def memory(self) -> dict[str, int | None]:
         """Return bytes: peak resident memory of the turns without that of the empty process, and device peak."""
-        resident = meter.peak_resident_bytes() - self.held
-        return {'resident_bytes': resident, 'device_bytes': self.contestant.device_bytes()}
+        resident = resources.peak_resident_bytes() - self.resident_before
+        return {'resident_bytes': resident, 'device_bytes': self.implementation.device_bytes()}
 
 
-def _serve(connection: Connection, name: str, settings: Settings) -> None:
+def _serve(connection: Connection, name: str, settings: BenchmarkConfig) -> None:
     worker = None
     while True:
         try:
@@ -201,7 +201,7 @@ def _serve(connection: Connection, name: str, settings: Settings) -> None:
             return
         try:
             worker = worker or _make_worker(name, settings)
-            target = worker if hasattr(worker, method) else worker.contestant
+            target = worker if hasattr(worker, method) else worker.implementation
             result = getattr(target, method)(*arguments)
         except Exception as error:  # noqa: BLE001, raised again in the calling process
             known = isinstance(error, (ConfigError, OSError))
@@ -209,10 +209,10 @@ def _serve(connection: Connection, name: str, settings: Settings) -> None:
         connection.send(result)
 
 
-def _make_worker(name: str, settings: Settings) -> Worker:
+def _make_worker(name: str, settings: BenchmarkConfig) -> Worker:
     """Make the worker; import one framework only, so the other one takes no devices and threads."""
-    module = 'jax_side' if name == JAX else 'torch_side'
+    module = 'jax_implementation' if name == JAX else 'torch_implementation'
     side = importlib.import_module(f'magi_jax.benchmarks.{module}')
-    held = meter.peak_resident_bytes()
+    held = resources.peak_resident_bytes()
     kind = {'train': side.Training, 'sample': side.Sampling}[settings.task]
     return Worker(kind(settings) if name == JAX else kind(settings, name == COMPILED), held)

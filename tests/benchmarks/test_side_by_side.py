@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from magi_jax.benchmarks import contest, meter, problem, table
+from magi_jax.benchmarks import problem, resources, side_by_side, table
 from magi_jax.config import Config, ConfigError, DataConfig, TokenizerConfig
 
 CONFIG = Config(data=DataConfig(frames=3, height=16, width=32, batch_size=2, max_interval=5))
@@ -14,24 +14,24 @@ CONFIG = Config(data=DataConfig(frames=3, height=16, width=32, batch_size=2, max
 
 def test_who_takes_part(monkeypatch):
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: name)
-    assert contest.contestants([]) == ['JAX']
-    assert contest.contestants(['torch_compiled']) == ['JAX', 'PyTorch compiled']
-    assert contest.contestants(['torch_compiled', 'torch']) == ['JAX', 'PyTorch', 'PyTorch compiled']
+    assert side_by_side.implementations([]) == ['JAX']
+    assert side_by_side.implementations(['torch_compiled']) == ['JAX', 'PyTorch compiled']
+    assert side_by_side.implementations(['torch_compiled', 'torch']) == ['JAX', 'PyTorch', 'PyTorch compiled']
     with pytest.raises(ConfigError, match='--against tensorflow: there are torch, torch_compiled'):
-        contest.contestants(['torch', 'tensorflow'])
+        side_by_side.implementations(['torch', 'tensorflow'])
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(ConfigError, match=r'pip install -e \.\[torch\]'):
-        contest.contestants(['torch'])
+        side_by_side.implementations(['torch'])
 
 
 def test_outputs_that_differ_are_not_timed():
     ours = {'loss': np.array([2.0, 1.0]), 'bad_leaf': -1}
-    assert contest.differences(ours, {'loss': np.array([2.0, 1.0])}) == {'loss': 0.0}
-    contest.refuse('PyTorch', {'loss': 1e-5}, {'loss': 1e-4})
+    assert side_by_side.differences(ours, {'loss': np.array([2.0, 1.0])}) == {'loss': 0.0}
+    side_by_side.check_differences('PyTorch', {'loss': 1e-5}, {'loss': 1e-4})
     for theirs in ([2.0, 1.001], [2.0, np.nan]):
-        found = contest.differences(ours, {'loss': np.array(theirs)})
+        found = side_by_side.differences(ours, {'loss': np.array(theirs)})
         with pytest.raises(ConfigError, match='outputs of PyTorch differ, so nothing is timed: loss by'):
-            contest.refuse('PyTorch', found, {'loss': 1e-4})
+            side_by_side.check_differences('PyTorch', found, {'loss': 1e-4})
 
 
 def test_latents_are_read_from_the_bytes_of_a_video():
@@ -51,9 +51,9 @@ def test_what_has_no_reference_is_refused():
 
 
 def test_seconds_of_both_clocks():
-    seconds = meter.measure(lambda: sum(range(200_000)))
+    seconds = resources.measure(lambda: sum(range(200_000)))
     assert seconds['wall'] > 0 and seconds['cpu'] > 0
-    assert meter.peak_resident_bytes() > 2**20
+    assert resources.peak_resident_bytes() > 2**20
 
 
 def test_a_turn_does_not_count_its_first_call():
@@ -66,11 +66,11 @@ def test_a_turn_does_not_count_its_first_call():
             time.sleep(0.0 if self.made else 0.2)
             self.made.append(calls)
 
-    assert contest.Worker(Slept(), 0).turn(2)['wall'] < 0.05
+    assert side_by_side.Worker(Slept(), 0).turn(2)['wall'] < 0.05
     assert Slept.made == [1, 2]
 
 
-def _contestant(kind, wall, cpu, **fields):
+def _implementation(kind, wall, cpu, **fields):
     turns = [{'wall': w, 'cpu': c} for w, c in zip(wall, cpu)]
     rates = {'wall': 4e9, 'cpu': 8e9}
     fields = {'device_bytes': None, 'resident_bytes': 3 * 2**20, 'first': {'wall': 9.0, 'cpu': 5.0}} | fields
@@ -80,11 +80,11 @@ def _contestant(kind, wall, cpu, **fields):
 @pytest.mark.parametrize(('kind', 'clock'), [('cpu', 'CPU ms'), ('gpu', 'wall ms')])
 def test_table(kind, clock):
     """Ratios are taken round by round: the third round was slow for both."""
-    contestants = {
-        'JAX': _contestant(kind, [2.0, 2.0, 8.0], [1.0, 1.0, 4.0]),
-        'PyTorch': _contestant(kind, [1.0, 1.0, 4.0], [2.0, 2.0, 2.0]),
+    implementations = {
+        'JAX': _implementation(kind, [2.0, 2.0, 8.0], [1.0, 1.0, 4.0]),
+        'PyTorch': _implementation(kind, [1.0, 1.0, 4.0], [2.0, 2.0, 2.0]),
     }
-    result = {'title': 'T', 'task': 'train', 'clips': 3, 'frames': 5, 'flops': 2e9, 'contestants': contestants}
+    result = {'title': 'T', 'task': 'train', 'clips': 3, 'frames': 5, 'flops': 2e9, 'implementations': implementations}
     told = table.summary(result)
     expected = {'cpu': (1.0, 2.0, 0.5, 2.0), 'gpu': (2.0, 0.5, 0.5, 0.5)}[kind]
     ratios = (told['PyTorch'][name] for name in ('ratio', 'ratio_low', 'ratio_high'))

@@ -28,8 +28,8 @@ from magi_jax.config import Config, ConfigError
 from magi_jax.data import sources
 from magi_jax.data.pipeline import eval_batches, train_batches
 from magi_jax.objectives.api import Objective, make_objective
-from magi_jax.parallel.hosts import everywhere, host_rows
-from magi_jax.parallel.mesh import check_batch, make_mesh, put_batch, replicated
+from magi_jax.parallel.hosts import host_rows, replicate
+from magi_jax.parallel.mesh import check_batch, make_mesh, put_batch, replicated_sharding
 from magi_jax.tokenizers.api import Tokenizer, create_tokenizer
 from magi_jax.tokenizers.folder import how_to_make, load_tokenizer
 from magi_jax.training.loop import TOKENIZER_FOLDER
@@ -38,7 +38,7 @@ from magi_jax.training.optim import make_optimizer
 from magi_jax.training.state import StateFactory
 from magi_jax.training.step import leaf_names
 
-from .collectives import exchange
+from .collectives import check_axis
 
 PROBE_FOLDER = 'preflight'  # folder inside the work folder; removed at the end
 SMALL_MODEL = 50_000_000  # largest number of parameters for which `--step auto` runs steps
@@ -49,7 +49,7 @@ TPU_FILES = ('/dev/accel0', '/dev/vfio/0')
 
 
 @dataclasses.dataclass
-class Facts:
+class PreflightContext:
     """The inputs of the checks, and results of earlier checks that later ones need."""
 
     config: Config
@@ -71,11 +71,11 @@ class Check:
     """One line of the report. `run(facts)` returns what it found or raises an error with a remedy."""
 
     name: str
-    run: Callable[[Facts], str]
+    run: Callable[[PreflightContext], str]
     needs: tuple[str, ...] = ()
 
 
-def check_versions(facts: Facts) -> str:
+def check_versions(facts: PreflightContext) -> str:
     """Check that every pinned package has exactly its version; on TPUs also the packages of the `tpu` extra."""
     pins = facts.requirements.read_text()
     if jax.default_backend() == 'tpu':
@@ -108,16 +108,16 @@ def _pinned(pins: str) -> list[Requirement]:
     return [pin for pin in found if pin.marker is None or pin.marker.evaluate()]
 
 
-def check_hosts(facts: Facts) -> str:
+def check_hosts(facts: PreflightContext) -> str:
     """Check that all processes run the same code and config, and that their clocks agree."""
-    share('')  # the first exchange compiles; clocks are read after it, at the same time
+    gather_text('')  # the first exchange compiles; clocks are read after it, at the same time
     own = {
         'time': time.time(),
         'config': _digest(json.dumps(dataclasses.asdict(facts.config), sort_keys=True).encode()),
         'requirements': _digest(facts.requirements.read_bytes()),
         'code': _digest(*(path.read_bytes() for path in _sources())),
     }
-    hosts = [json.loads(text) for text in share(json.dumps(own))]
+    hosts = [json.loads(text) for text in gather_text(json.dumps(own))]
     if complaints := host_differences(hosts):
         raise ConfigError('; '.join(complaints))
     facts.token = repr(hosts[0]['time'])
@@ -145,7 +145,7 @@ def _sources() -> list[Path]:
     return sorted({path for folder in folders for path in folder.rglob('*.py')})
 
 
-def check_devices(facts: Facts) -> str:
+def check_devices(facts: PreflightContext) -> str:
     """Check that the devices fill the mesh of the config and that the batch divides over it."""
     if jax.default_backend() == 'cpu' and any(map(os.path.exists, TPU_FILES)) and 'JAX_PLATFORMS' not in os.environ:
         raise ConfigError(f'this host has TPU chips but jax runs on the CPU: pip install "jax[tpu]=={jax.__version__}"')
@@ -157,18 +157,18 @@ def check_devices(facts: Facts) -> str:
     return f'{len(devices)} x {devices[0].device_kind} on {hosts} process(es); mesh {axes}'
 
 
-def check_collectives(facts: Facts) -> str:
+def check_collectives(facts: PreflightContext) -> str:
     """Check the results of all-reduce, all-gather, reduce-scatter and all-to-all along every mesh axis."""
     axes = [axis for axis, size in facts.mesh.shape.items() if size > 1]
     found = []
     for axis in axes:
-        speeds = exchange(facts.mesh, axis)
+        speeds = check_axis(facts.mesh, axis)
         rates = ', '.join(f'{name} {speed / 1e9:.2f}' for name, speed in speeds.items())
         found.append(f'{axis}: {rates} GB/s a device')
     return '; '.join(found) or 'one device: nothing to exchange'
 
 
-def check_workdir(facts: Facts) -> str:
+def check_workdir(facts: PreflightContext) -> str:
     """Check that the work folder is writable."""
     if facts.workdir.parts[0].endswith(':'):
         raise ConfigError(f'{facts.workdir} is no folder: mount the bucket on every host (launch/tpu/pod.sh --bucket)')
@@ -183,10 +183,10 @@ def check_workdir(facts: Facts) -> str:
     return f'{facts.workdir} can be written'
 
 
-def check_checkpoint(facts: Facts) -> str:
+def check_checkpoint(facts: PreflightContext) -> str:
     """Check that hosts share the work folder, that it holds no other experiment, and that checkpoints restore."""
     probe, hosts = facts.workdir / PROBE_FOLDER, range(jax.process_count())
-    if missing := [host for host in hosts if not _holds(probe / f'host{host}', facts.token)]:
+    if missing := [host for host in hosts if not _require_content(probe / f'host{host}', facts.token)]:
         raise ConfigError(f'what hosts {missing} write to {facts.workdir} is not seen here: use a shared folder')
     if (facts.workdir / CONFIG_FILE).exists() and latest_step(facts.workdir) is not None:
         check_same_experiment(load_config(facts.workdir), facts.config, str(facts.workdir))
@@ -196,7 +196,7 @@ def check_checkpoint(facts: Facts) -> str:
     # Random bits, so that compression does not make storage look fast.
     tree = jax.jit(
         lambda: {'sharded': jax.random.bits(jax.random.key(0), (rows, 1024), jnp.uint32), 'whole': jnp.arange(7)},
-        out_shardings={'sharded': sharded, 'whole': replicated(facts.mesh)},
+        out_shardings={'sharded': sharded, 'whole': replicated_sharding(facts.mesh)},
     )()
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
     checkpoints = Checkpoints(probe, keep=1)
@@ -213,11 +213,11 @@ def check_checkpoint(facts: Facts) -> str:
     return f'{_size(size)} over {facts.mesh.size} device(s): written at {write:.0f} MB/s, read at {back:.0f} MB/s'
 
 
-def _holds(path: Path, text: str) -> bool:
+def _require_content(path: Path, text: str) -> bool:
     return path.exists() and path.read_text() == text
 
 
-def check_tokenizer(facts: Facts) -> str:
+def check_tokenizer(facts: PreflightContext) -> str:
     """Check that the tokenizer loads and fits the clips and the model."""
     config, kept = facts.config, facts.workdir / TOKENIZER_FOLDER
     if config.objective == 'autoencoder':
@@ -235,7 +235,7 @@ def check_tokenizer(facts: Facts) -> str:
     return text
 
 
-def check_state(facts: Facts) -> str:
+def check_state(facts: PreflightContext) -> str:
     """Check that the training state fits the memory of the devices, and the checkpoints the disk."""
     optimizer = make_optimizer(facts.config.optim, facts.config.train.steps)
     facts.factory = StateFactory(facts.objective, optimizer, facts.mesh)
@@ -266,7 +266,7 @@ def _size(size: float) -> str:
     return f'{size / 2**20:.1f} MiB' if size < 2**30 else f'{size / 2**30:.1f} GiB'
 
 
-def check_data(facts: Facts) -> str:
+def check_data(facts: PreflightContext) -> str:
     """Check that both splits open, and measure clips per second of all hosts, without the prefetched batches."""
     data = facts.config.data
     next(eval_batches(data, sources.eval_split(data), data.frames, 1, 1))
@@ -287,14 +287,14 @@ def check_data(facts: Facts) -> str:
     return f'{data.source}: {facts.clips_per_second:.0f} clips/s of {data.frames} x {data.height} x {data.width}'
 
 
-def check_step(facts: Facts) -> str:
+def check_step(facts: PreflightContext) -> str:
     """Run four real optimizer steps on one batch; check that they are finite and compare their speed with the data."""
     if facts.step == 'never' or (facts.step == 'auto' and facts.parameters > SMALL_MODEL):
         return f'not run (--step {facts.step}, {facts.parameters:,} parameters); --step always runs it'
     step = lower_train_step(facts.config, facts.mesh, facts.tokenizer).compile()
     state = facts.factory.init(jax.random.key(facts.config.seed))
     names = leaf_names(state.params)
-    tokenizer, batch = everywhere(facts.mesh, facts.tokenizer), put_batch(facts.mesh, facts.batch)
+    tokenizer, batch = replicate(facts.mesh, facts.tokenizer), put_batch(facts.mesh, facts.batch)
     times = []
     for _ in range(4):
         started = time.perf_counter()
@@ -308,7 +308,7 @@ def check_step(facts: Facts) -> str:
     return f'loss {float(metrics["loss"]):.4f}, {min(times):.3f} s a step: takes {wanted:.0f} clips/s{advice}'
 
 
-def share(text: str) -> list[str]:
+def gather_text(text: str) -> list[str]:
     """Gather a text (its first kilobyte) from every process, in their order. It acts as a barrier."""
     if jax.process_count() == 1:
         return [text]
