@@ -15,30 +15,29 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 MAX_WORDS = 30
-VERBS = set(
-    """
-    accept accumulate add advance aggregate align allocate allow announce append apply arrange ask assert assign attend
-    augment average average-pool begin bind block bound broadcast build cache call cap cast change check choose chunk
-    classify clean clip close collect combine commit compare compile compose compress compute concatenate condition
-    configure connect continue convert copy count create crop cut decide decode decompress define delete denoise
-    describe detach detect determine digest discard dispatch display distribute divide download draw drop dump embed
-    emit enable encode end enlarge ensure enter enumerate erase estimate evaluate evict exchange execute exit expand
-    explain export express extend extract fail fetch fill filter find fit flatten flip fold follow forget format fuse
-    gather generate get give group guard guide handle hash hold identify ignore import index infer initialize insert
-    inspect install interpolate invert iterate join keep label launch lay layout limit link list load locate lock log
-    look lower make map mark mask match measure merge mirror mix move multiply name normalize observe open order
-    orthogonalize overlay override pack pad paint parse partition pass patch perturb pick place play plot point
-    postpone predict prefetch prefill prepare preprocess print probe process produce project propagate prune publish
-    pull push put quantize query raise rank read rearrange rebuild recompute reconstruct record re-encode reduce refuse
-    register release remember remove rename render reorder repeat replace replicate report request require rescale
-    reset reshape resize resolve respace restart restore resume return reveal reverse rotate round run sample save scale
-    scan scatter score search select send separate serve set shard shift show shrink shuffle shut skip slice slide sort
-    split stack start state step stop store stream strip subtract sum summarize switch synchronize take tell terminate
-    test tile time tokenize trace track train transform translate transpose treat trim truncate try turn unpack
-    unpatchify patchify unstack update upsample downsample use validate verify view visit wait walk warm warn widen
-    wrap write yield zero
-    """.split()
-)
+VERB_LIST = """
+accept accumulate add advance aggregate align allocate allow announce append apply arrange ask assert assign attend
+augment average average-pool begin bind block bound broadcast build cache call cap cast change check choose chunk
+classify clean clip close collect combine commit compare compile compose compress compute concatenate condition
+configure connect continue convert copy count create crop cut decide decode decompress define delete denoise
+describe detach detect determine digest discard dispatch display distribute divide download draw drop dump embed
+emit enable encode end enlarge ensure enter enumerate erase estimate evaluate evict exchange execute exit expand
+explain export express extend extract fail fetch fill filter find fit flatten flip fold follow forget format fuse
+gather generate get give group guard guide handle hash hold identify ignore import index infer initialize insert
+inspect install interpolate invert iterate join keep label launch lay layout limit link list load locate lock log
+look lower make map mark mask match measure merge mirror mix move multiply name normalize observe open order
+orthogonalize overlay override pack pad paint parse partition pass patch perturb pick place play plot point
+postpone predict prefetch prefill prepare preprocess print probe process produce project propagate prune publish
+pull push put quantize query raise rank read rearrange rebuild recompute reconstruct record re-encode reduce refuse
+register release remember remove rename render reorder repeat replace replicate report request require rescale
+reset reshape resize resolve respace restart restore resume return reveal reverse rotate round run sample save scale
+scan scatter score search select send separate serve set shard shift show shrink shuffle shut skip slice slide sort
+split stack start state step stop store stream strip subtract sum summarize switch synchronize take tell terminate
+test tile time tokenize trace track train transform translate transpose treat trim truncate try turn unpack
+unpatchify patchify unstack update upsample downsample use validate verify view visit wait walk warm warn widen
+wrap write yield zero
+"""
+VERBS = set(VERB_LIST.split())
 
 
 def python_texts(source: str) -> Iterator[tuple[int, str]]:
