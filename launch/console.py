@@ -153,7 +153,7 @@ def read_environment() -> None:
     if jax.config.jax_enable_x64:
         raise ConfigError('JAX_ENABLE_X64 is set, but the models compute in float32 and bfloat16: unset it')
     if os.environ.get(CACHE_VARIABLE):
-        cache.move_cache(os.environ[CACHE_VARIABLE])
+        cache.set_cache_folder(os.environ[CACHE_VARIABLE])
 
 
 def keep_compiled_programs() -> None:

@@ -85,8 +85,8 @@ def _prepare(name: str, data_dir: str) -> None:
     if listing.ignored:
         print(f'{len(listing.ignored)} other files are left alone, the first is {listing.ignored[0]}')
     with dataset.exclusive_lock(folder, (part, count)):
-        todo = [shard for shard in mine if shards.rows_left(shard)]
-        total, left = sum(len(shard.rows) for shard in mine), sum(len(shards.rows_left(shard)) for shard in todo)
+        todo = [shard for shard in mine if shards.remaining_rows(shard)]
+        total, left = sum(len(shard.rows) for shard in mine), sum(len(shards.remaining_rows(shard)) for shard in todo)
         done = dataset.prepare(todo, plan, listing.root, PROCESSES.value, TIMEOUT.value)
         with tqdm(initial=total - left, total=total, unit='video', dynamic_ncols=True, smoothing=0.05) as bar:
             skipped = 0

@@ -1,7 +1,8 @@
-"""Checkpoints of a run: Orbax, asynchronous, atomic; written by all hosts, restored on any mesh by any number of hosts.
+"""Checkpoints of a run, written asynchronously and atomically by Orbax and restored on any mesh and host count.
 
-A work folder holds `config.json`, `checkpoints/<step>/` and, for generators, `tokenizer/`: a copy of the frozen one.
-A checkpoint carries checksums of its arrays: a damaged one is passed over, and a trainer moves it to `damaged/`.
+A work folder holds `config.json`, `checkpoints/<step>/` and, for generators, `tokenizer/`, a copy of the frozen
+tokenizer. A checkpoint stores checksums of its arrays. A damaged checkpoint is skipped, and a trainer moves it to
+`damaged/`.
 """
 
 import dataclasses
@@ -23,23 +24,23 @@ from orbax.checkpoint.options import MultiprocessingOptions
 from magi_jax.config import Config, ConfigError, from_config_dict
 
 CONFIG_FILE = 'config.json'
-# What a resumed run may change without becoming another experiment.
+# Fields that a resumed run may change without becoming another experiment.
 FREE_FIELDS = ('sampler', 'mesh', 'data.path', 'data.threads', 'tokenizer.path', 'train.remat', 'train.unroll',
                'train.log_every', 'train.eval_every', 'train.eval_batches', 'train.sample_every',
                'train.checkpoint_every', 'train.keep_checkpoints')  # fmt: skip
 CHECKSUMS, DAMAGED = 'checksums', 'damaged'
-# What Orbax and TensorStore raise for files that are missing, cut short or overwritten.
-UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, OSError, RuntimeError)
+# Errors that Orbax and TensorStore raise for files that are missing, truncated or overwritten.
+READ_ERRORS = (ValueError, TypeError, LookupError, AttributeError, OSError, RuntimeError)
 
 
 class Checkpoints:
-    """Saves and restores a run's state under `workdir/checkpoints`. All hosts call every method, in the same order.
+    """Saves and restores a run's state under `workdir/checkpoints`. All hosts must call every method in the same order.
 
     Args:
       workdir: the run's folder, shared by all hosts.
-      keep: how many of the newest checkpoints stay; what a killed run left half-written is removed. None: for reading
-        only, also while the run is being trained.
-      warn: told in a line of every checkpoint that is passed over.
+      keep: number of newest checkpoints to keep. Unfinished saves of a killed run are removed. None: open for reading
+        only, which is safe while the run is being trained.
+      warn: function that receives one line for every damaged checkpoint that is skipped.
     """
 
     def __init__(
@@ -47,32 +48,37 @@ class Checkpoints:
     ):
         self._folder = Path(workdir).absolute() / 'checkpoints'
         self._warn = warn
-        self.restored_step: int | None = None  # of the checkpoint that `restore` read last
+        self.restored_step: int | None = None  # step of the checkpoint that `restore` read last
         self._manager = None
         if keep is not None:
             options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
             self._manager = ocp.CheckpointManager(self._folder, options=options)
-        # Every host reads by itself: in a barrier, all would wait for the one that found a damaged file.
-        own = jax.process_index()
-        alone = MultiprocessingOptions(primary_host=own, active_processes={own}, barrier_sync_key_prefix=f'read{own}')
-        self._reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler(), multiprocessing_options=alone)
+        # Every host reads independently: with a barrier, all would wait for a host that found a damaged file.
+        host = jax.process_index()
+        single_host = MultiprocessingOptions(
+            primary_host=host, active_processes={host}, barrier_sync_key_prefix=f'read{host}'
+        )
+        self._reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler(), multiprocessing_options=single_host)
 
     def latest_step(self) -> int | None:
-        """Step of the newest checkpoint; one whose save was interrupted does not count."""
+        """Return the step of the newest complete checkpoint, or None. An interrupted save does not count."""
         return self._next_step(None)
 
     def save(self, step: int, items: dict[str, Any]) -> None:
-        """Starts writing named trees; returns once the arrays are copied. A full disk shows here or in `wait`."""
+        """Start writing named trees. Return once the arrays are copied.
+
+        Write errors such as a full disk are raised here or in `wait`.
+        """
         checksums = {name: int(_checksum(tree)) for name, tree in items.items()}
         args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         self._manager.save(step, args=ocp.args.Composite(**args, **{CHECKSUMS: ocp.args.JsonSave(checksums)}))
 
     def restore(self, abstract: dict[str, Any]) -> dict[str, Any]:
-        """The named trees of the newest checkpoint that is whole, laid out as the shapes and shardings of `abstract`.
+        """Read the named trees of the newest intact checkpoint, with the shapes and shardings of `abstract`.
 
         Raises:
           FileNotFoundError: there is no checkpoint.
-          ConfigError: there are some, but none is whole.
+          ConfigError: all checkpoints are damaged.
         """
         step, damaged = self.latest_step(), {}
         if step is None:
@@ -80,7 +86,7 @@ class Checkpoints:
         while step is not None:
             items, reason = self._read(step, abstract)
             if items is not None:
-                self._set_aside(damaged)
+                self._move_damaged(damaged)
                 self.restored_step = step
                 return items
             damaged[step], before = reason, self._next_step(step)
@@ -89,16 +95,16 @@ class Checkpoints:
                 self._warn(f'{where} is damaged ({reason}): trying step {before}')
             step = before
         raise ConfigError(
-            f'no checkpoint in {self._folder} is whole (step {max(damaged)}: {damaged[max(damaged)]}):'
+            f'every checkpoint in {self._folder} is damaged (step {max(damaged)}: {damaged[max(damaged)]}):'
             ' restore one from a copy, or start again in another --workdir'
         )
 
     def wait(self) -> None:
-        """Blocks until the last save is complete on disk."""
+        """Block until the last save is complete on disk."""
         self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits and releases the writer's threads."""
+        """Block until the last save is complete, then release the writer's threads."""
         self._reader.close()
         if self._manager is not None:
             self._manager.close()
@@ -107,12 +113,12 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # When another host is lost, the save in progress never ends.
+        # After the loss of another host, the save in progress never completes, so `close` would block.
         if jax.process_count() == 1 or kind is None or issubclass(kind, FloatingPointError):
             self.close()
 
     def _next_step(self, before: int | None) -> int | None:
-        """The newest step, or the newest below `before`, as the first process sees the folder."""
+        """Return the newest step (below `before`, if given), as the first host sees the folder. None: no such step."""
         steps = [step for step in _steps(self._folder) if before is None or step < before]
         step = max(steps, default=-1)
         if jax.process_count() > 1:
@@ -120,26 +126,26 @@ class Checkpoints:
         return None if step < 0 else step
 
     def _read(self, step: int, abstract: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
-        """(the trees, '') of a checkpoint, or (None, what is wrong with it); all hosts agree which."""
-        wanted = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
-        wanted[CHECKSUMS] = ocp.args.JsonRestore()
+        """Read one checkpoint. Return (trees, '') or (None, reason), the same on all hosts except for the reason."""
+        restore_args = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
+        restore_args[CHECKSUMS] = ocp.args.JsonRestore()
         items, reason = None, 'another host cannot read it'
         try:
-            items = self._reader.restore(self._folder / str(step), args=ocp.args.Composite(**wanted))
+            items = self._reader.restore(self._folder / str(step), args=ocp.args.Composite(**restore_args))
             expected = {name: items[CHECKSUMS][name] for name in abstract}
         except Exception as error:
-            if not isinstance(error, UNREADABLE) and type(error) is not Exception:  # Orbax's, for a chunk cut short
+            if not isinstance(error, READ_ERRORS) and type(error) is not Exception:  # Orbax, for a truncated chunk
                 raise
             items, reason = None, _first_line(error)
-        if not _on_all_hosts(items is not None):
+        if not _true_on_all_hosts(items is not None):
             return None, reason
         for name in abstract:
             if int(_checksum(items[name])) != expected[name]:
-                return None, f'{name} is not what was written'
+                return None, f'the checksum of {name} does not match'
         return {name: items[name] for name in abstract}, ''
 
-    def _set_aside(self, damaged: dict[int, str]) -> None:
-        """Moves damaged checkpoints out of the way of those that will be written again."""
+    def _move_damaged(self, damaged: dict[int, str]) -> None:
+        """Move damaged checkpoints to `damaged/`, so that their steps can be saved again."""
         if self._manager is None or not damaged:
             return
         if jax.process_index() == 0:
@@ -148,17 +154,17 @@ class Checkpoints:
                 shutil.rmtree(target, ignore_errors=True)
                 target.parent.mkdir(exist_ok=True)
                 (self._folder / str(step)).rename(target)
-        _on_all_hosts(True)  # not before the first process is done
+        _true_on_all_hosts(True)  # a barrier: wait for the first host to move the folders
         self._manager.reload()
 
 
 def save_config(workdir: str | os.PathLike, config: Config) -> None:
-    """The first process writes `config.json`; all check that the one there describes the same experiment.
+    """Write `config.json` on the first host. Check on all hosts that an existing file describes the same experiment.
 
-    An experiment begins with its first checkpoint: a config that never got that far is replaced.
+    An experiment starts with its first checkpoint: before that, another config replaces the file.
 
     Raises:
-      ConfigError: the folder belongs to another experiment; the message names the first field that differs.
+      ConfigError: the folder belongs to another experiment. The message names the first field that differs.
     """
     path = Path(workdir) / CONFIG_FILE
     if path.exists() and latest_step(workdir) is not None:
@@ -169,22 +175,22 @@ def save_config(workdir: str | os.PathLike, config: Config) -> None:
     if jax.process_index() > 0:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f'.{CONFIG_FILE}.{os.getpid()}')
-    draft.write_text(json.dumps(dataclasses.asdict(config), indent=1))
-    draft.replace(path)
+    temporary = path.with_name(f'.{CONFIG_FILE}.{os.getpid()}')
+    temporary.write_text(json.dumps(dataclasses.asdict(config), indent=1))
+    temporary.replace(path)
 
 
 def latest_step(workdir: str | os.PathLike) -> int | None:
-    """Step of the newest complete checkpoint of a run's folder, as this host sees it."""
+    """Return the step of the newest complete checkpoint in a work folder, or None, as this host sees it."""
     return max(_steps(Path(workdir) / 'checkpoints'), default=None)
 
 
 def load_config(workdir: str | os.PathLike) -> Config:
-    """The config of a run.
+    """Read the config of a run.
 
     Raises:
-      FileNotFoundError: `workdir` is no run's folder.
-      ConfigError: the file is damaged or of another version.
+      FileNotFoundError: `workdir` is not the work folder of a run.
+      ConfigError: the file is damaged or from another version.
     """
     path = Path(workdir) / CONFIG_FILE
     if not path.is_file():
@@ -192,12 +198,13 @@ def load_config(workdir: str | os.PathLike) -> Config:
     try:
         return from_config_dict(json.loads(path.read_text()))
     except json.JSONDecodeError as error:
-        raise ConfigError(f'{path} is damaged ({error}): restore it or start again in another --workdir') from error
+        hint = 'restore it from a copy, or start again in another --workdir'
+        raise ConfigError(f'{path} is damaged ({error}): {hint}') from error
 
 
-def check_same_experiment(saved: Config, asked: Config, workdir: str) -> None:
-    """Raises ConfigError naming the first field outside `FREE_FIELDS` that differs."""
-    old, new = (_flat(dataclasses.asdict(config)) for config in (saved, asked))
+def check_same_experiment(saved: Config, requested: Config, workdir: str) -> None:
+    """Raise ConfigError naming the first field that differs. Fields in `FREE_FIELDS` may differ."""
+    old, new = (_flat(dataclasses.asdict(config)) for config in (saved, requested))
     for field in new:
         if not field.startswith(FREE_FIELDS) and old.get(field) != new[field]:
             raise ConfigError(
@@ -213,15 +220,16 @@ def _flat(group: dict[str, Any], prefix: str = '') -> dict[str, Any]:
 
 
 def _steps(folder: Path) -> list[int]:
-    """Complete checkpoints: a save in progress has a longer name."""
+    """List the steps of complete checkpoints. An unfinished save has a longer folder name."""
     return [int(path.name) for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
 
 
 @jax.jit
 def _checksum(tree: Any) -> jax.Array:
-    """A uint32 of all bits in a tree of arrays, the same on any mesh; any one changed element changes it.
+    """Compute a uint32 checksum over all bits of a tree of arrays.
 
-    A sum modulo 2^32 in which every element has its own odd weight.
+    It is a sum modulo 2^32 in which every element has its own odd weight. It does not depend on the mesh, and a change
+    of any one element changes it.
     """
     total = jnp.uint32(0)
     for number, leaf in enumerate(jax.tree.leaves(tree)):
@@ -234,8 +242,8 @@ def _checksum(tree: Any) -> jax.Array:
     return total
 
 
-def _on_all_hosts(fact: bool) -> bool:
-    return fact if jax.process_count() == 1 else bool(np.all(multihost_utils.process_allgather(np.bool_(fact))))
+def _true_on_all_hosts(value: bool) -> bool:
+    return value if jax.process_count() == 1 else bool(np.all(multihost_utils.process_allgather(np.bool_(value))))
 
 
 def _first_line(error: Exception) -> str:

@@ -1,25 +1,25 @@
-"""The folder of everything that is made once: datasets, indices of video folders, features of real clips."""
+"""The cache folder for computed data: datasets, indices of video folders, features of real clips."""
 
 import pathlib
 
 from magi_jax.fields import expand_path
 
 CACHE = '~/.cache/magi_jax'
-_moved: list[str] = []
+_override: list[str] = []
 
 
-def move_cache(folder: str) -> None:
-    """Use `folder` in place of `CACHE` from now on. Commands call it with $MAGI_JAX_CACHE."""
-    _moved[:] = [expand_path(folder)]
+def set_cache_folder(folder: str) -> None:
+    """Set the cache folder that replaces `CACHE`. Commands pass $MAGI_JAX_CACHE."""
+    _override[:] = [expand_path(folder)]
 
 
 def cache_folder() -> pathlib.Path:
-    """Return the folder in use.
+    """Return the current cache folder.
 
     Raises:
-      ConfigError: it lies in a home folder that is unknown.
+      ConfigError: the path starts with `~` and the home folder is unknown.
     """
-    return pathlib.Path(_moved[0] if _moved else expand_path(CACHE))
+    return pathlib.Path(_override[0] if _override else expand_path(CACHE))
 
 
 def data_folder(data_dir: str) -> pathlib.Path:

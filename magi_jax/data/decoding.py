@@ -1,7 +1,7 @@
-"""One video file -> its frames, in the order and at the times at which they are shown.
+"""Decodes one video file into its frames, in display order and with their presentation times.
 
-Every reader of video files in this package decodes here: a folder of videos and the preparation of a dataset get the
-same frames of a file. FFmpeg's own programs give the same ones.
+Every reader of video files in this package decodes here, so a folder of videos and the preparation of a dataset get the
+same frames of a file. FFmpeg's own programs give the same frames.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ Reason = Literal[
     'not_a_file',  # a folder, a pipe, a device
     'empty',
     'unreadable',  # the operating system refuses to read it
-    'not_a_video',  # no container that FFmpeg knows, or cut off before its index
+    'not_a_video',  # no container that FFmpeg knows, or truncated before its index
     'no_video_stream',
     'unsupported_codec',
     'corrupt',  # decoding fails or is concealed somewhere
@@ -29,25 +29,25 @@ Reason = Literal[
     'too_short',
     'duplicate_id',
     'timed_out',
-    'crashed',  # the decoder ended its process, twice
+    'crashed',  # the decoder crashed its process twice
     'failed',  # any other error
 ]
-# Reasons that do not depend on the content of the file: the same bytes may be read the next time.
-PASSING: tuple[Reason, ...] = ('missing', 'not_a_file', 'unreadable')
+# Reasons that do not depend on the content of the file: the next attempt may succeed with the same bytes.
+TRANSIENT_REASONS: tuple[Reason, ...] = ('missing', 'not_a_file', 'unreadable')
 
 _PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
-# Without this option PyAV invents presentation times where a container has none (AVI), and they are not in order.
+# Without this option PyAV generates presentation times for containers without them (AVI), in the wrong order.
 _OPTIONS = {'fflags': '-genpts'}
-# What FFmpeg returns when it is not the content of the file that fails.
+# Error numbers that do not depend on the content of the file.
 _SYSTEM_ERRORS = {
     *(errno.EACCES, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
     *(errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ECONNRESET, errno.ENETUNREACH, errno.EHOSTUNREACH),
 }
-_ASPECTS = 1 / 16, 16.0  # widest range of a pixel's width over its height; anything else is damaged metadata
+_ASPECTS = 1 / 16, 16.0  # range of pixel aspect ratios; values outside are damaged metadata
 
 
 class VideoError(ValueError):
-    """A file that cannot be used as a video; the message names the file and what is wrong with it."""
+    """A file cannot be used as a video. The message names the file and the problem."""
 
     def __init__(self, detail: str, reason: Reason = 'corrupt', path: str | os.PathLike | None = None):
         super().__init__(detail if path is None else f'{file_text(path)}: {detail}')
@@ -55,47 +55,47 @@ class VideoError(ValueError):
 
 
 class OpenVideo:
-    """An open file and the stream in it that is the video."""
+    """An open file and its video stream."""
 
     def __init__(self, path: str | os.PathLike, container: av.container.InputContainer):
         self.path, self.container = path, container
         self.stream = _choose_stream(path, container)
         self.stream.codec_context.thread_count = 1  # callers decode many files at once
-        self.packets = 0  # of the video, that `frames` has read
-        self.end = 0.0  # seconds, of the last packet of any stream, that `frames` has read
+        self.packets = 0  # number of video packets that `frames` has read
+        self.end = 0.0  # seconds; end of the last packet that `frames` has read, of any stream
 
     @property
     def aspect(self) -> float:
-        """Width of a pixel over its height."""
+        """Width of a pixel divided by its height."""
         aspect = float(self.stream.sample_aspect_ratio or 1)
         return aspect if _ASPECTS[0] <= aspect <= _ASPECTS[1] else 1.0
 
     def frames(self) -> Iterator[av.VideoFrame]:
-        """Yield all frames in the order in which they are shown.
+        """Yield all frames in display order.
 
         Raises:
-          VideoError: a frame is damaged, cannot be decoded, or there is none.
+          VideoError: a frame is damaged or cannot be decoded, or the file has no frames.
         """
         number, last = 0, None
         try:
             for packet in self.container.demux():
                 if packet.dts is not None and packet.time_base:
                     self.end = max(self.end, float((packet.dts + (packet.duration or 0)) * packet.time_base))
-                end = not packet.size and packet.dts is None  # flushes the decoder
-                if packet.stream is not self.stream or not packet.size and not end:
+                is_flush = not packet.size and packet.dts is None  # flushes the decoder
+                if packet.stream is not self.stream or not packet.size and not is_flush:
                     continue
-                self.packets += not end
+                self.packets += not is_flush
                 for frame in packet.decode():
-                    # A stream that ends with "repeat the last picture" (packed B-frames) has it returned twice.
-                    if end and last is not None and _address(frame) == _address(last):
+                    # The decoder returns the last picture twice if the stream ends with "repeat it" (packed B-frames).
+                    if is_flush and last is not None and _address(frame) == _address(last):
                         continue
                     if frame.is_corrupt:
                         raise VideoError(f'damaged or cut off at frame {number}', 'corrupt', self.path)
                     yield frame
                     number, last = number + 1, frame
         except av.FFmpegError as error:
-            unknown = isinstance(error, (av.error.DecoderNotFoundError, av.error.PatchWelcomeError))
-            reason = _system_reason(self.path, error) or ('unsupported_codec' if unknown else 'corrupt')
+            unsupported = isinstance(error, (av.error.DecoderNotFoundError, av.error.PatchWelcomeError))
+            reason = _system_reason(self.path, error) or ('unsupported_codec' if unsupported else 'corrupt')
             raise VideoError(f'cannot be decoded at frame {number}: {error.strerror}', reason, self.path) from error
         if not number:
             raise VideoError('has no frame that can be decoded', 'corrupt', self.path)
@@ -106,11 +106,11 @@ def open_video(path: str | os.PathLike) -> Iterator[OpenVideo]:
     """Open a file of any container and codec that FFmpeg knows, for one pass over its frames.
 
     Raises:
-      VideoError: it is no file, empty, unreadable, no video, or holds no video stream; its `reason` says which.
+      VideoError: the file is missing, empty, unreadable, not a video, or has no video stream. Its `reason` says which.
     """
     _check_file(path)
     try:
-        # `file:`, because FFmpeg takes what is before a colon for a protocol. Tags may be of any encoding.
+        # `file:`, because FFmpeg reads the text before a colon as a protocol. Tags may have any encoding.
         name = f'file:{os.fsdecode(path)}'
         container = av.open(name, metadata_errors='replace', container_options=_OPTIONS)
     except av.FFmpegError as error:
@@ -121,18 +121,19 @@ def open_video(path: str | os.PathLike) -> Iterator[OpenVideo]:
 
 
 class Clock:
-    """Presentation times of decoded frames, guessed as libavcodec's `best_effort_timestamp` does.
+    """Computes presentation times of decoded frames, as libavcodec's `best_effort_timestamp` does.
 
-    A container may state when frames are shown, or only when packets are decoded (AVI). The decoder passes both on.
-    The one that went backwards less often is taken.
+    A container may state when frames are shown (pts), or only when packets are decoded (dts), as AVI does. The decoder
+    passes on both. The clock uses the timestamps that went backwards less often.
     """
 
     def __init__(self, period: float, may_restart: bool):
         """Start a clock.
 
         Args:
-          period: seconds from one frame to the next, where the file states no time.
-          may_restart: the format's times may start again (MPEG-TS and -PS, joined files): they go on then.
+          period: seconds from one frame to the next, for frames without a time in the file.
+          may_restart: True if times of this format may restart (MPEG-TS and -PS, joined files). The clock then goes
+            on from the previous time.
         """
         self._period, self._may_restart = period, may_restart
         self._last_pts = self._last_dts = -math.inf
@@ -140,19 +141,19 @@ class Clock:
         self._last, self._shift = None, 0.0
 
     def time(self, frame: av.VideoFrame) -> float:
-        """Return the time of the next frame in seconds. It is lower than that of the last one if the file says so."""
-        stamp = self._stamp(frame.pts, frame.dts)
-        if stamp is None:
+        """Return the time of the next frame in seconds. It is lower than the previous time if the file says so."""
+        timestamp = self._choose_timestamp(frame.pts, frame.dts)
+        if timestamp is None:
             time = 0.0 if self._last is None else self._last + self._period
         else:
-            time = float(stamp * frame.time_base) + self._shift
+            time = float(timestamp * frame.time_base) + self._shift
             if self._may_restart and self._last is not None and time < self._last:
                 self._shift += self._last + self._period - time
                 time = self._last + self._period
         self._last = time
         return time
 
-    def _stamp(self, pts: int | None, dts: int | None) -> int | None:
+    def _choose_timestamp(self, pts: int | None, dts: int | None) -> int | None:
         if dts is not None:
             self._faulty_dts += dts <= self._last_dts
             self._last_dts = dts
@@ -167,25 +168,26 @@ class Clock:
 
 
 def mean_rate(path: str | os.PathLike) -> float:
-    """Return frames per second from the times of all packets but the last, whose picture may be held; 0 = unknown.
+    """Return frames per second, computed from the times of all packets; 0 = unknown.
 
-    Reads the whole file and decodes nothing. Damage ends it; whoever decodes the file finds the same and raises.
+    The last packet does not count, because its picture may be held longer. The function reads the whole file and
+    decodes nothing. It stops at damage; decoding the file raises for the same damage.
     """
     times = []
     with open_video(path) as video:
         with contextlib.suppress(av.FFmpegError):
             times.extend(packet.dts for packet in video.container.demux(video.stream) if packet.size)
-        stated = [time for time in times if time is not None]
-        steps = [step for earlier, later in zip(stated, stated[1:]) if (step := later - earlier) > 0]
-        if not steps or len(stated) < 0.9 * len(times):
+        known = [time for time in times if time is not None]
+        steps = [step for earlier, later in zip(known, known[1:]) if (step := later - earlier) > 0]
+        if not steps or len(known) < 0.9 * len(times):
             return 0.0
         return float(len(steps) / (sum(steps) * video.stream.time_base))
 
 
 def file_text(path: str | os.PathLike) -> str:
-    r"""Return a file name as text that is valid UTF-8; bytes of it that are not become `\xNN`.
+    r"""Return a file name as valid UTF-8 text. Bytes that are not valid UTF-8 become `\xNN`.
 
-    Backslashes of such a name are doubled, so that the name can be restored.
+    Backslashes of such a name are doubled, so the original name can be restored.
     """
     name = os.fsencode(path)
     try:
@@ -210,8 +212,8 @@ def _check_file(path: str | os.PathLike) -> None:
 
 
 def _system_reason(path: str | os.PathLike, error: av.FFmpegError) -> Reason | None:
-    """Return 'unreadable' if the operating system failed, None if the content of the file is the cause."""
-    if error.errno == errno.EIO:  # of a disk, or of a demuxer that finds the file too short
+    """Return 'unreadable' if the operating system failed, or None if the content of the file is the cause."""
+    if error.errno == errno.EIO:  # from a disk, or from a demuxer that finds the file too short
         try:
             with open(path, 'rb') as file:
                 while file.read(1 << 20):
@@ -222,7 +224,10 @@ def _system_reason(path: str | os.PathLike, error: av.FFmpegError) -> Reason | N
 
 
 def _choose_stream(path: str | os.PathLike, container: av.container.InputContainer) -> av.VideoStream:
-    """Return the default video track; among several ones the largest, then the first. Pictures are no video."""
+    """Return the default video track; among several, the largest one, then the first one.
+
+    Still pictures such as covers do not count as video.
+    """
     tracks = [stream for stream in container.streams.video if not stream.disposition & _PICTURES]
     if not tracks:
         found = 'only cover pictures' if container.streams.video else 'only sound, subtitles or data'

@@ -1,4 +1,4 @@
-"""A folder of video files: their names, how many frames each has, their splits, and frames that are kept decoded."""
+"""A folder of video files: file names, frame counts, splits and a cache of decoded frames."""
 
 import concurrent.futures
 import errno
@@ -18,65 +18,66 @@ from magi_jax.data import decoding, splits, video_file
 from magi_jax.data.cache import cache_folder
 
 SUFFIXES = ('.avi', '.gif', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm')
-MEMORY = 2**30  # bytes of decoded frames that one split keeps
-_SYSTEM_ERRORS = frozenset(errno.errorcode) - {errno.EINVAL}  # FFmpeg says EINVAL of broken content
+MAX_CACHE_BYTES = 2**30  # maximum bytes of decoded frames in memory, per split
+_SYSTEM_ERRORS = frozenset(errno.errorcode) - {errno.EINVAL}  # FFmpeg reports broken content as EINVAL
 
 
 def walk(root: pathlib.Path, suffixes: tuple[str, ...]) -> list[str]:
-    """Return the names, relative to `root` and sorted, of all its files.
+    """Return the names of all files in `root`, relative to it and sorted.
 
-    Links to folders are followed, unless they lead back to a folder that they are in; hidden files are left out.
-    A folder, a pipe or a dead link named like a video (`suffixes`) is listed too: it is skipped later, with its reason.
+    Hidden files are left out. Links to folders are followed, except links back to a parent folder. A folder, pipe or
+    dead link with the suffix of a video (`suffixes`) is listed too: a later step skips it and gives the reason.
     """
-    names, above = [], {str(root): frozenset([os.path.realpath(root)])}
+    names, ancestors = [], {str(root): frozenset([os.path.realpath(root)])}
     for folder, folders, files in os.walk(root, followlinks=True):
         entries = [*files, *(name for name in folders if name.lower().endswith(suffixes))]
         names += [os.path.relpath(os.path.join(folder, name), root) for name in entries if not name.startswith('.')]
-        parents, kept = above.pop(folder), []
+        parents, entered = ancestors.pop(folder), []
         for name in folders:
             path = os.path.join(folder, name)
             real = os.path.realpath(path)
             if not name.startswith('.') and real not in parents:
-                above[path] = parents | {real}
-                kept.append(name)
-        folders[:] = kept
+                ancestors[path] = parents | {real}
+                entered.append(name)
+        folders[:] = entered
     return sorted(names)
 
 
-def sort_by_user(names: Sequence[str]) -> dict[str, str]:
-    """Return {name: split} of the files in subfolders train/, validation/ (or val/), test/; {} where there are none."""
+def splits_from_subfolders(names: Sequence[str]) -> dict[str, str]:
+    """Return {name: split} of the files in subfolders train/, validation/ (or val/) and test/; {} if there are none."""
     parts = {name: pathlib.PurePath(name).parts for name in names}
     named = {name: splits.split_name(part[0]) for name, part in parts.items() if len(part) > 1}
     return {name: split for name, split in named.items() if split in splits.SPLITS}
 
 
 def index(root: pathlib.Path, names: Sequence[str]) -> dict[str, int | str]:
-    """Return the number of frames of each file, or why it is unusable.
+    """Return the number of frames of each file, or the reason why it is unusable.
 
-    Files are decoded once. What depends on their content is remembered until they, or the code that reads them, change;
-    what may pass (no permission, a network that fails) is tried again each time.
+    Results that depend on the content of a file are cached until the file, or the code that reads it, changes. Other
+    failures, such as a missing permission or a failed network, are tried again on each call.
     """
     key = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
-    memory = cache_folder() / 'video_folder' / f'{key}.json'
-    known = json.loads(memory.read_text()) if memory.exists() else {}
-    stamps = {name: _stamp(root / name) for name in names}
-    new = [name for name in names if name not in known or known[name][0] != stamps[name]]
+    cache_path = cache_folder() / 'video_folder' / f'{key}.json'
+    cached = json.loads(cache_path.read_text()) if cache_path.exists() else {}
+    versions = {name: _file_version(root / name) for name in names}
+    new = [name for name in names if name not in cached or cached[name][0] != versions[name]]
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         probed = dict(zip(new, pool.map(lambda name: _probe(root / name), new), strict=True))
-    lasting = {name: [stamps[name], outcome] for name, (outcome, passing) in probed.items() if not passing}
-    if lasting:
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        temporary = memory.with_suffix(f'.{os.getpid()}')
-        temporary.write_text(json.dumps(known | lasting))
-        temporary.replace(memory)
-    return {name: probed[name][0] if name in probed else known[name][1] for name in names}
+    to_cache = {name: [versions[name], outcome] for name, (outcome, transient) in probed.items() if not transient}
+    if to_cache:
+        cache_path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = cache_path.with_suffix(f'.{os.getpid()}')
+        temporary.write_text(json.dumps(cached | to_cache))
+        temporary.replace(cache_path)
+    return {name: probed[name][0] if name in probed else cached[name][1] for name in names}
 
 
-class FrameMemory:
-    """Videos of one split, each decoded whole at its first reading and kept. Threads may share it.
+class FrameCache:
+    """Caches the videos of one split: each is decoded completely on its first read. Threads may share it.
 
     Args:
-      decode: video number -> uint8 [T,H,W,3].
+      decode: function that maps a video number to uint8 [T,H,W,3].
+      videos: number of videos.
     """
 
     def __init__(self, decode: Callable[[int], np.ndarray], videos: int):
@@ -91,8 +92,11 @@ class FrameMemory:
         return self._videos[number][np.asarray(indices)]
 
 
-def _stamp(path: pathlib.Path) -> list[Any] | None:
-    """Return what changes with a file's content or with the code that reads it; None where the file cannot be seen."""
+def _file_version(path: pathlib.Path) -> list[Any] | None:
+    """Return a value that changes with the file's content and with the code that reads it.
+
+    Return None if the file cannot be accessed.
+    """
     try:
         status = os.stat(path)
     except OSError:
@@ -102,7 +106,7 @@ def _stamp(path: pathlib.Path) -> list[Any] | None:
 
 
 def _probe(path: pathlib.Path) -> tuple[int | str, bool]:
-    """Return the number of frames or the reason against the file, and whether that reason may pass."""
+    """Return the number of frames or the reason why the file is unusable, and True if a retry may succeed."""
     try:
         return video_file.count_frames(path), False
     except (OSError, video_file.VideoError) as error:

@@ -1,6 +1,6 @@
-"""Batches as a function of (seed, step): the same on any number of hosts and threads, and after a restart.
+"""Batches as a function of (seed, step). They do not depend on the number of hosts and threads, nor on restarts.
 
-B clips (B_local of them on this host), T frames, H rows, W columns, O object slots.
+Dimension key: B clips (B_local on this host), T frames, H rows, W columns, O object slots.
 """
 
 import dataclasses
@@ -13,30 +13,30 @@ from magi_jax.config import DataConfig
 from magi_jax.data import latents, sources, transforms
 
 Batch = dict[str, np.ndarray]
-NEVER = 2**40  # a step that no run reaches
+MAX_STEPS = 2**40  # more steps than any run has
 
 
 def train_batches(
     config: DataConfig, seed: int, start_step: int = 0, rows: Sequence[int] | None = None
 ) -> Iterator[Batch]:
-    """Endless training batches from `start_step` on.
+    """Return endless training batches, starting at `start_step`.
 
-    Position p of the endless stream is a video (each epoch a new permutation) and a clip of it drawn from (seed, p);
-    row r of step s is position s*B + r, whichever host reads it.
+    Position p of the endless stream selects a video and a clip. Each epoch is a new permutation of the videos, and
+    (seed, p) draws the clip. Row r of step s is position s*B + r, whichever host reads it.
 
     Args:
-      config: where the videos are, the clip and the global batch size B.
+      config: config of the videos, the clips and the global batch size B.
       seed: in [0, 2**32).
-      start_step: batches already consumed by the run that is resumed.
-      rows: those of the global batch that this host reads, of `parallel.hosts.host_rows`. None: all.
+      start_step: number of batches that a resumed run has already consumed.
+      rows: rows of the global batch that this host reads, from `parallel.hosts.host_rows`. None: all rows.
 
     Returns:
-      A Grain iterator (call `.close()` when done) of dicts: video uint8 [B_local,T,H,W,3], interval int32 [B_local],
-      example int32 [B_local], the position p, unique over the whole run. Where `config` names latents, their moments
-      mean and log_variance stand in the place of video; those of whole videos are cut to the same clips.
+      A Grain iterator of dicts; call `.close()` when done. Keys: video uint8 [B_local,T,H,W,3], interval int32
+      [B_local], and example int32 [B_local], the position p, which is unique over the whole run. If `config` names
+      latents, their moments mean and log_variance replace video; videos stored completely are cut to the same clips.
 
     Raises:
-      ConfigError: as `sources.open_source` or `latents.open_latents`.
+      ConfigError: as in `sources.open_source` and `latents.open_latents`.
     """
     source = latents.open_latents(config, latents.TRAIN)
     clip = _latent_clip
@@ -49,22 +49,22 @@ def train_batches(
         positions = [int(step) * config.batch_size + int(row) for row in rows]
         return _stack([clip(config, source, order[p], seed, p) for p in positions])
 
-    # The buffer counts whole batches, and more threads than that would idle.
+    # The buffer counts whole batches. With a smaller buffer, some threads would be idle.
     options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=max(4, config.threads))
-    return iter(grain.MapDataset.range(start_step, NEVER).map(batch).to_iter_dataset(options))
+    return iter(grain.MapDataset.range(start_step, MAX_STEPS).map(batch).to_iter_dataset(options))
 
 
 class EvalClips:
-    """The videos of a split in order, as clips that start at frame 0; of latents, the videos they were made of.
+    """The videos of a split in order, as clips that start at frame 0. Latents are replaced by their source videos.
 
     Args:
-      config: as for training; its `frames`, `batch_size` and flips are not used.
-      split: as in `sources.open_source`.
+      config: config as for training. Its `frames`, `batch_size` and flips are not used.
+      split: name of the split, as in `sources.open_source`.
       frames: T.
-      interval: distance between neighbouring frames.
+      interval: frame interval, in raw frames.
 
     Raises:
-      ConfigError: as `sources.open_source`; also when a TFDS video is too short for these frames and interval.
+      ConfigError: as in `sources.open_source`, or a TFDS video is too short for these frames and interval.
     """
 
     def __init__(self, config: DataConfig, split: str, frames: int, interval: int = 1):
@@ -76,11 +76,12 @@ class EvalClips:
         return len(self._source)
 
     def read(self, numbers: Sequence[int]) -> Batch:
-        """The clips with these numbers in the split, as a batch.
+        """Return the clips with the given numbers in the split, as a batch.
 
         Returns:
-          A dict: video uint8 [B,T,H,W,3], interval int32 [B], example int32 [B] (the numbers), and each label that the
-          source has; for bouncing_objects: centres float32 [B,T,O,2], count [B], labels, colours [B,O], sizes [B,O,2].
+          A dict: video uint8 [B,T,H,W,3], interval int32 [B], example int32 [B] (the numbers), and the labels of the
+          source. Labels of bouncing_objects: centres float32 [B,T,O,2], count [B], labels and colours [B,O], sizes
+          [B,O,2].
         """
         return _stack([self._clip(int(number)) for number in numbers])
 
@@ -91,7 +92,7 @@ class EvalClips:
 
 
 class ValidationLatents:
-    """As EvalClips, of latents: the moments of each validation clip, at interval 1."""
+    """The moments of each validation clip at frame interval 1, with the interface of EvalClips."""
 
     def __init__(self, config: DataConfig, source: latents.LatentSource):
         self._source, self._frames = source, config.frames
@@ -100,12 +101,15 @@ class ValidationLatents:
         return len(self._source)
 
     def read(self, numbers: Sequence[int]) -> Batch:
-        """The clips with these numbers: mean and perhaps log_variance [B,T,h,w,c], interval and example int32 [B]."""
+        """Return the clips with the given numbers, as a batch.
+
+        The batch holds mean and perhaps log_variance [B,T,h,w,c], and interval and example int32 [B].
+        """
         return _stack([_clip(self._source.validation_clip(n, self._frames), 1, int(n)) for n in numbers])
 
 
 def validation_clips(config: DataConfig) -> EvalClips | ValidationLatents:
-    """The clips of validation, as videos or latents, whichever `config` names. Raises as `train_batches`."""
+    """Return the validation clips that `config` names, videos or latents. Raise the errors of `train_batches`."""
     source = latents.open_latents(config, latents.VALIDATION)
     if source is not None:
         return ValidationLatents(config, source)
@@ -115,11 +119,12 @@ def validation_clips(config: DataConfig) -> EvalClips | ValidationLatents:
 def eval_batches(
     config: DataConfig, split: str, frames: int, count: int, batch: int, interval: int = 1
 ) -> Iterator[Batch]:
-    """The first `count` clips of a split in batches of `batch`, the last of which holds what remains.
+    """Return the first `count` clips of a split in batches of `batch` clips. The last batch may be smaller.
 
-    Arguments, batches and errors are those of `EvalClips`; of fewer than `count` videos, all.
+    Arguments, batches and errors are those of `EvalClips`. A split with fewer than `count` videos is returned
+    completely.
     """
-    # Opened here, not in the generator: a mistake shows when the function is called.
+    # Opened here, not in the generator, so that errors are raised when the function is called.
     clips = EvalClips(config, split, frames, interval)
     total = min(count, len(clips))
     return (clips.read(range(i, min(i + batch, total))) for i in range(0, total, batch))
@@ -133,7 +138,7 @@ def _train_clip(config: DataConfig, videos: sources.Source, index: int, seed: in
 
 
 def _latent_clip(config: DataConfig, videos: latents.LatentSource, index: int, seed: int, position: int) -> Batch:
-    """Of whole videos, the moments of the very clip that `_train_clip` would cut."""
+    """Read the moments of a training clip. Videos stored completely are cut exactly as in `_train_clip`."""
     rng = np.random.default_rng([seed, position])
     if videos.settings.clips:
         number = rng.integers(videos.settings.clips)

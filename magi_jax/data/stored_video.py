@@ -1,10 +1,10 @@
-"""How a prepared dataset keeps a video: H.264 packets one after another, with a keyframe every few frames.
+"""The storage format of videos in a prepared dataset: concatenated H.264 packets with regular keyframes.
 
-The bytes are a plain H.264 elementary stream (`ffplay -f h264` shows it). It has no B-frames, so packet i is frame i,
-and no container, so opening one costs nothing: frame i needs the packets from the last keyframe on, which their sizes
-find.
+The bytes are a plain H.264 elementary stream (`ffplay -f h264` plays it). It has no B-frames, so packet i is frame i.
+It has no container, so opening it costs nothing. Frame i needs the packets from the last keyframe on, and the packet
+sizes locate them.
 
-T frames, H rows, W columns.
+Dimension key: T frames, H rows, W columns.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ Codec = Literal['h264', 'lossless']
 CODECS = ('h264', 'lossless')
 _ENCODERS = {
     'h264': ('libx264', 'yuv420p', {'crf': '20', 'preset': 'faster', 'tune': 'fastdecode'}),
-    # RGB is kept as it is: subsampled colours bleed over the hard edges of synthetic videos.
+    # RGB without colour subsampling, because subsampled colours bleed over the hard edges of synthetic videos.
     'lossless': ('libx264rgb', 'rgb24', {'crf': '0', 'preset': 'veryfast'}),
 }
 
@@ -34,19 +34,19 @@ class StoredVideo:
 
     stream: bytes  # all packets
     sizes: np.ndarray  # int32 [T], bytes of each packet
-    keyframe_interval: int  # frames 0, k, 2k, ... can be decoded without the ones before
+    keyframe_interval: int  # k: frames 0, k, 2k, ... are keyframes
 
     def __len__(self) -> int:
         return len(self.sizes)
 
 
 def encode(images: Iterable[np.ndarray], fps: float, codec: Codec, keyframe_interval: int) -> StoredVideo:
-    """Encodes uint8 [H,W,3] images as they come; the same images give the same bytes.
+    """Encode uint8 [H,W,3] images in order. Equal images give equal bytes.
 
     Args:
-      images: all of one size; H and W even for 'h264'.
-      fps: frames per second, told to the rate control.
-      codec: 'h264' is lossy (CRF 20, 4:2:0), 'lossless' exact.
+      images: images of one size. H and W must be even for 'h264'.
+      fps: frames per second, used by the rate control.
+      codec: 'h264' (lossy, CRF 20, 4:2:0) or 'lossless'.
       keyframe_interval: frames from one keyframe to the next.
     """
     encoder, packets = None, []
@@ -67,28 +67,30 @@ def cut(video: StoredVideo, start: int, end: int) -> StoredVideo:
 
 
 def describe_encoder(codec: Codec) -> str:
-    """All that the bytes of a video depend on, apart from its images: other versions of x264 give others."""
+    """Return everything besides the images that determines the bytes, including the versions of PyAV and its x264."""
     name, pixels, options = _ENCODERS[codec]
     return f'{name} {pixels} {" ".join(f"{key}={value}" for key, value in options.items())}, av {av.__version__}'
 
 
 def read(video: StoredVideo, indices: Sequence[int], height: int, width: int) -> np.ndarray:
-    """The frames at `indices`, uint8 [len(indices),height,width,3]; decodes from the keyframes before them.
+    """Decode the frames at `indices`, uint8 [len(indices),height,width,3], from the keyframes before them.
 
-    Scaled to cover (height, width) and cropped at the centre when the video is of another size.
+    A video of another size is scaled to cover (height, width) and cropped at the centre.
 
     Raises:
       VideoError: the bytes cannot be decoded.
     """
-    wanted = sorted(set(map(int, indices)))
-    if wanted and not 0 <= wanted[0] <= wanted[-1] < len(video):
-        raise IndexError(f'frames {wanted[0]}..{wanted[-1]} of a video of {len(video)}')
-    # A decoder of its own, though making it takes as long as a frame: one that had a video before keeps its colours.
+    unique_indices = sorted(set(map(int, indices)))
+    if unique_indices and not 0 <= unique_indices[0] <= unique_indices[-1] < len(video):
+        first, last = unique_indices[0], unique_indices[-1]
+        raise IndexError(f'frames {first}..{last} requested: the video has {len(video)} frames')
+    # A new decoder for each video, although creating it takes as long as a frame: a reused decoder keeps the colour
+    # settings of the previous video.
     decoder, scaler = _decoder(), VideoReformatter()
     ends = np.cumsum(video.sizes, dtype=np.int64)
     data, found = memoryview(video.stream), {}
     position = 0  # the next packet that the decoder would take
-    for index in wanted:
+    for index in unique_indices:
         keyframe = index - index % video.keyframe_interval
         if keyframe >= position:
             decoder.flush_buffers()
@@ -103,7 +105,7 @@ def read(video: StoredVideo, indices: Sequence[int], height: int, width: int) ->
 def _decoder() -> av.VideoCodecContext:
     decoder = av.CodecContext.create('h264', 'r')
     decoder.thread_count = 1
-    decoder.flags |= av.codec.context.Flags.low_delay  # a frame comes out for each packet that goes in
+    decoder.flags |= av.codec.context.Flags.low_delay  # the decoder returns one frame for each packet
     return decoder
 
 
@@ -124,9 +126,9 @@ def _encoder(shape: tuple[int, ...], fps: float, codec: Codec, keyframe_interval
     encoder.pix_fmt, encoder.framerate = pixels, Fraction(fps).limit_denominator(1001)
     encoder.time_base = 1 / encoder.framerate
     encoder.gop_size, encoder.max_b_frames = keyframe_interval, 0
-    encoder.thread_count = 1  # one file per process, and the bytes must not depend on the machine's cores
-    # Keyframes at scene cuts as well would break the arithmetic that finds the keyframe before a frame. The macroblock
-    # tree makes other bytes now and then when frames are small (seen at 32 and 48 pixels), and gains little here.
+    encoder.thread_count = 1  # so that the bytes do not depend on the number of cores
+    # No extra keyframes at scene cuts: `read` computes the position of keyframes. No macroblock tree: on small frames
+    # (seen at 32 and 48 pixels) it sometimes gives other bytes, and it gains little here.
     fixed = f'keyint={keyframe_interval}:min-keyint=1:scenecut=0:open-gop=0:mbtree=0:rc-lookahead=0'
     encoder.options = {**options, 'x264-params': fixed}
     return encoder

@@ -104,15 +104,15 @@ def test_whole_files_are_known_by_their_first_bytes(tmp_path):
     for codec, container in (('mpeg4', 'avi'), ('mpeg4', 'matroska'), ('libvpx', 'webm')):
         content = video_kinds.encode(codec, container)
         (tmp_path / 'a').write_bytes(content)
-        assert containers.is_whole(tmp_path / 'a'), container
+        assert containers.is_complete(tmp_path / 'a'), container
         (tmp_path / 'a').write_bytes(content + content if container == 'avi' else content + b'junk')
-        assert containers.is_whole(tmp_path / 'a'), container
+        assert containers.is_complete(tmp_path / 'a'), container
         for end in (len(content) - 1, 300, 9, 4, 1):
             (tmp_path / 'a').write_bytes(content[:end])
-            assert not containers.is_whole(tmp_path / 'a'), (container, end)
+            assert not containers.is_complete(tmp_path / 'a'), (container, end)
     size = content.index(bytes.fromhex('18538067')) + 4
     (tmp_path / 'a').write_bytes(content[:size] + b'\x01' + b'\xff' * 7 + content[size + 8 :])  # a live stream
-    assert not containers.is_whole(tmp_path / 'a')
+    assert not containers.is_complete(tmp_path / 'a')
 
 
 def test_pictures_and_other_tracks_are_never_the_video(tmp_path):
@@ -207,7 +207,7 @@ def test_a_refusal_tells_whether_the_content_is_the_cause(tmp_path, monkeypatch)
     (tmp_path / 'a.mp4').write_bytes(b'no video')
     with pytest.raises(video_file.VideoError) as error:
         video_file.count_frames(tmp_path / 'a.mp4')
-    assert error.value.reason == 'not_a_video' and error.value.reason not in decoding.PASSING
+    assert error.value.reason == 'not_a_video' and error.value.reason not in decoding.TRANSIENT_REASONS
     for number, reason in ((errno.EACCES, 'unreadable'), (errno.ETIMEDOUT, 'unreadable'), (errno.EIO, 'not_a_video')):
 
         def fail(*_, number=number, **__):
@@ -216,7 +216,7 @@ def test_a_refusal_tells_whether_the_content_is_the_cause(tmp_path, monkeypatch)
         monkeypatch.setattr(av, 'open', fail)
         with pytest.raises(video_file.VideoError) as error:
             video_file.count_frames(tmp_path / 'a.mp4')
-        assert error.value.reason == reason and (reason in decoding.PASSING) == (number != errno.EIO)
+        assert error.value.reason == reason and (reason in decoding.TRANSIENT_REASONS) == (number != errno.EIO)
 
 
 class Frame:

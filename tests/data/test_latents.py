@@ -126,7 +126,7 @@ def check_stored_clips(data, folder, clips):
     """Each is of one of the clips that were drawn beforehand, and in the end of all."""
     pixels, seen = sources.open_source(data, 'train').pixels, {}
     for n, k in itertools.product(range(len(pixels)), range(clips)):
-        indices, interval = encoding.draw_stored(settings_of(data, clips), n, k, len(pixels[n]))
+        indices, interval = encoding.draw_stored_clip(settings_of(data, clips), n, k, len(pixels[n]))
         for horizontal, vertical in itertools.product([1, -1], [1, -1]):
             clip = pixels[n][indices][:, ::vertical, ::horizontal]
             seen[temporal(clip[None])[0].tobytes()] = n, k, horizontal, vertical, interval
@@ -162,9 +162,9 @@ def test_killed_or_shared_it_is_the_same_bytes(data, made, tmp_path):
     next(half)
     half.close()  # as a kill, but tidy
     assert not todo[1].is_done() and not list(todo[1].folder.glob('.*partial'))
-    with pytest.raises(ConfigError, match='not whole'):
+    with pytest.raises(ConfigError, match='is not finished: run the command'):
         pipeline.train_batches(reading(data, tmp_path), 0)
-    with pytest.raises(ConfigError, match='not there yet'):
+    with pytest.raises(ConfigError, match=r'array_record\S+ is not finished: prepare it'):
         encoding.merge('small', str(tmp_path))
     for part in (1, 0):
         make(data, tmp_path, clips, part=part, parts=2)
@@ -183,7 +183,7 @@ def test_check_finds_what_changed(data, made, tmp_path):
     content[len(content) // 2] ^= 1
     changed.write_bytes(content)
     found = [line for lines in dataset.check('small', str(tmp_path), 1, encoding.check_latents) for line in lines]
-    assert found == [f'{changed.name}: its bytes are not those that were written']
+    assert found == [f'{changed.name}: the checksum does not match the report']
     job, (first, *_) = jobs(data, tmp_path / 'nan', clips)
     with pytest.raises(FloatingPointError, match='not finite'):
         list(encoding.encode_shard(job, first, lambda video: (np.nan * temporal(video)[0],) * 2, 3, 0))
@@ -193,7 +193,7 @@ def test_check_finds_what_changed(data, made, tmp_path):
 def test_what_does_not_fit_is_refused(data, made):
     clips, folder = made
     here = reading(data, folder)
-    with pytest.raises(ConfigError, match='begun with flip_vertical = True, not False'):
+    with pytest.raises(ConfigError, match='started with flip_vertical = True, not False'):
         jobs(data, folder, clips, flip_vertical=False)
     other = settings_of(data, clips)
     with pytest.raises(ConfigError, match='another tokenizer or other latent statistics'):

@@ -113,7 +113,7 @@ def test_tfds_with_one_tensor_feature_and_varying_lengths(tmp_path):
 
 def test_mistakes_are_config_errors(shapes, tmp_path):
     cases = [
-        (shapes, 'nowhere', r'no split .*nowhere.* has: train, test'),
+        (shapes, 'nowhere', r'no split .*nowhere.*: choose one of train, test'),
         (dataclasses.replace(shapes, frames=401), 'train', '5 of 5 videos .* shapes/train/00000 with 400'),
         (dataclasses.replace(shapes, source='bouncing_objects/cats'), 'train', 'bouncing_objects/shapes'),
         (dataclasses.replace(shapes, source='no_such_set'), 'train', 'no dataset no_such_set'),
@@ -277,7 +277,7 @@ def test_a_small_folder_is_decoded_once_and_a_large_one_is_told_to_prepare(folde
     np.testing.assert_array_equal(source[1].read([24, 0])[1], original(folder / 'train' / 'c.gif', [0], 16, 16)[0])
     assert len(decoded) == 1
     told = []
-    monkeypatch.setattr(folders, 'MEMORY', 1000)
+    monkeypatch.setattr(folders, 'MAX_CACHE_BYTES', 1000)
     monkeypatch.setattr(splits, 'warn_once', told.append)
     source = sources.open_source(data, 'train')
     np.testing.assert_array_equal(source[1].read([3, 1]), expected)

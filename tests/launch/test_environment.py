@@ -110,8 +110,8 @@ def test_the_cache_folder_can_be_moved(tmp_path, environment, monkeypatch):
     moved = environment | NO_HOME | {'MAGI_JAX_CACHE': str(tmp_path / 'moved')}
     result = run_forked([*module('launch.prepare_data'), '--dataset', 'mine', '--check'], moved)
     assert result.returncode == 1 and str(tmp_path / 'moved') in result.stderr and '/dev/null' not in result.stderr
-    monkeypatch.setattr(cache, '_moved', [])
-    cache.move_cache('~/elsewhere')
+    monkeypatch.setattr(cache, '_override', [])
+    cache.set_cache_folder('~/elsewhere')
     assert str(cache.cache_folder()) == os.path.expanduser('~/elsewhere')
 
 

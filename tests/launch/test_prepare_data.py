@@ -148,7 +148,7 @@ def test_killed_twice_it_goes_on_to_the_same_bytes(wild, finished, tmp_path, env
                 time.sleep(0.005)
             process.kill()
         assert process.returncode == -signal.SIGKILL
-        with pytest.raises(ConfigError, match='not whole'):
+        with pytest.raises(ConfigError, match='is not finished: run the command'):
             prepared.read_summary('wild', str(tmp_path))
     done = {path: path.stat().st_mtime_ns for path in reports.glob('*.json')}
     assert 5 <= len(done) < 15
@@ -171,19 +171,19 @@ def test_check_finds_what_changed(finished, tmp_path):
     second.unlink()
     report = folder / 'reports/train-00002.json'
     report.write_text(report.read_text().replace('"num_frames": 2', '"num_frames": 3'))
-    with pytest.raises(ConfigError, match='not there yet'):
+    with pytest.raises(ConfigError, match=r'array_record\S+ is not finished: prepare it'):
         list(dataset.check('wild', str(tmp_path / 'copy'), 1))
     shutil.copy(prepared.dataset_folder('wild', str(finished)) / second.name, second)
     found = [line for lines in dataset.check('wild', str(tmp_path / 'copy'), 1) for line in lines]
-    assert f'{first.name}: its bytes are not those that were written' in found
-    assert any(line.startswith(third.name) and 'is not the video that the report tells' in line for line in found)
+    assert f'{first.name}: the checksum does not match the report' in found
+    assert any(line.startswith(third.name) and 'is not the video named in the report' in line for line in found)
     assert not any(line.startswith(second.name) for line in found)
 
 
 def test_two_hosts_make_what_one_makes(wild, finished, tmp_path):
     for part in (0, 1):
         prepare_here(wild, tmp_path / str(part), part, 2, merge=False)
-    with pytest.raises(ConfigError, match='not there yet'):
+    with pytest.raises(ConfigError, match=r'array_record\S+ is not finished: prepare it'):
         dataset.merge('wild', str(tmp_path / '0'), dataset.Limits())
     for name, content in files_of(tmp_path / '1').items():
         assert not (tmp_path / '0' / name).exists() or name.endswith('plan.json')
@@ -211,7 +211,7 @@ def test_a_full_disk_costs_the_shard_at_work_only(wild, finished, tmp_path):
     before = files_of(tmp_path)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
-        with pytest.raises((OSError, RuntimeError), match='[Tt]oo large|not written whole'):
+        with pytest.raises((OSError, RuntimeError), match='[Tt]oo large|not written completely'):
             prepare_here(wild, tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -3,11 +3,13 @@
 Every video is a function of (kind, split, video index). Centres lie on a grid of 1/1024 pixel and every operation is
 correctly rounded, so the bytes are the same on every machine.
 
-Shapes never overlap: a shape reflects off another as off a wall and keeps its speed. So nothing is hidden, and any two
-frames show all objects and their motion. Digits pass through each other, which makes that set harder.
+Shapes never overlap: a shape reflects off another shape as off a wall and keeps its speed. Nothing is hidden, so any
+two frames show all objects and their motion. Digits pass through each other, which makes that set harder.
 
-Coordinates are (x, y) in pixels from the top left corner of the frame: pixel j covers [j, j + 1), the walls are 0 and
-64. Dimension key: T frames, O = 3 object slots (absent ones hold -1 or NaN), W side of the window that an object is
+Coordinates are (x, y) in pixels from the top left corner of the frame. Pixel j covers [j, j + 1); the walls are at 0
+and 64.
+
+Dimension key: T frames, O = 3 object slots (absent objects hold -1 or NaN), W side of the window that an object is
 drawn in.
 """
 
@@ -31,7 +33,7 @@ COUNTS = {'train': 512, 'validation': 64, 'test': 64}
 SPLITS = tuple(COUNTS)
 KINDS = ('shapes', 'digits')
 
-# All colours are equally far apart, so a small drift of a model does not turn one into another.
+# All colours are equally far apart, so that a small drift of a model does not turn one colour into another.
 PALETTE = {
     'red': (255, 40, 40),
     'green': (40, 255, 40),
@@ -44,10 +46,10 @@ SQUARE_SIDE = 16.0
 TRIANGLE_SIDE = 20.0  # equilateral
 TRIANGLE_INRADIUS = TRIANGLE_SIDE / np.sqrt(12.0)
 RADII = {'disc': DISC_RADIUS, 'square': SQUARE_SIDE / 2**0.5, 'triangle': 2 * TRIANGLE_INRADIUS}  # of circles
-GAP = 3.0  # pixels between circles at which shapes reflect
+GAP = 3.0  # shapes reflect at this distance of their circles, in pixels
 DIGIT_SIDE = 24
 DIGITS_PER_VIDEO = 2
-# First and one-past-last sklearn digit of each split: no handwriting is shared between splits.
+# Range [start, stop) of the sklearn digits of each split: splits share no handwriting.
 DIGIT_RANGES = {'train': (0, 1400), 'validation': (1400, 1600), 'test': (1600, 1797)}
 
 _WINDOW = 26  # fits the largest object and its antialiased border for any subpixel centre
@@ -56,12 +58,12 @@ _GRID = 1024.0
 
 @dataclasses.dataclass(frozen=True)
 class ObjectSpec:
-    """The data needed to move and draw one object."""
+    """Label, colour and shape of one object."""
 
-    label: int  # index into SHAPES, or class of the digit
-    colour: int  # index into PALETTE; -1 for digits, which are white
-    extents: tuple[float, float, float, float]  # distances left, right, up and down from the centre, in pixels
-    coverage: Callable[[np.ndarray, np.ndarray], np.ndarray]  # pixel offsets dx [T,W], dy [T,W] -> [T,W,W] in [0, 1]
+    label: int  # index into SHAPES, or class of the digit.
+    colour: int  # Index into PALETTE; -1 for digits, which are white.
+    extents: tuple[float, float, float, float]  # Left, right, up and down from the centre, in pixels.
+    coverage: Callable[[np.ndarray, np.ndarray], np.ndarray]  # Pixel offsets dx [T,W], dy [T,W] -> [T,W,W] in [0, 1].
 
     @property
     def rgb(self) -> np.ndarray:
@@ -76,7 +78,7 @@ def make_video(kind: str, split: str, index: int, frames: int = FRAMES) -> dict[
       kind: 'shapes' or 'digits'.
       split: 'train', 'validation' or 'test'.
       index: number of the video in its split, any non-negative integer.
-      frames: T; fewer than all to save time.
+      frames: T. Fewer frames than FRAMES save time.
 
     Returns:
       frames uint8 [T,64,64,3], video_id, count, labels and colours int32 [O], sizes float32 [O,2] (width, height),
@@ -88,7 +90,7 @@ def make_video(kind: str, split: str, index: int, frames: int = FRAMES) -> dict[
     labels, colours = np.full((2, MAX_OBJECTS), -1, np.int32)
     sizes = np.full((MAX_OBJECTS, 2), np.nan, np.float32)
     centres = np.full((frames, MAX_OBJECTS, 2), np.nan, np.float32)
-    paths = _paths(rng, objects, frames, apart=kind == 'shapes')
+    paths = _paths(rng, objects, frames, collide=kind == 'shapes')
     for slot, item in enumerate(objects):
         path = paths[:, slot]
         _paint(video, path, item)
@@ -129,14 +131,14 @@ def _draw_digits(rng: np.random.Generator, split: str) -> list[ObjectSpec]:
     return [ObjectSpec(int(classes[i]), -1, extents, functools.partial(_digit, images[i])) for i in chosen]
 
 
-def _paths(rng: np.random.Generator, objects: list[ObjectSpec], frames: int, apart: bool) -> np.ndarray:
-    """Return centres float64 [T,O,2]: constant speeds, reflected by walls and, if `apart`, by other objects."""
+def _paths(rng: np.random.Generator, objects: list[ObjectSpec], frames: int, collide: bool) -> np.ndarray:
+    """Return centres float64 [T,O,2]. Speeds are constant; walls and, if `collide`, other objects reflect an object."""
     extents = np.array([item.extents for item in objects])
     low, high = extents[:, [0, 2]], SIDE - extents[:, [1, 3]]
-    radii = [RADII[SHAPES[item.label]] + GAP / 2 if apart else 0.0 for item in objects]
-    reaches = {pair: radii[pair[0]] + radii[pair[1]] for pair in itertools.combinations(range(len(objects)), 2)}
+    radii = [RADII[SHAPES[item.label]] + GAP / 2 if collide else 0.0 for item in objects]
+    min_distances = {pair: radii[pair[0]] + radii[pair[1]] for pair in itertools.combinations(range(len(objects)), 2)}
     centres = _on_grid(rng.uniform(low, high))
-    while _touching(centres.tolist(), reaches):
+    while _colliding_pairs(centres.tolist(), min_distances):
         centres = _on_grid(rng.uniform(low, high))
     speed, angle = rng.uniform(*SPEEDS, len(objects)), rng.uniform(0.0, 2 * np.pi, len(objects))
     steps = _on_grid(speed * np.array([np.cos(angle), np.sin(angle)])).T / SUBSTEPS
@@ -147,15 +149,16 @@ def _paths(rng: np.random.Generator, objects: list[ObjectSpec], frames: int, apa
         for _ in range(SUBSTEPS):
             for centre, step, least, most in zip(centres, steps, low, high):
                 _advance(centre, step, least, most)
-            for i, j in _touching(centres, reaches):
-                _turn_away(centres[i], steps[i], centres[j])
-                _turn_away(centres[j], steps[j], centres[i])
+            for i, j in _colliding_pairs(centres, min_distances):
+                _reflect_off(centres[i], steps[i], centres[j])
+                _reflect_off(centres[j], steps[j], centres[i])
     return _on_grid(paths)
 
 
-def _touching(centres: list[list[float]], reaches: dict[tuple[int, int], float]) -> list[tuple[int, int]]:
+def _colliding_pairs(centres: list[list[float]], min_distances: dict[tuple[int, int], float]) -> list[tuple[int, int]]:
     """Return the pairs of objects that are closer than the sum of their radii."""
-    return [(i, j) for (i, j), reach in reaches.items() if _square_distance(centres[i], centres[j]) < reach * reach]
+    pairs = min_distances.items()
+    return [(i, j) for (i, j), least in pairs if _square_distance(centres[i], centres[j]) < least * least]
 
 
 def _square_distance(a: list[float], b: list[float]) -> float:
@@ -164,18 +167,18 @@ def _square_distance(a: list[float], b: list[float]) -> float:
 
 
 def _advance(centre: list[float], step: list[float], least: list[float], most: list[float]) -> None:
-    """Advance one substep in place; a centre that would leave the box is reflected."""
+    """Advance one substep in place. A centre that would leave the box is reflected."""
     for axis in (0, 1):
-        place = centre[axis] + step[axis]
-        if place < least[axis]:
-            place, step[axis] = 2 * least[axis] - place, abs(step[axis])
-        if place > most[axis]:
-            place, step[axis] = 2 * most[axis] - place, -abs(step[axis])
-        centre[axis] = place
+        position = centre[axis] + step[axis]
+        if position < least[axis]:
+            position, step[axis] = 2 * least[axis] - position, abs(step[axis])
+        if position > most[axis]:
+            position, step[axis] = 2 * most[axis] - position, -abs(step[axis])
+        centre[axis] = position
 
 
-def _turn_away(centre: list[float], step: list[float], other: list[float]) -> None:
-    """Reflect `step` in place as off a wall between the two centres, if it points toward the other object."""
+def _reflect_off(centre: list[float], step: list[float], other: list[float]) -> None:
+    """Mirror `step` in place, as off a wall between the two centres, if it points toward the other object."""
     normal = [b - a for a, b in zip(centre, other, strict=True)]
     toward = sum(s * n for s, n in zip(step, normal, strict=True))
     if toward > 0:
@@ -194,9 +197,9 @@ def _paint(frames: np.ndarray, path: np.ndarray, item: ObjectSpec) -> None:
     offsets = corner[:, :, None] + np.arange(_WINDOW) + 0.5 - path[:, :, None]
     alpha = np.rint(255 * item.coverage(offsets[:, 0], offsets[:, 1])).astype(np.uint16)[:, None]
     windows = np.lib.stride_tricks.sliding_window_view(frames, (_WINDOW, _WINDOW), axis=(1, 2), writeable=True)
-    at = (np.arange(len(frames)), corner[:, 1], corner[:, 0])
-    # uint16 holds 255 * 255 + 127: integer blending is exact and several times faster than floats.
-    windows[at] = (windows[at] * (255 - alpha) + item.rgb[:, None, None] * alpha + 127) // 255
+    window_index = (np.arange(len(frames)), corner[:, 1], corner[:, 0])
+    # uint16 holds 255 * 255 + 127, so integer blending is exact. It is several times faster than floats.
+    windows[window_index] = (windows[window_index] * (255 - alpha) + item.rgb[:, None, None] * alpha + 127) // 255
 
 
 def _disc(dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
@@ -216,7 +219,7 @@ def _triangle(dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
 
 
 def _digit(image: np.ndarray, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
-    """Resample `image` [24,24] bilinearly at subpixel offsets; exact in float64, because offsets lie on the grid."""
+    """Interpolate `image` [24,24] bilinearly at subpixel offsets. This is exact in float64: offsets lie on the grid."""
     texels = np.arange(DIGIT_SIDE) + 0.5 - DIGIT_SIDE / 2
     rows, columns = (np.maximum(0.0, 1.0 - np.abs(d[:, :, None] - texels)) for d in (dy, dx))
     return rows @ image @ columns.transpose(0, 2, 1) / 255.0
@@ -224,20 +227,20 @@ def _digit(image: np.ndarray, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _digits() -> tuple[np.ndarray, np.ndarray]:
-    """Return all sklearn digits, enlarged smoothly: float64 [1797,24,24] in [0, 255], and classes [1797]."""
+    """Return all sklearn digits, enlarged smoothly to float64 [1797,24,24] in [0, 255], and their classes [1797]."""
     from PIL import Image
     from sklearn.datasets import load_digits
 
-    bunch = load_digits()
-    small = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
+    dataset = load_digits()
+    small = np.rint(dataset.images * (255 / 16)).astype(np.uint8)
     size = (DIGIT_SIDE, DIGIT_SIDE)
     large = [np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)) for image in small]
-    return np.stack(large).astype(np.float64), bunch.target
+    return np.stack(large).astype(np.float64), dataset.target
 
 
 @dataclasses.dataclass(kw_only=True)
 class BouncingConfig(tfds.core.BuilderConfig):
-    """Config of a kind: `kind` of the objects, and `counts` of videos in each split (tests make tiny sets)."""
+    """Config of one kind of video: `kind` of the objects, and `counts` of videos per split (small in tests)."""
 
     kind: str = 'shapes'
     counts: dict[str, int] = dataclasses.field(default_factory=lambda: dict(COUNTS))
@@ -246,7 +249,8 @@ class BouncingConfig(tfds.core.BuilderConfig):
 class Frame(tfds.features.Tensor):
     """An image uint8 [64,64,3] that is passed as zlib bytes.
 
-    The caller chooses the compression level. The fastest takes a third of the time and a fifth more bytes than TFDS.
+    The caller chooses the compression level. The fastest level takes a third of the time of TFDS and a fifth more
+    bytes.
     """
 
     def __init__(self) -> None:
@@ -257,7 +261,7 @@ class Frame(tfds.features.Tensor):
 
 
 class BouncingObjects(tfds.core.ShardBasedBuilder):
-    """Writes `make_video` for every video of every split; each frame is compressed on its own, so clips read fast."""
+    """Builds the dataset from `make_video`. Each frame is compressed separately, so reading a clip is fast."""
 
     VERSION = tfds.core.Version('3.0.0')
     RELEASE_NOTES = {
@@ -303,24 +307,24 @@ class BouncingObjects(tfds.core.ShardBasedBuilder):
 
 
 def prepare(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
-    """Return the dataset `name`; build it first if it is absent (TFDS renames a finished build into place).
+    """Return the dataset `name`. Build it first if it is missing; TFDS renames a finished build into place.
 
     Args:
       name: 'bouncing_objects/shapes' or 'bouncing_objects/digits'.
       data_dir: TFDS folder.
 
     Raises:
-      ValueError: there is no such dataset.
+      ValueError: there is no dataset `name`.
     """
     dataset, _, config = name.partition('/')
     if dataset != BouncingObjects.name or config not in KINDS:
         known = ', '.join(f'{BouncingObjects.name}/{kind}' for kind in KINDS)
-        raise ValueError(f'there is no dataset {name!r}; there are: {known}')
+        raise ValueError(f'there is no dataset {name!r}: choose one of {known}')
     builder = BouncingObjects(config=config, data_dir=data_dir, file_format='array_record')
     try:
         builder.download_and_prepare(file_format='array_record')
     except OSError:
         builder = BouncingObjects(config=config, data_dir=data_dir, file_format='array_record')
-        if not builder.is_prepared():  # otherwise another process built the same bytes first
+        if not builder.is_prepared():  # otherwise another process has built the same bytes
             raise
     return builder

@@ -1,6 +1,6 @@
-"""What the first bytes of a container tell: whether its file still has all the bytes that were written.
+"""Checks from the first bytes of a container whether its file is complete.
 
-A file that is whole was not cut off, even if its last frame is held for longer than its frames say.
+A complete file was not truncated, even if its last frame is held for longer than its frames say.
 """
 
 import os
@@ -9,7 +9,7 @@ from typing import BinaryIO
 _EBML, _SEGMENT = bytes.fromhex('1a45dfa3'), bytes.fromhex('18538067')
 
 
-def is_whole(path: str | os.PathLike) -> bool:
+def is_complete(path: str | os.PathLike) -> bool:
     """Return True if a Matroska, WebM or AVI file is at least as long as it states; False = shorter, or unknown."""
     size = os.path.getsize(path)
     with open(path, 'rb') as file:
@@ -21,7 +21,7 @@ def is_whole(path: str | os.PathLike) -> bool:
 
 
 def _riff_end(file: BinaryIO, size: int) -> float:
-    """Return where the last RIFF chunk ends; AVI files of more than 1 GB have several."""
+    """Return the end of the last RIFF chunk. AVI files of more than 1 GB have several chunks."""
     end = 0
     while end < size:
         file.seek(end)
@@ -30,13 +30,13 @@ def _riff_end(file: BinaryIO, size: int) -> float:
             break
         length = int.from_bytes(head[4:], 'little')
         if len(head) < 8 or not length or length == 0xFFFFFFFF:
-            return float('inf')  # its writer was ended before it knew the length
+            return float('inf')  # the writer ended before it knew the length
         end += 8 + length
     return end
 
 
 def _segment_end(file: BinaryIO) -> float:
-    """Return where the segment of a Matroska file ends; infinity = unknown."""
+    """Return the end of the segment of a Matroska file; infinity = unknown."""
     while True:
         name = file.read(1)
         name += file.read(_width(name) - 1)
@@ -52,5 +52,5 @@ def _segment_end(file: BinaryIO) -> float:
 
 
 def _width(first: bytes) -> int:
-    """Return how many bytes an EBML number has, which the leading zero bits of its first byte tell; 0 = no number."""
+    """Return the number of bytes of an EBML number, given by the leading zero bits of its first byte; 0 = no number."""
     return 9 - first[0].bit_length() if first and first[0] else 0

@@ -1,4 +1,4 @@
-"""From a listing to a finished dataset: plan, prepare shard by shard, merge, check."""
+"""Turns a listing into a finished dataset: plan, prepare shard by shard, merge, check."""
 
 import collections
 import contextlib
@@ -27,34 +27,34 @@ CheckRecords = Callable[[list[dict[str, Any]], Iterator[bytes], dict[str, Any]],
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """How much may be lost before a dataset is not published, as parts of all rows."""
+    """Fractions of all rows that may be lost. A dataset that loses more is not published."""
 
-    skipped: float = 0.05  # for any reason but `missing`
+    skipped: float = 0.05  # for any reason except `missing`
     missing: float = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What became of all rows: rows = prepared + skipped."""
+    """The outcome of all rows: rows = prepared + skipped."""
 
     rows: int
-    prepared: dict[str, int]  # of each split
-    skipped: dict[str, int]  # of each reason
+    prepared: dict[str, int]  # videos per split
+    skipped: dict[str, int]  # rows per reason
     frames: int
     megabytes: float
-    over_limit: str  # why the dataset is not published; '' = it is
+    over_limit: str  # reason why the dataset is not published; '' = published
 
 
 def make_plan(
     name: str, data_dir: str, listing: Listing, settings: Settings, replace: bool = False
 ) -> tuple[pathlib.Path, dict[str, Any]]:
-    """Writes plan.json, or finds that the same one is there. `replace` deletes what was prepared by another plan.
+    """Write plan.json, unless the same plan exists. `replace` deletes a dataset that was prepared by another plan.
 
     Returns:
       The dataset's folder and the plan.
 
     Raises:
-      ConfigError: the folder holds, or is to hold, the same dataset from other files or with other settings.
+      ConfigError: the folder holds the same dataset from other files or with other settings.
     """
     folder = prepared.dataset_folder(name, data_dir)
     content = {
@@ -68,83 +68,84 @@ def make_plan(
     }
     tuples = [row.as_tuple() for row in listing.rows]
     plan = content | {'digest': hashlib.sha256(json.dumps([content, tuples]).encode()).hexdigest()}
-    there = read_plan(name, data_dir) if (folder / prepared.PLAN).is_file() else None
-    if there and there['digest'] == plan['digest']:
-        return folder, there
-    if there and not replace:
+    existing = read_plan(name, data_dir) if (folder / prepared.PLAN).is_file() else None
+    if existing and existing['digest'] == plan['digest']:
+        return folder, existing
+    if existing and not replace:
         raise ConfigError(
-            f'{folder} was begun with {_difference(there, plan)}: add --replace to delete it and prepare again, or '
-            'choose another --dataset or --data_dir'
+            f'{folder} was started with {_difference(existing, plan)}: add --replace to delete it and prepare again, '
+            'or choose another --dataset or --data_dir'
         )
-    if there:
-        discard(folder)
+    if existing:
+        delete_dataset(folder)
     (folder / 'reports').mkdir(parents=True, exist_ok=True)
     shards.write_json(folder / prepared.PLAN, plan)
     return folder, plan
 
 
-def discard(folder: pathlib.Path) -> None:
-    """Deletes a dataset, unless another process is making it. Raises as `alone`."""
+def delete_dataset(folder: pathlib.Path) -> None:
+    """Delete a dataset, unless another process is preparing it. Raise the errors of `exclusive_lock`."""
     with exclusive_lock(folder, (0, 1)):
         shutil.rmtree(folder)
 
 
 def read_plan(name: str, data_dir: str) -> dict[str, Any]:
-    """plan.json of a dataset.
+    """Read plan.json of a dataset.
 
     Raises:
-      ConfigError: nobody has begun to prepare it.
+      ConfigError: the dataset has no plan.json.
     """
     path = prepared.dataset_folder(name, data_dir) / prepared.PLAN
     if not path.is_file():
-        raise ConfigError(f'{path.parent} is no prepared dataset: it has no {prepared.PLAN}')
+        raise ConfigError(f'{path.parent} is no prepared dataset (no {prepared.PLAN}): check --dataset and --data_dir')
     return json.loads(path.read_text())
 
 
 def prepare(
     todo: list[shards.Shard], plan: dict[str, Any], root: str, processes: int, timeout: float
 ) -> Iterator[Skip | None]:
-    """Prepares what is left of shards, and tells for each such row when it is done: what is wrong with it, or None.
+    """Prepare the remaining rows of the shards. Yield the outcome of each row: its Skip, or None for a prepared video.
 
     Args:
-      todo: shards with `shards.rows_left`.
-      plan: of the dataset they belong to.
+      todo: shards with remaining rows.
+      plan: plan of their dataset.
       root: folder that the paths of the rows are relative to.
-      processes: how many decode and encode.
+      processes: number of processes that decode and encode.
       timeout: seconds for one video.
 
     Raises:
-      OSError: a shard cannot be written. It leaves nothing; those before it are whole.
+      OSError: a shard cannot be written. Nothing of it remains; the shards before it are complete.
     """
     settings = Settings(**plan['settings'])
-    left = {shard.path: shards.rows_left(shard) for shard in todo}
-    tasks = ((root, row, settings) for shard in todo for row in left[shard.path])
+    remaining = {shard.path: shards.remaining_rows(shard) for shard in todo}
+    tasks = ((root, row, settings) for shard in todo for row in remaining[shard.path])
     with contextlib.closing(workers.run_ordered(rows.prepare_row, tasks, processes, timeout)) as results:
         for shard in todo:
-            done: Iterator[Any] = results
-            if shard.is_done():  # only rows that are tried again: most often they fail again, and nothing is written
-                again = [next(results) for _ in left[shard.path]]
-                if not any(isinstance(result, Prepared) for result in again):
-                    yield from (rows.make_skip(row, result, timeout) for row, result in zip(left[shard.path], again))
+            shard_results: Iterator[Any] = results
+            if shard.is_done():  # retried rows only: most fail again, and then nothing is written
+                retried_rows = remaining[shard.path]
+                retried = [next(results) for _ in retried_rows]
+                if not any(isinstance(result, Prepared) for result in retried):
+                    yield from (rows.make_skip(row, result, timeout) for row, result in zip(retried_rows, retried))
                     continue
-                done = iter(again)
+                shard_results = iter(retried)
             with shards.ShardWriter(shard, plan['digest'], prepared.make_features(plan['labels'])) as writer:
-                yield from _write_shard(shard, writer, done, plan['labels'], timeout)
+                yield from _write_shard(shard, writer, shard_results, plan['labels'], timeout)
                 writer.commit()
 
 
 def _write_shard(
     shard: shards.Shard, writer: shards.ShardWriter, results: Iterator[Any], labels: list[str], timeout: float
 ) -> Iterator[Skip | None]:
-    """Writes all rows of a shard: those of its earlier version as they are, the rest from `results`."""
-    kept = shards.read_kept(shard)
-    records = shards.read_records(shard.path) if kept.videos else iter(())
+    """Write all rows of a shard: copy rows of an earlier version, and take the other rows from `results`."""
+    finished = shards.read_finished_rows(shard)
+    records = shards.read_records(shard.path) if finished.videos else iter(())
     for row in shard.rows:
-        if row.video_id in kept.videos:
-            writer.copy(next(records), kept.videos[row.video_id])
+        if row.video_id in finished.videos:
+            writer.copy(next(records), finished.videos[row.video_id])
             continue
-        if row.video_id in kept.skipped:
-            writer.skip(kept.skipped[row.video_id])
+        if row.video_id in finished.skipped:
+            writer.skip(finished.skipped[row.video_id])
             continue
         result = next(results)
         if isinstance(result, Prepared):
@@ -158,24 +159,24 @@ def _write_shard(
 
 @contextlib.contextmanager
 def exclusive_lock(folder: pathlib.Path, part: tuple[int, int]) -> Iterator[None]:
-    """Keeps a second process from preparing the same part of the same dataset; the system frees it after a kill.
+    """Lock one part of a dataset against a second process. The operating system releases the lock after a kill.
 
     Raises:
-      ConfigError: another process is at it.
+      ConfigError: another process holds the lock.
     """
     with open(folder / 'reports' / f'.part-{part[0]}-of-{part[1]}.lock', 'w') as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ConfigError(f'another process is preparing {folder}') from error
+            raise ConfigError(f'another process is preparing {folder}: wait until it ends') from error
         yield
 
 
 def merge(name: str, data_dir: str, limits: Limits) -> Summary:
-    """Makes a dataset of finished shards, whoever wrote them; done again, it gives the same files.
+    """Make a dataset from finished shards, from any number of processes. Repeated calls give the same files.
 
     Raises:
-      ConfigError: a shard is not there or belongs to another plan, two videos have one id, or the counts do not agree.
+      ConfigError: a shard is missing or belongs to another plan, two videos have one id, or the counts do not match.
     """
     plan, folder = read_plan(name, data_dir), prepared.dataset_folder(name, data_dir)
     (folder / prepared.SUMMARY).unlink(missing_ok=True)
@@ -192,65 +193,68 @@ def merge(name: str, data_dir: str, limits: Limits) -> Summary:
     return summary
 
 
-def check_videos(told: list[dict[str, Any]], records: Iterator[bytes], plan: dict[str, Any]) -> list[str]:
-    """What is wrong with the records of a shard: each is to be the video that its report tells.
+def check_videos(entries: list[dict[str, Any]], records: Iterator[bytes], plan: dict[str, Any]) -> list[str]:
+    """Check that each record of a shard is the video named in the report. Return one line per problem.
 
-    Its last frame, for which all of its packets must be in place, must decode.
+    The last frame must decode, which needs all of its packets in place.
     """
-    settings, features, found = Settings(**plan['settings']), prepared.make_features(plan['labels']), []
-    for each, record in zip(told, records, strict=True):
+    settings, features, problems = Settings(**plan['settings']), prepared.make_features(plan['labels']), []
+    for entry, record in zip(entries, records, strict=True):
         example = features.deserialize_example_np(record)
         video = prepared.stored_video(example, settings.keyframe_interval)
-        if os.fsdecode(example['video_id']) != each['id'] or len(video) != each['num_frames']:
-            found.append(f'{each["id"]} is not the video that the report tells')
+        if os.fsdecode(example['video_id']) != entry['id'] or len(video) != entry['num_frames']:
+            problems.append(f'{entry["id"]} is not the video named in the report')
         elif len(video.stream) != video.sizes.sum():
-            found.append(f'{each["id"]} has {len(video.stream)} bytes, not {video.sizes.sum()}')
+            problems.append(f'{entry["id"]} has {len(video.stream)} bytes, but its packets have {video.sizes.sum()}')
         else:
             try:
                 stored_video.read(video, [len(video) - 1], settings.height, settings.width)
             except video_file.VideoError as error:
-                found.append(f'{each["id"]}: {error}')
-    return found
+                problems.append(f'{entry["id"]}: {error}')
+    return problems
 
 
 def check(name: str, data_dir: str, processes: int, check_records: CheckRecords = check_videos) -> Iterator[list[str]]:
-    """Reads a finished dataset again: what is wrong with each of its shards, in turn.
+    """Check a finished dataset. Yield the problems of each shard in turn.
 
-    A shard's bytes must be those its report tells, and `check_records(told, records, plan)` must find nothing.
+    The checksum of a shard must match its report, and `check_records(entries, records, plan)` must find no problem.
 
     Raises:
-      ConfigError: the dataset is not whole, or its counts do not agree.
+      ConfigError: the dataset is not finished, or its counts do not match.
     """
     plan, folder = read_plan(name, data_dir), prepared.dataset_folder(name, data_dir)
     if prepared.read_summary(name, data_dir)['plan'] != plan['digest']:
-        raise ConfigError(f'{folder / prepared.SUMMARY} belongs to another plan; run launch.prepare_data again')
+        raise ConfigError(f'{folder / prepared.SUMMARY} belongs to another plan: run launch.prepare_data again')
     all_shards = shards.planned_shards(folder, plan)
     reports = [read_report(shard, plan) for shard in all_shards]
     info = tfds.builder_from_directory(folder).info
     for split in plan['rows']:
-        told = [len(report['videos']) for shard, report in zip(all_shards, reports) if shard.split == split]
-        if list(info.splits[split].shard_lengths) != told:
-            raise ConfigError(f'{folder}: the metadata of split {split} do not count what its reports do')
+        counts = [len(report['videos']) for shard, report in zip(all_shards, reports) if shard.split == split]
+        if list(info.splits[split].shard_lengths) != counts:
+            raise ConfigError(f'{folder}: the record counts of split {split} differ from its reports: merge again')
     tasks = ((shard, report, plan, check_records) for shard, report in zip(all_shards, reports))
     for shard, result in zip(all_shards, workers.run_ordered(check_shard, tasks, processes, timeout=86400.0)):
-        died = isinstance(result, workers.WorkerFailure)
-        yield [f'{shard.path.name}: {result.cause}'] if died else [f'{shard.path.name}: {line}' for line in result]
+        failed = isinstance(result, workers.WorkerFailure)
+        yield [f'{shard.path.name}: {result.cause}'] if failed else [f'{shard.path.name}: {line}' for line in result]
 
 
 def check_shard(task: tuple[shards.Shard, dict[str, Any], dict[str, Any], CheckRecords]) -> list[str]:
-    """(shard, its report, the plan, what checks the records) -> what is wrong with the shard."""
+    """Check one shard. Return one line per problem.
+
+    `task` is (shard, its report, the plan, function that checks the records).
+    """
     shard, report, plan, check_records = task
     if not shard.path.is_file():
-        return ['there is no such file']
+        return ['the file is missing']
     if shards.file_digest(shard.path) != report['sha256']:
-        return ['its bytes are not those that were written']
+        return ['the checksum does not match the report']
     return check_records(report['videos'], shards.read_records(shard.path), plan)
 
 
 def write_metadata(
     folder: pathlib.Path, plan: dict[str, Any], done: list[ShardReport], features: tfds.features.FeaturesDict
 ) -> None:
-    """Writes what TFDS reads, and the lengths of the records, of shards that are whole, with their reports."""
+    """Write the metadata of TFDS and the lengths of the records, from finished shards and their reports."""
     lengths = {
         shard.path.name: np.asarray([video['num_frames'] for video in report['videos']], np.int32)
         for shard, report in done
@@ -263,9 +267,11 @@ def write_metadata(
     for split in plan['rows']:
         videos = [report['videos'] for shard, report in done if shard.split == split]
         size = sum(video['bytes'] for part in videos for video in part)
-        own = template.replace(split=split)
+        shard_lengths, split_template = list(map(len, videos)), template.replace(split=split)
         splits.append(
-            tfds.core.SplitInfo(name=split, shard_lengths=list(map(len, videos)), num_bytes=size, filename_template=own)
+            tfds.core.SplitInfo(
+                name=split, shard_lengths=shard_lengths, num_bytes=size, filename_template=split_template
+            )
         )
     tfds.folder_dataset.write_metadata(
         data_dir=folder,
@@ -279,16 +285,19 @@ def write_metadata(
 
 
 def read_report(shard: shards.Shard, plan: dict[str, Any]) -> dict[str, Any]:
-    """The report of a shard that is whole.
+    """Read the report of a finished shard.
 
     Raises:
-      ConfigError: it is not there, or belongs to another plan.
+      ConfigError: the shard is not finished, or belongs to another plan.
     """
     if not shard.is_done() or not shard.path.is_file():
-        raise ConfigError(f'{shard.path} is not there yet; make it, or copy the shards of all hosts to one folder')
+        raise ConfigError(f'{shard.path} is not finished: prepare it, or copy the shards of all hosts to one folder')
     report = json.loads(shard.report.read_text())
     if report['plan'] != plan['digest']:
-        raise ConfigError(f'{shard.path} was made from other files or settings than {prepared.PLAN} tells')
+        raise ConfigError(
+            f'{shard.path} was made from other files or settings than {prepared.PLAN} says: delete {shard.report} and '
+            'run its command again'
+        )
     return report
 
 
@@ -303,23 +312,24 @@ def _summarize(
     for shard, report in done:
         counts[shard.split] += len(report['videos'])
     rows = sum(plan['rows'].values()) + len(plan['skipped'])
+    retry = 'delete the folder reports/ of the dataset and prepare it again'
     if rows != len(videos) + len(skipped):
-        raise ConfigError(f'{rows} rows are not {len(videos)} prepared and {len(skipped)} skipped videos')
+        raise ConfigError(f'{rows} rows are not {len(videos)} prepared and {len(skipped)} skipped videos: {retry}')
     if len({video['id'] for video in videos}) != len(videos):
-        raise ConfigError('two prepared videos have the same id')
+        raise ConfigError(f'two prepared videos have the same id: {retry}')
     reasons = dict(sorted(collections.Counter(skip['reason'] for skip in skipped).items()))
     missing = reasons.get('missing', 0)
-    over = ''
-    for part, limit, what in (
+    over_limit = ''
+    for count, limit, what in (
         (len(skipped) - missing, limits.skipped, 'skipped'),
         (missing, limits.missing, 'missing'),
     ):
-        if part > limit * rows:
-            over = f'{part} of {rows} videos are {what}, more than max_{what} = {limit:g} of them'
+        if count > limit * rows:
+            over_limit = f'{count} of {rows} videos are {what}, more than max_{what} = {limit:g} of them'
     if not videos:
-        over = f'none of {rows} videos can be used'
+        over_limit = f'none of {rows} videos can be used'
     frames, size = (sum(video[key] for video in videos) for key in ('num_frames', 'bytes'))
-    return Summary(rows, counts, reasons, frames, round(size / 1e6, 3), over)
+    return Summary(rows, counts, reasons, frames, round(size / 1e6, 3), over_limit)
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:

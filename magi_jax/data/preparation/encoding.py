@@ -1,10 +1,10 @@
-"""Videos -> a dataset of latents (data/latents.py): plan, encode shard by shard, merge, check.
+"""Encodes videos to a dataset of latents (data/latents.py): plan, encode shard by shard, merge, check.
 
-The tokenizer is a function here, whatever it runs on. It always gets batches of one size that hold rows of one shard
-only, the last one filled up: so a shard is the same bytes wherever a run was stopped before it, on the same devices.
+The tokenizer is a function here and may run on any device. All its batches have the same size and hold rows of one
+shard only; the last batch is padded. A resumed run on the same devices therefore writes the same bytes.
 
-R rows (clips, or pieces of videos) of a batch, F frames of a row, H W pixels, T latent frames of a record, h w latent
-rows and columns, c channels, K clips of a video.
+Dimension key: R rows (clips or pieces of videos) of a batch, F frames of a row, H W pixels. T latent frames of a
+record, h w latent rows and columns, c channels, K clips of a video.
 """
 
 import collections
@@ -27,28 +27,28 @@ from magi_jax.data.preparation import dataset, shards
 
 # uint8 [R, F, H, W, 3] -> mean and log variance [R, t, h, w, c]; may return before they are computed.
 Encode = Callable[[np.ndarray], tuple[Any, Any]]
-QUEUE_SIZE = 2  # videos that are decoded ahead
+QUEUE_SIZE = 2  # number of prefetched videos
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What is to be encoded: the videos of both splits, and what is told of tokenizer and videos."""
+    """An encoding task: the videos of both splits, the settings and the plan."""
 
-    data: DataConfig  # names the videos
+    data: DataConfig  # config of the videos
     settings: LatentSettings
-    videos: dict[str, sources.Source]  # of each split of the latents
+    videos: dict[str, sources.Source]  # by split of the latents
     plan: dict[str, Any]
 
 
 @dataclasses.dataclass
 class _Record:
-    """A record in the making, and the rows that its latents come from."""
+    """A record before encoding, with the rows that its latents are computed from."""
 
     video_id: str
     flip: latents.Flip
     start: int
     interval: int
-    frames: int | None  # latent frames of the record; None = all that its rows have
+    frames: int | None  # latent frames of the record; None = all frames of its rows
     rows: list[np.ndarray]  # uint8 [F, H, W, 3]
 
 
@@ -60,21 +60,21 @@ def make_job(
     tokenizer: dict[str, Any],
     replace: bool = False,
 ) -> Job:
-    """Opens the videos and writes plan.json, or finds that the same one is there.
+    """Open the videos and write plan.json, unless the same plan exists.
 
     Args:
-      name: of the new dataset.
-      data_dir: where datasets are kept.
-      data: names the videos.
-      settings: of the latents.
-      tokenizer: what is told of it, with its 'fingerprint'.
-      replace: deletes other latents of that name.
+      name: name of the new dataset.
+      data_dir: folder of datasets.
+      data: config of the videos.
+      settings: settings of the latents.
+      tokenizer: metadata of the tokenizer, with its 'fingerprint'.
+      replace: True deletes other latents of that name.
 
     Raises:
-      ConfigError: the folder holds, or is to hold, other latents; or as `sources.open_source`.
+      ConfigError: the folder holds other latents, or an error of `sources.open_source`.
     """
     splits = {latents.TRAIN: settings.train_split, latents.VALIDATION: sources.eval_split(data)}
-    videos = {split: sources.open_source(data, named) for split, named in splits.items()}
+    videos = {split: sources.open_source(data, name_in_source) for split, name_in_source in splits.items()}
     digest = hashlib.sha256(data.source.encode())
     for source in videos.values():
         digest.update(np.ascontiguousarray(source.lengths).tobytes())
@@ -87,16 +87,16 @@ def make_job(
     }
     plan = content | {'digest': hashlib.sha256(json.dumps(content).encode()).hexdigest()}
     folder = prepared.dataset_folder(name, data_dir)
-    there = dataset.read_plan(name, data_dir) if (folder / prepared.PLAN).is_file() else None
-    if there and there['digest'] == plan['digest']:
-        return Job(data, settings, videos, there)
-    if there and not replace:
+    existing = dataset.read_plan(name, data_dir) if (folder / prepared.PLAN).is_file() else None
+    if existing and existing['digest'] == plan['digest']:
+        return Job(data, settings, videos, existing)
+    if existing and not replace:
         raise ConfigError(
-            f'{folder} was begun with {_difference(there, plan)}: add --replace to delete it and encode again, or '
+            f'{folder} was started with {_difference(existing, plan)}: add --replace to delete it and encode again, or '
             'choose another --dataset'
         )
-    if there:
-        dataset.discard(folder)
+    if existing:
+        dataset.delete_dataset(folder)
     (folder / 'reports').mkdir(parents=True, exist_ok=True)
     plan |= {'source': data.source, 'path': data.path}
     shards.write_json(folder / prepared.PLAN, plan)
@@ -104,27 +104,27 @@ def make_job(
 
 
 def video_numbers(job: Job, shard: shards.Shard) -> range:
-    """Which videos of its split a shard holds."""
+    """Return the numbers of the videos of a shard, counted within its split."""
     size = job.settings.videos_per_shard
     return range(shard.number * size, min((shard.number + 1) * size, len(job.videos[shard.split])))
 
 
 def encode_shard(job: Job, shard: shards.Shard, encode: Encode, rows: int, threads: int) -> Iterator[None]:
-    """Encodes and writes one shard; yields after each of its videos.
+    """Encode and write one shard. Yield after each of its videos.
 
     Args:
-      job: what all is about.
-      shard: of `shards.planned_shards`.
-      encode: the tokenizer.
-      rows: R, of every batch.
-      threads: that decode videos.
+      job: encoding task.
+      shard: one of `shards.planned_shards`.
+      encode: function that encodes a batch.
+      rows: R of every batch.
+      threads: number of threads that decode videos.
 
     Raises:
-      OSError: the shard cannot be written; it leaves nothing.
+      OSError: the shard cannot be written. Nothing of it remains.
       FloatingPointError: latents are not finite.
     """
     settings, numbers = job.settings, video_numbers(job, shard)
-    read = grain.MapDataset.range(numbers.start, numbers.stop).map(lambda n: _read(job, shard.split, int(n)))
+    read = grain.MapDataset.range(numbers.start, numbers.stop).map(lambda n: _read_records(job, shard.split, int(n)))
     videos = iter(read.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=QUEUE_SIZE)))
     waiting: collections.deque[_Record] = collections.deque()
 
@@ -140,7 +140,7 @@ def encode_shard(job: Job, shard: shards.Shard, encode: Encode, rows: int, threa
         for moments in _encode_rows(all_rows(), encode, rows):
             parts.append(moments)
             if len(parts) == len(waiting[0].rows):
-                writer.add(*_example(waiting.popleft(), parts, settings))
+                writer.add(*_make_example(waiting.popleft(), parts, settings))
                 parts, written = [], written + 1
                 if written % per_video == 0:
                     yield
@@ -148,10 +148,10 @@ def encode_shard(job: Job, shard: shards.Shard, encode: Encode, rows: int, threa
 
 
 def merge(name: str, data_dir: str) -> dict[str, Any]:
-    """Makes a dataset of finished shards; done again, it gives the same files. Returns preparation.json.
+    """Make a dataset from finished shards and return preparation.json. Repeated calls give the same files.
 
     Raises:
-      ConfigError: a shard is not there or belongs to another plan.
+      ConfigError: a shard is missing or belongs to another plan.
     """
     plan, folder = dataset.read_plan(name, data_dir), prepared.dataset_folder(name, data_dir)
     (folder / prepared.SUMMARY).unlink(missing_ok=True)
@@ -165,96 +165,99 @@ def merge(name: str, data_dir: str) -> dict[str, Any]:
             raise ConfigError(f'{folder} has {records[split]} latents of {rows} {split} videos: delete its reports/')
     dataset.write_metadata(folder, plan, done, latents.make_features(settings))
     size = sum(record['bytes'] for _, report in done for record in report['videos'])
-    told = {'fingerprint': plan['tokenizer']['fingerprint'], 'source': plan['source'], 'path': plan['path']}
+    origin = {'fingerprint': plan['tokenizer']['fingerprint'], 'source': plan['source'], 'path': plan['path']}
     summary = {'plan': plan['digest'], 'records': records, 'megabytes': round(size / 1e6, 3)}
-    summary |= {prepared.LATENTS: {'settings': plan['settings'], **told}}
+    summary |= {prepared.LATENTS: {'settings': plan['settings'], **origin}}
     shards.write_json(folder / prepared.SUMMARY, summary)
     return summary
 
 
-def check_latents(told: list[dict[str, Any]], records: Iterator[bytes], plan: dict[str, Any]) -> list[str]:
-    """What is wrong with the records of a shard: each is to be the latents that its report tells, all finite."""
+def check_latents(entries: list[dict[str, Any]], records: Iterator[bytes], plan: dict[str, Any]) -> list[str]:
+    """Check that each record of a shard holds the finite latents named in the report. Return one line per problem."""
     settings = _settings(plan)
-    features, found = latents.make_features(settings), []
-    for each, record in zip(told, records, strict=True):
+    features, problems = latents.make_features(settings), []
+    for entry, record in zip(entries, records, strict=True):
         example = features.deserialize_example_np(record)
         flip = bool(example['flip_horizontal']), bool(example['flip_vertical'])
-        place = _name(os.fsdecode(example['video_id']), flip, int(example['start']), int(example['interval']))
-        if place != each['id'] or any(len(example[name]) != each['num_frames'] for name in settings.names):
-            found.append(f'{each["id"]} is not the clip that the report tells')
+        record_id = _record_id(os.fsdecode(example['video_id']), flip, int(example['start']), int(example['interval']))
+        if record_id != entry['id'] or any(len(example[name]) != entry['num_frames'] for name in settings.names):
+            problems.append(f'{entry["id"]} is not the clip named in the report')
         elif not all(np.isfinite(example[name]).all() for name in settings.names):
-            found.append(f'{each["id"]} is not finite')
-    return found
+            problems.append(f'{entry["id"]} has latents that are not finite')
+    return problems
 
 
-def _read(job: Job, split: str, number: int) -> list[_Record]:
-    """One video as the rows of all its records."""
+def _read_records(job: Job, split: str, number: int) -> list[_Record]:
+    """Read one video as the rows of all its records."""
     settings, video = job.settings, job.videos[split][number]
     piece = settings.frames
     if split == latents.VALIDATION:
         pixels = video.read(range(piece))
         return [_Record(video.video_id, (False, False), 0, 1, None, [pixels])]
     if settings.clips:
-        cuts = [draw_stored(settings, number, k, video.num_frames) for k in range(settings.clips)]
-        wanted = sorted({int(i) for indices, _ in cuts for i in indices})
-        pixels, places = video.read(wanted), {frame: place for place, frame in enumerate(wanted)}
-        clips = [(pixels[[places[int(i)] for i in indices]], int(indices[0]), interval) for indices, interval in cuts]
+        cuts = [draw_stored_clip(settings, number, k, video.num_frames) for k in range(settings.clips)]
+        needed = sorted({int(i) for indices, _ in cuts for i in indices})
+        pixels, row_of = video.read(needed), {frame: row for row, frame in enumerate(needed)}
+        clips = [(pixels[[row_of[int(i)] for i in indices]], int(indices[0]), interval) for indices, interval in cuts]
         return [
             _Record(video.video_id, flip, start, interval, None, [transforms.flip(clip, *flip)])
             for flip in settings.flips
             for clip, start, interval in clips
         ]
-    whole = video.read(range(video.num_frames))
-    filled = np.pad(whole, [(0, -len(whole) % piece), (0, 0), (0, 0), (0, 0)], mode='edge')
-    pieces = [filled[first : first + piece] for first in range(0, len(filled), piece)]
+    frames = video.read(range(video.num_frames))
+    padded = np.pad(frames, [(0, -len(frames) % piece), (0, 0), (0, 0), (0, 0)], mode='edge')
+    pieces = [padded[first : first + piece] for first in range(0, len(padded), piece)]
     return [
-        _Record(video.video_id, flip, 0, 1, len(whole), [transforms.flip(part, *flip) for part in pieces])
+        _Record(video.video_id, flip, 0, 1, len(frames), [transforms.flip(part, *flip) for part in pieces])
         for flip in settings.flips
     ]
 
 
-def draw_stored(settings: LatentSettings, number: int, k: int, num_frames: int) -> tuple[np.ndarray, int]:
-    """Which frames clip k of training video `number` has, and their interval: a function of `settings.seed`."""
+def draw_stored_clip(settings: LatentSettings, number: int, k: int, num_frames: int) -> tuple[np.ndarray, int]:
+    """Draw the frames of clip k of training video `number`, and their frame interval, from `settings.seed`."""
     rng = np.random.default_rng([settings.seed, number, k])
     return transforms.draw_clip(rng, num_frames, settings.frames, settings.max_interval)
 
 
 def _encode_rows(rows: Iterator[np.ndarray], encode: Encode, size: int) -> Iterator[tuple[np.ndarray, ...]]:
-    """(mean, log variance) [t, h, w, c] of each row; the next batch is handed over before this one is waited for."""
+    """Yield (mean, log variance) [t, h, w, c] of each row.
+
+    The next batch is dispatched before this one is waited for.
+    """
     pending: tuple[Any, int] | None = None
     while batch := list(itertools.islice(rows, size)):
-        made = encode(np.stack(batch + [batch[-1]] * (size - len(batch)))), len(batch)
+        encoded = encode(np.stack(batch + [batch[-1]] * (size - len(batch)))), len(batch)
         if pending is not None:
-            yield from _each(*pending)
-        pending = made
+            yield from _unbatch(*pending)
+        pending = encoded
     if pending is not None:
-        yield from _each(*pending)
+        yield from _unbatch(*pending)
 
 
-def _each(moments: tuple[Any, Any], count: int) -> Iterator[tuple[np.ndarray, ...]]:
+def _unbatch(moments: tuple[Any, Any], count: int) -> Iterator[tuple[np.ndarray, ...]]:
     arrays = [np.asarray(array) for array in moments]
     yield from (tuple(array[row] for array in arrays) for row in range(count))
 
 
-def _example(
+def _make_example(
     record: _Record, parts: list[tuple[np.ndarray, ...]], settings: LatentSettings
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A record as an example of the dataset, and what the report tells of it."""
+    """Return a record as an example of the dataset, and its entry in the report."""
     moments = {
         name: np.concatenate(pieces)[: record.frames].astype(settings.dtype)
         for name, pieces in zip(settings.names, zip(*parts))
     }
-    name = _name(record.video_id, record.flip, record.start, record.interval)
+    name = _record_id(record.video_id, record.flip, record.start, record.interval)
     if not all(np.isfinite(array).all() for array in moments.values()):
-        raise FloatingPointError(f'latents of {name} are not finite, or too large for {settings.dtype}')
-    place = {'start': record.start, 'interval': record.interval}
-    place |= {'flip_horizontal': record.flip[0], 'flip_vertical': record.flip[1]}
+        raise FloatingPointError(f'latents of {name} are not finite, or too large for {settings.dtype}: use float32')
+    clip_fields = {'start': record.start, 'interval': record.interval}
+    clip_fields |= {'flip_horizontal': record.flip[0], 'flip_vertical': record.flip[1]}
     size = sum(array.nbytes for array in moments.values())
-    told = {'id': name, 'num_frames': len(moments['mean']), 'bytes': size}
-    return {'video_id': os.fsencode(record.video_id), **place, **moments}, told
+    entry = {'id': name, 'num_frames': len(moments['mean']), 'bytes': size}
+    return {'video_id': os.fsencode(record.video_id), **clip_fields, **moments}, entry
 
 
-def _name(video_id: str, flip: latents.Flip, start: int, interval: int) -> str:
+def _record_id(video_id: str, flip: latents.Flip, start: int, interval: int) -> str:
     return f'{video_id} from {start} by {interval}{" mirrored" * flip[0]}{" upside down" * flip[1]}'
 
 

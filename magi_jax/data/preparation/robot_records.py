@@ -1,4 +1,4 @@
-"""Reads BAIR's robot trajectories from TFRecord files, without TensorFlow.
+"""Reads robot trajectories of BAIR from TFRecord files, without TensorFlow.
 
 A TFRecord is: length (uint64), checksum of the length, content, checksum of the content. The content is a
 SequenceExample. Its first field, the context, has the wire format of the only field of an Example.
@@ -52,7 +52,7 @@ def read_trajectory(path: pathlib.Path, offset: int) -> np.ndarray:
     try:
         features = tf_example_pb2.Example.FromString(content).features.feature
     except DecodeError as error:
-        raise RecordError('the record is no protocol buffer') from error
+        raise RecordError('the record is not a protocol buffer') from error
     frames = []
     for number in range(FRAMES):
         values = features[f'{number}/image_aux1/encoded'].bytes_list.value

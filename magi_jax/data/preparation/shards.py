@@ -1,8 +1,8 @@
-"""Shards of a dataset in the making: which videos go where, written whole or not at all, each with a report.
+"""Shards of a dataset in preparation: the rows of each shard, atomic writing, and a report for each shard.
 
-A shard's report appears after the shard. What has a report is not done again: that is what a run that was killed goes
-on from, and, as nothing depends on which process did what, its end is the same bytes as without the kill. Only rows
-skipped for a reason that may pass (`PASSING`) are tried again by every run.
+The report of a shard appears after the shard. Rows in a report are not prepared again, so a killed run continues from
+there. The result does not depend on which process prepared what, so a resumed run ends with the same bytes. Only rows
+skipped for one of `RETRIED_REASONS` are tried again by every run.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from magi_jax.data import prepared
 from magi_jax.data.preparation.listing import Listing, Row, Skip
 from magi_jax.data.preparation.reencode import Reason, Settings
 
-PASSING: tuple[Reason, ...] = ('missing', 'unreadable', 'timed_out', 'crashed')
+RETRIED_REASONS: tuple[Reason, ...] = ('missing', 'unreadable', 'timed_out', 'crashed')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,10 +28,10 @@ class Shard:
     """A part of a split: one file of the dataset."""
 
     folder: pathlib.Path
-    name: str  # of the dataset, without its variant
+    name: str  # name of the dataset, without its variant
     split: str
     number: int
-    count: int  # of shards of the split
+    count: int  # number of shards of the split
     rows: tuple[Row, ...] = ()
 
     @property
@@ -47,7 +47,7 @@ class Shard:
 
 
 def make_shards(name: str, folder: pathlib.Path, listing: Listing, settings: Settings) -> list[Shard]:
-    """The rows of a listing, divided: a function of the listing and settings alone."""
+    """Divide the rows of a listing into shards. The result depends on the listing and settings only."""
     by_split: dict[str, list[Row]] = {}
     for row in listing.rows:
         by_split.setdefault(row.split, []).append(row)
@@ -59,43 +59,44 @@ def make_shards(name: str, folder: pathlib.Path, listing: Listing, settings: Set
 
 
 def planned_shards(folder: pathlib.Path, plan: dict[str, Any]) -> list[Shard]:
-    """All shards of a plan, without their rows."""
+    """Return all shards of a plan, without their rows."""
     name, size = plan['dataset'].split('/')[0], plan['settings']['videos_per_shard']
     counts = {split: -(-rows // size) for split, rows in plan['rows'].items()}
     return [Shard(folder, name, split, n, count) for split, count in counts.items() for n in range(count)]
 
 
 @dataclasses.dataclass(frozen=True)
-class Kept:
-    """What the report of a shard settles, by id: the videos, and the skips that depend on the file's content."""
+class FinishedRows:
+    """Rows of a shard that need no more work, by id: the videos, and the skips that depend on the file content."""
 
     videos: dict[str, dict[str, Any]]
     skipped: dict[str, Skip]
 
     def has(self, row: Row) -> bool:
-        """Return whether nothing is left to do for a row."""
+        """Return True if a row is finished."""
         return row.video_id in self.videos or row.video_id in self.skipped
 
 
-def read_kept(shard: Shard) -> Kept:
-    """Return what need not be done again; without a report, nothing."""
+def read_finished_rows(shard: Shard) -> FinishedRows:
+    """Read the finished rows of a shard from its report. Without a report, none is finished."""
     if not shard.is_done():
-        return Kept({}, {})
+        return FinishedRows({}, {})
     report = json.loads(shard.report.read_text())
-    lasting = [Skip(**skip) for skip in report['skipped'] if skip['reason'] not in PASSING]
-    return Kept({video['id']: video for video in report['videos']}, {skip.video_id: skip for skip in lasting})
+    videos = {video['id']: video for video in report['videos']}
+    skips = [Skip(**skip) for skip in report['skipped'] if skip['reason'] not in RETRIED_REASONS]
+    return FinishedRows(videos, {skip.video_id: skip for skip in skips})
 
 
-def rows_left(shard: Shard) -> list[Row]:
-    """Return the rows that a run has to do, or to try again."""
-    kept = read_kept(shard)
-    return [row for row in shard.rows if not kept.has(row)]
+def remaining_rows(shard: Shard) -> list[Row]:
+    """Return the rows that a run has to prepare or retry."""
+    finished = read_finished_rows(shard)
+    return [row for row in shard.rows if not finished.has(row)]
 
 
 class ShardWriter:
-    """Writes one shard under a temporary name; `commit` gives it its name and its report.
+    """Writes one shard under a temporary name. `commit` renames it and writes its report.
 
-    Use as a context manager: left without `commit`, nothing of it remains.
+    Use it as a context manager. Without `commit`, nothing remains on exit.
     """
 
     def __init__(self, shard: Shard, plan_digest: str, features: tfds.features.FeaturesDict):
@@ -106,30 +107,30 @@ class ShardWriter:
         self._skipped: list[Skip] = []
 
     def __enter__(self) -> 'ShardWriter':
-        # Neither H.264 nor latents get smaller by compression; one record a group is what random access wants.
+        # Uncompressed, because neither H.264 nor latents compress further. One record per group, for random access.
         self._file = array_record_module.ArrayRecordWriter(str(self._partial), 'group_size:1,uncompressed')
         return self
 
-    def add(self, example: dict[str, Any], told: dict[str, Any]) -> None:
-        """Writes a record, of which the report tells id, num_frames, bytes and what else is in `told`."""
-        # A protocol buffer's map has no order of its own: each process would write it in another one.
+    def add(self, example: dict[str, Any], entry: dict[str, Any]) -> None:
+        """Write a record. `entry` describes it in the report: id, num_frames, bytes and further values."""
+        # Deterministic, because each process would otherwise write the map of a protocol buffer in another order.
         message = self._serializer.get_tf_example(self._features.encode_example(example))
         self._file.write(message.SerializeToString(deterministic=True))
-        self._records.append(told)
+        self._records.append(entry)
 
-    def copy(self, record: bytes, told: dict[str, Any]) -> None:
-        """Writes a serialized record of an earlier version of the shard."""
+    def copy(self, record: bytes, entry: dict[str, Any]) -> None:
+        """Write a serialized record of an earlier version of the shard."""
         self._file.write(record)
-        self._records.append(told)
+        self._records.append(entry)
 
     def skip(self, skip: Skip) -> None:
         self._skipped.append(skip)
 
     def commit(self) -> None:
-        """Raises OSError when what was written cannot be read back, as on a full disk."""
+        """Publish the shard and its report. Raise OSError if the records cannot be read back, as on a full disk."""
         self._file.close()
         if count_records(self._partial) != len(self._records):
-            raise OSError(f'{self._shard.path} was not written whole; is there space on its disk?')
+            raise OSError(f'{self._shard.path} was not written completely: free space on its disk')
         report = {
             'plan': self._digest,
             'sha256': file_digest(self._partial),
@@ -138,7 +139,7 @@ class ShardWriter:
         }
         with open(self._partial, 'rb') as file:
             os.fsync(file.fileno())
-        # A kill between these lines must not leave a report, or a summary, of other records.
+        # In this order, a kill between two lines leaves no report or summary of other records.
         (self._shard.folder / prepared.SUMMARY).unlink(missing_ok=True)
         self._shard.report.unlink(missing_ok=True)
         os.replace(self._partial, self._shard.path)
@@ -151,7 +152,7 @@ class ShardWriter:
 
 
 def count_records(path: pathlib.Path) -> int:
-    """Records of an ArrayRecord file; -1 = it cannot be read as one."""
+    """Count the records of an ArrayRecord file. Return -1 if it cannot be read."""
     try:
         reader = array_record_module.ArrayRecordReader(str(path))
         count = reader.num_records()
@@ -162,25 +163,25 @@ def count_records(path: pathlib.Path) -> int:
 
 
 def read_records(path: pathlib.Path) -> Iterator[bytes]:
-    """The serialized examples of an ArrayRecord file, in order."""
+    """Yield the serialized examples of an ArrayRecord file, in order."""
     reader = array_record_module.ArrayRecordReader(str(path))
     yield from (reader.read([number])[0] for number in range(reader.num_records()))
     reader.close()
 
 
 def file_digest(path: pathlib.Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal digits."""
+    """Compute the SHA-256 of a file's content, in hex."""
     with open(path, 'rb') as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:
-    """Writes indented JSON under a temporary name, then renames."""
+    """Write indented JSON atomically, see `write_text`."""
     write_text(path, json.dumps(content, indent=1) + '\n')
 
 
 def write_text(path: pathlib.Path, content: str) -> None:
-    """Writes a file whole or not at all: it is on the disk before it gets its name."""
+    """Write a file atomically: write and sync a temporary file, then rename it."""
     partial = path.with_name(f'.{path.name}.partial')
     try:
         with open(partial, 'w') as file:

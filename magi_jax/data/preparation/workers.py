@@ -1,6 +1,6 @@
-"""Processes that work through a list, and survive what one item does to one of them.
+"""Runs a function on a list of items in worker processes, and survives crashes and hangs of a worker.
 
-Decoders are native code: a file may crash its process or hang in it. Both cost that item, nothing else.
+Video decoders are native code: a file may crash its process or hang in it. Both cost only that item.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class WorkerFailure:
-    """In place of a result: the process ended, because it `timed_out` or of another cause, or the function `raised`."""
+    """Replaces a result if the process ended (on a timeout if `timed_out`) or the function `raised` an exception."""
 
     timed_out: bool
     cause: str
@@ -24,66 +24,66 @@ class WorkerFailure:
 def run_ordered(
     function: Callable[[Any], Any], items: Iterable[Any], processes: int, timeout: float, ahead: int = 32
 ) -> Iterator[Any]:
-    """`map(function, items)` in other processes, in order.
+    """Run `map(function, items)` in other processes, in order.
 
     Args:
-      function: importable by its name.
-      items: read as they are needed.
-      processes: how many, at least 1.
-      timeout: seconds for one item; its process is ended then, in native code as well.
-      ahead: how many results per process may wait for a slow one before them.
+      function: function that is importable by its name.
+      items: items, read lazily.
+      processes: number of processes, at least 1.
+      timeout: seconds for one item. Then its process is ended, even inside native code.
+      ahead: number of results per process that may wait for an earlier, slower item.
 
     Yields:
-      The result of each item, or `Died` when it timed out, ended its process twice, or raised an exception.
+      The result of each item, or a WorkerFailure if it timed out, ended its process twice, or raised an exception.
     """
-    crew, numbered = _WorkerPool(function, processes, timeout), enumerate(items)
+    pool, numbered = _WorkerPool(function, processes, timeout), enumerate(items)
     results: dict[int, Any] = {}
-    following = 0
+    next_number = 0
     try:
-        while crew.assign(numbered, ahead * processes - len(results)):
-            results |= crew.collect()
-            while following in results:
-                yield results.pop(following)
-                following += 1
+        while pool.assign(numbered, ahead * processes - len(results)):
+            results |= pool.collect()
+            while next_number in results:
+                yield results.pop(next_number)
+                next_number += 1
     finally:
-        crew.stop()
+        pool.stop()
 
 
 class _WorkerPool:
-    """The workers, and which item each of them has."""
+    """The workers, and the item of each busy worker."""
 
     def __init__(self, function: Callable[[Any], Any], processes: int, timeout: float):
         self._function, self._processes, self._timeout = function, processes, timeout
         self._idle: list[_Worker] = []
         self._busy: dict[connection.Connection, tuple[_Worker, int, Any]] = {}
-        self._again: list[tuple[int, Any]] = []
+        self._retries: list[tuple[int, Any]] = []
         self._retried: set[int] = set()
 
     def assign(self, items: Iterator[tuple[int, Any]], limit: int) -> bool:
-        """Gives items to workers while fewer than `limit` are at work; whether any is."""
+        """Give items to workers while fewer than `limit` are busy. Return True if any worker is busy."""
         while len(self._busy) < self._processes:
-            if self._again:
-                number, item = self._again.pop()
-            elif len(self._busy) >= limit or (following := next(items, None)) is None:
+            if self._retries:
+                number, item = self._retries.pop()
+            elif len(self._busy) >= limit or (next_item := next(items, None)) is None:
                 break
             else:
-                number, item = following
+                number, item = next_item
             worker = self._idle.pop() if self._idle else _Worker(self._function, self._timeout)
             worker.send(item)
             self._busy[worker.pipe] = worker, number, item
         return bool(self._busy)
 
     def collect(self) -> dict[int, Any]:
-        """Waits for at least one worker; {number of the item: its result}, without items that get a second chance."""
+        """Wait for at least one worker. Return {number of the item: its result}, without items that are retried."""
         results = {}
         for pipe in connection.wait(list(self._busy)):
             worker, number, item = self._busy.pop(pipe)
             result = worker.receive()
             if not isinstance(result, WorkerFailure) or result.raised:
                 self._idle.append(worker)
-            elif not result.timed_out and number not in self._retried:  # perhaps it was not this item's fault
+            elif not result.timed_out and number not in self._retried:  # another cause is possible, so retry once
                 self._retried.add(number)
-                self._again.append((number, item))
+                self._retries.append((number, item))
                 continue
             results[number] = result
         return results
@@ -95,21 +95,21 @@ class _WorkerPool:
 
 class _Worker:
     def __init__(self, function: Callable[[Any], Any], timeout: float):
-        # A server without threads forks the workers: forking this process, which may have loaded jax and its threads,
-        # is not safe, and starting Python anew after each crash is slow.
+        # A server without threads forks the workers. Forking this process is not safe, because it may run threads of
+        # jax. Starting a new Python after each crash is slow.
         context = multiprocessing.get_context('forkserver')
         context.set_forkserver_preload([__name__, function.__module__])
-        self.pipe, end = context.Pipe()
-        self._process = context.Process(target=_serve, args=(function, timeout, end), daemon=True)
+        self.pipe, worker_pipe = context.Pipe()
+        self._process = context.Process(target=_serve, args=(function, timeout, worker_pipe), daemon=True)
         self._process.start()
-        end.close()  # so that the death of the process closes the pipe
+        worker_pipe.close()  # so that the pipe closes when the worker ends
 
     def send(self, item: Any) -> None:
-        with contextlib.suppress(BrokenPipeError):  # it has died; `take` will tell
+        with contextlib.suppress(BrokenPipeError):  # the worker has ended; `receive` reports it
             self.pipe.send(item)
 
     def receive(self) -> Any:
-        """The result; `Died` when there will be none."""
+        """Return the result, or a WorkerFailure if the process has ended."""
         try:
             return self.pipe.recv()
         except (EOFError, ConnectionResetError):
@@ -130,9 +130,9 @@ def _exit_cause(status: int) -> WorkerFailure:
 
 
 def _serve(function: Callable[[Any], Any], timeout: float, pipe: connection.Connection) -> None:
-    """What a worker does until its owner is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the owner's affair
-    # The default action of this signal ends the process, whatever code it runs, and with or without an owner.
+    """Serve items until the parent process is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles Ctrl-C
+    # The default action of this signal ends the process, even inside native code and without a parent process.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     while True:
         try:
@@ -141,12 +141,12 @@ def _serve(function: Callable[[Any], Any], timeout: float, pipe: connection.Conn
             return
         signal.setitimer(signal.ITIMER_REAL, timeout)
         try:
-            answer = function(item)
-        except Exception as error:  # noqa: BLE001 -- one item's fault, whatever it is, must not end the others
+            result = function(item)
+        except Exception as error:  # noqa: BLE001 -- an error of one item must not end the others
             message = ' '.join(str(error).split())  # one line
-            answer = WorkerFailure(False, f'{type(error).__name__}: {message}', raised=True)
+            result = WorkerFailure(False, f'{type(error).__name__}: {message}', raised=True)
         signal.setitimer(signal.ITIMER_REAL, 0)
         try:
-            pipe.send(answer)
+            pipe.send(result)
         except BrokenPipeError:
             return
