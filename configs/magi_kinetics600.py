@@ -7,19 +7,23 @@
     python -m launch.compile --config configs/magi_kinetics600.py --topology v5e:4x4
     python -m launch.train --config configs/magi_kinetics600.py --config.data.source=k600_omni --workdir runs/k600/magi
 
-20 blocks of width 1280, batch 256, learning rate 2e-4, 150 passes over 480,000 videos, in the latents of OmniTokenizer:
-17 frames become 5 latent frames of 8 channels, the five frames of context two of them. Omni's latents see the future,
-so the first five frames are encoded alone, in training as in sampling (A17).
+The model has 20 blocks of width 1280. It trains with batch 256 and learning rate 2e-4 for 150 epochs of 480,000 videos.
+Its data are latents of OmniTokenizer: 17 frames become 5 latent frames with 8 channels, and the 5 context frames become
+2 of them. The latents of OmniTokenizer depend on later frames. Therefore the first five frames are encoded alone, both
+in training and in sampling (A17).
 
-`:own`: our own framewise autoencoder (f8, 8 channels), trained by `:autoencoder`, where no published weights are at
-hand; the model then sees 16 frames, and a step costs three times as much. `:heads128`: 10 heads of 128 values instead
-of 16 of 80.
+Variants:
 
-To reach, five-frame prediction, FVD of 50,000 videos at 64 x 64 (the paper's table 2): 11.5. 9.3e20 FLOPs of the model:
-at 40 % of the peak rate (assumed, not measured) 205 hours on a v5e:4x4, or 81 hours on 8 H200. Not trained yet.
-`:runlocal` for a few steps on a CPU.
+    own          use our own frame-wise autoencoder (f8, 8 channels), for users without the published weights. The model
+                 then trains on 16 frames, and a step costs three times as much.
+    autoencoder  train that autoencoder.
+    heads128     use 10 heads of 128 values instead of 16 heads of 80.
+    v6e, v5p     set up for 16 chips of v6e or v5p; the default is 16 chips of v5e.
+    v5e256       set up for a slice v5e:16x16.
+    runlocal     a few steps on a CPU.
 
-As it stands for 16 chips of v5e; `:v6e` and `:v5p` for 16 of those, `:v5e256` for v5e:16x16.
+The paper reports FVD 11.5 for five-frame prediction, with 50,000 videos at 64 x 64 (table 2). Training takes 9.3e20
+model FLOPs: 205 hours on v5e:4x4 or 81 hours on 8 H200, at an assumed 40 % of the peak rate. It was not trained yet.
 """
 
 from ml_collections import ConfigDict

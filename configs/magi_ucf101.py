@@ -6,28 +6,34 @@
     python -m launch.compile --config configs/magi_ucf101.py --topology v5e:4x4
     python -m launch.train --config configs/magi_ucf101.py --config.data.source=ucf101_sd_vae --workdir runs/ucf101/magi
 
-20 blocks of width 1280, 16 frames, batch 128, learning rate 1e-4, 1400 passes over all 13,320 videos of both splits
-(A19: the paper says over 13,000), in the latents of Stable Diffusion 1.4 (f8, 4 channels). Without the third command
-the tokenizer runs in every step. `launch.compile` needs no TPU and tells whether a slice is large enough.
+The model has 20 blocks of width 1280. It trains on clips of 16 frames, with batch 128 and learning rate 1e-4, for 1400
+epochs of all 13,320 videos of both splits (A19: the paper says over 13,000). Its data are latents of Stable Diffusion
+1.4 (f8, 4 channels). Without the third command the tokenizer runs in every step. `launch.compile` needs no TPU and
+shows whether a slice is large enough.
 
-`:cosmos`: 17 frames as 5 latent frames of Cosmos CV4x8x8 (16 channels), whose scale is measured before:
-`python -m launch.measure_statistics --config configs/magi_ucf101.py:cosmos`. `:own`: our own framewise autoencoder of
-the shape of Stable Diffusion's, trained by `:autoencoder`, where no published weights are at hand. `:heads128`: 10
-heads of 128 values instead of 16 of 80.
+Variants:
 
-To reach, unconditional FVD of 2,048 videos at 256 x 256 (the paper's table 3): 420.6, `:cosmos` 297.8. 7.7e20 FLOPs of
-the model, `:cosmos` 2.4e20: at 40 % of the peak rate (assumed, not measured) 170 and 53 hours on a v5e:4x4, or 68 and
-21 hours on 8 H200. Not trained yet. `:runlocal` for a few steps on a CPU.
+    cosmos       use latents of Cosmos CV4x8x8: 17 frames become 5 latent frames with 16 channels. Measure their scale
+                 first: `python -m launch.measure_statistics --config configs/magi_ucf101.py:cosmos`.
+    own          use our own frame-wise autoencoder, with the shape of Stable Diffusion's, for users without the
+                 published weights.
+    autoencoder  train that autoencoder.
+    heads128     use 10 heads of 128 values instead of 16 heads of 80.
+    v6e, v5p     set up for 16 chips of v6e or v5p; the default is 16 chips of v5e.
+    v5e256       set up for a slice v5e:16x16.
+    runlocal     a few steps on a CPU.
 
-As it stands for 16 chips of v5e; `:v6e` and `:v5p` for 16 of those, `:v5e256` for v5e:16x16.
+The paper reports unconditional FVD for 2,048 videos at 256 x 256 (table 3): 420.6, and 297.8 with Cosmos latents.
+Training takes 7.7e20 model FLOPs, and 2.4e20 with `cosmos`. At an assumed 40 % of the peak rate this is 170 or 53 hours
+on v5e:4x4, and 68 or 21 hours on 8 H200. It was not trained yet.
 """
 
 from ml_collections import ConfigDict
 
 from magi_jax.config import ConfigError, default
 
-# Slice -> what its chips keep for the backward pass, and of how many clips at once: by `launch.compile`, what computes
-# least again of what fits, with `:own`.
+# Slice -> (train.remat, clips per chip and micro-batch). Of the settings that fit, these recompute least, according to
+# `launch.compile` with `:own`.
 SLICES = {'v5e': ('dots', 1), 'v6e': ('dots', 2), 'v5p': ('dots', 4), 'v5e256': ('dots', 1)}
 VARIANTS = ('cosmos', 'own', 'autoencoder', 'heads128', *list(SLICES)[1:])  # the first slice is the default
 
@@ -68,7 +74,7 @@ def fit_slice(config: ConfigDict, name: str) -> None:
     chips = 256 if name == 'v5e256' else 16
     config.train.remat, clips_at_once = SLICES[name]
     config.optim.accumulate = max(1, config.data.batch_size // (chips * clips_at_once))
-    # fsdp lies along one axis of the torus: a wider one turns scattered gradients into all-reduces.
+    # fsdp uses one axis of the torus. A wider fsdp turns the reduce-scatter of gradients into all-reduces.
     config.mesh.data, config.mesh.fsdp = -1, 4
     config.mesh.sequence = max(1, chips // config.data.batch_size)
 

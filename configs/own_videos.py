@@ -1,4 +1,4 @@
-"""MAGI on your own videos, sized as the quickstart: what `launch.prepare_data` made of a folder, at 64 x 64.
+"""MAGI on your own videos at 64 x 64, prepared by `launch.prepare_data`. The model has the size of the quickstart.
 
     python -m launch.prepare_data --dataset my_videos --source FOLDER
     python -m launch.train --config configs/own_videos.py:autoencoder --workdir runs/own/autoencoder
@@ -6,8 +6,8 @@
     python -m launch.train --config configs/own_videos.py --config.data.source=my_latents --workdir runs/own/magi
     python -m launch.sample --workdir runs/own/magi --frames 64 --context clip.mp4 --context_frames 5 --out runs/own/new
 
-Half an hour on 2 CPU cores; what comes of it depends on the videos. With an accelerator, raise `model.width`,
-`model.blocks`, `data.batch_size` and `data.height` = `data.width`. `:runlocal` for a few steps.
+Training takes half an hour on 2 CPU cores. The quality depends on the videos. With an accelerator, raise `model.width`,
+`model.blocks`, `data.batch_size` and `data.height` = `data.width`. `:runlocal` runs a few steps.
 """
 
 from ml_collections import ConfigDict

@@ -3,8 +3,9 @@
     python -m launch.train --config configs/quickstart_autoencoder.py --workdir runs/quickstart/autoencoder
     python -m launch.train --config configs/quickstart.py --workdir runs/quickstart/magi
 
-`bash launch/quickstart.sh` runs both and writes the report. 14 to 16 minutes on two threads of a 2.8 GHz Xeon;
-validation loss 0.046, five-frame prediction 18.8 dB (plain background: 14.1). `:runlocal` for a few steps.
+`bash launch/quickstart.sh` runs both commands and writes the report. Training takes 14 to 16 minutes on two threads of
+a 2.8 GHz Xeon. The validation loss is 0.046, and five-frame prediction reaches 18.8 dB (the plain background: 14.1 dB).
+`:digits` trains on handwritten digits. `:runlocal` runs a few steps.
 """
 
 from ml_collections import ConfigDict

@@ -1,8 +1,8 @@
-"""`study_strategies` at the size of one H200: wider and deeper, 12 times as many clips.
+"""The study of `study_strategies` on one H200: a wider and deeper model, and 12 times as many clips.
 
     python -m launch.study --config configs/study_h200.py --workdir runs/study_h200
 
-The same in all ways to train, as there: data, steps, masks and seeds. `:runlocal` for a few steps.
+All variants share data, steps, masks and seeds. `:runlocal` runs a few steps.
 """
 
 from ml_collections import ConfigDict

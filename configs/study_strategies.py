@@ -1,10 +1,11 @@
-"""The paper's Fig. 5b and 5c at the size of two CPU cores: CTF against MTF, and each of its two strategies left out.
+"""The paper's Fig. 5b and 5c on two CPU cores: CTF against MTF, with and without each of its two strategies.
 
     python -m launch.study --config configs/study_strategies.py --workdir runs/study
 
-trains and measures every run of PLAN and writes the table; killed, it goes on. Data, steps, masks and seeds are the
-same in all ways to train. One run by hand: `launch.train --config configs/study_strategies.py:masked,no_noise`.
-`:runlocal` for a few steps.
+This trains and evaluates every run of PLAN and writes the table. The same command resumes after an interruption. All
+variants share data, steps, masks and seeds. To train one run by hand, use
+`python -m launch.train --config configs/study_strategies.py:masked,no_noise --workdir FOLDER`. `:runlocal` runs a few
+steps.
 """
 
 from ml_collections import ConfigDict

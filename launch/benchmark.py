@@ -1,11 +1,11 @@
-"""Times the JAX program against the PyTorch reference: same weights, same inputs, outputs compared first.
+"""Times the JAX program against the PyTorch reference, with the same weights and inputs, after comparing outputs.
 
 python -m launch.benchmark train --config configs/quickstart.py --against torch,torch_compiled
 python -m launch.benchmark sample --config configs/quickstart.py --against torch --clips 4 --frames 16 --rounds 7
 
 Each framework has its own process, on the first GPU or on the CPU cores of this process. The processes take turns, so
 changes in the speed of the machine affect all of them. Inputs and outputs are tokens; no tokenizer runs.
-PyTorch comes with the torch extra: pip install -e .[torch] -c requirements.txt.
+PyTorch is part of the torch extra: pip install -e .[torch] -c requirements.txt.
 """
 
 import dataclasses
@@ -28,16 +28,22 @@ from . import console
 from .config_flag import define_config
 
 CONFIG = define_config()
-TASK = flags.DEFINE_enum('task', None, ['train', 'sample'], 'what is timed; may stand without a flag as the first word')
-AGAINST = flags.DEFINE_list('against', [], f'others beside JAX: {", ".join(side_by_side.IMPLEMENTATIONS)}')
+TASK = flags.DEFINE_enum(
+    'task', None, ['train', 'sample'], 'program to time; may also be the first argument, without --task'
+)
+AGAINST = flags.DEFINE_list(
+    'against', [], f'implementations to compare with JAX, comma-separated: {", ".join(side_by_side.IMPLEMENTATIONS)}'
+)
 MODES = ['default', 'reduce-overhead', 'max-autotune']
-TORCH_MODE = flags.DEFINE_enum('torch_mode', 'default', MODES, 'of torch.compile')
-CLIPS = flags.DEFINE_integer('clips', None, 'clips of a batch; default: data.batch_size', lower_bound=1)
-FRAMES = flags.DEFINE_integer('frames', None, 'of sample: length of the videos; default: data.frames', lower_bound=1)
-ROUNDS = flags.DEFINE_integer('rounds', 7, 'turns of each process', lower_bound=1)
-SECONDS = flags.DEFINE_float('seconds', 2.0, 'that the counted calls of a turn last, about', lower_bound=0.0)
-TENSOR_FLOAT = flags.DEFINE_bool('tensor_float', False, 'TensorFloat-32 for float32 products on a GPU, on both sides')
-JSON = console.define_path('json', None, 'new file of the result; default: one in magi_jax/benchmarks/results')
+TORCH_MODE = flags.DEFINE_enum('torch_mode', 'default', MODES, 'mode of torch.compile')
+CLIPS = flags.DEFINE_integer('clips', None, 'batch size in clips; default: data.batch_size', lower_bound=1)
+FRAMES = flags.DEFINE_integer('frames', None, 'frames of each video, for sample; default: data.frames', lower_bound=1)
+ROUNDS = flags.DEFINE_integer('rounds', 7, 'number of turns of each process', lower_bound=1)
+SECONDS = flags.DEFINE_float('seconds', 2.0, 'approximate duration of the timed calls of a turn', lower_bound=0.0)
+TENSOR_FLOAT = flags.DEFINE_bool(
+    'tensor_float', False, 'use TensorFloat-32 for float32 products on a GPU, in all frameworks'
+)
+JSON = console.define_path('json', None, 'new result file; default: a new file in magi_jax/benchmarks/results')
 
 RESULTS = Path(side_by_side.__file__).with_name('results')
 # The processes share a GPU, so JAX must not reserve three quarters of it. Large pages speed up XLA's CPU buffers.
@@ -45,7 +51,7 @@ ENVIRONMENT = {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false', 'GLIBC_TUNABLES': 'glib
 
 
 def main() -> None:
-    """Print the table and write the JSON file; return exit status 1 if outputs differ."""
+    """Run the benchmark, print the table and write the JSON file. Exit with status 1 if outputs differ."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if JSON.value:
@@ -53,7 +59,7 @@ def main() -> None:
     names, settings = side_by_side.implementations(AGAINST.value), read_settings()
     result = side_by_side.run(settings, names, lambda line: print(line, flush=True))
     result = description(settings) | result
-    path = Path(JSON.value) if JSON.value else console.free_name(RESULTS / file_name(result))
+    path = Path(JSON.value) if JSON.value else console.unused_path(RESULTS / file_name(result))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + '\n')
     print(f'\n{table.markdown(result)}\n\nwritten to {path}')
@@ -104,7 +110,7 @@ def processor() -> str:
 
 
 def file_name(result: dict[str, Any]) -> str:
-    """Return a name such as train_cpu_4x16_width96_float32.json: task, device, clips x frames, width, compute dtype."""
+    """Return a name like train_cpu_4x16_width96_float32.json: task, device, clips x frames, width, compute dtype."""
     device = next(iter(result['implementations'].values()))['device'].lower().replace(' ', '_')
     model, dtype = result['config']['model'], result['config']['train']['compute_dtype']
     frames = result['frames'] if result['task'] == 'sample' else result['config']['data']['frames']

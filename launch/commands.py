@@ -1,8 +1,8 @@
-"""The names of the commands where they run: `launch.train` in a checkout, `magi_jax.launch.train` once installed."""
+"""Qualifies command names: `launch.train` in a checkout, `magi_jax.launch.train` in an installed package."""
 
 import re
 
 
-def as_called_here(text: str) -> str:
-    """Return a text that names commands as `launch.NAME`, with the names that work for this installation."""
+def qualify_commands(text: str) -> str:
+    """Return `text` with each `launch.NAME` replaced by the module name that this installation uses."""
     return re.sub(r'(?<![\w./])launch\.(?=\w)', f'{__package__}.', text)

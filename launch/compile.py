@@ -2,7 +2,7 @@
 
 python -m launch.compile --config configs/magi_ucf101.py --topology v5e:4x4 [--target sample] [--config.mesh.fsdp=4 ...]
 
-Needs libtpu: pip install -e '.[tpu]' -c requirements.txt. Exit status 2 if the program does not fit.
+It needs libtpu: pip install -e '.[tpu]' -c requirements.txt. The exit status is 2 if the program does not fit.
 """
 
 import dataclasses
@@ -31,17 +31,22 @@ from .config_flag import define_config
 from .fit import format_report, suggestions, topology_devices
 
 CONFIG = define_config()
-TOPOLOGY = flags.DEFINE_string('topology', None, 'the slice: v4:2x2x4, v5e:4x4, v5p:2x2x4, v6e:4x4, ...')
-TARGET = flags.DEFINE_enum('target', 'train', ['train', 'sample'], 'the optimizer step, or one frame of the sampler')
-CLIPS = flags.DEFINE_integer('clips', 0, 'of --target sample: videos made at once; 0: one a chip')
-FRAMES = flags.DEFINE_integer('frames', 16, 'of --target sample: length of the videos')
-JSON = console.define_path('json', None, 'also writes the report to this file')
+TOPOLOGY = flags.DEFINE_string('topology', None, 'TPU slice, e.g. v4:2x2x4, v5e:4x4, v5p:2x2x4 or v6e:4x4')
+TARGET = flags.DEFINE_enum(
+    'target',
+    'train',
+    ['train', 'sample'],
+    'program to compile: train = the optimizer step, sample = one frame of the sampler',
+)
+CLIPS = flags.DEFINE_integer('clips', 0, 'batch size for --target sample; 0 = one video per chip')
+FRAMES = flags.DEFINE_integer('frames', 16, 'frames of each video for --target sample')
+JSON = console.define_path('json', None, 'file to write the report to, as JSON')
 
 DOES_NOT_FIT = 2
 
 
 def main() -> int:
-    """Return 0 if the program fits, 2 if it does not, 1 on an error."""
+    """Compile the program and print the report. Return 0 if it fits, 2 if it does not."""
     config, (chip, _) = console.read_config(CONFIG), parse_topology(TOPOLOGY.value)
     mesh = make_mesh(config.mesh, topology_devices(TOPOLOGY.value))
     report = {'topology': TOPOLOGY.value, 'chips': mesh.size, 'mesh': dict(mesh.shape), 'target': TARGET.value}
@@ -59,17 +64,17 @@ def main() -> int:
 
 
 def compile_and_measure(config: Config, mesh: Mesh, chip: Chip, clips: int) -> dict[str, Any]:
-    """Compile the target and return memory, FLOPs, collectives and times; only memory if it is out of HBM."""
+    """Compile the target; return memory, FLOPs, collectives and times. Return only memory if it does not fit."""
     tokenizer = abstract_tokenizer(config)
     if TARGET.value == 'train':
         state = StateFactory(make_objective(config, tokenizer), make_optimizer(config.optim, config.train.steps), mesh)
         abstract = state.abstract()
-        groups = {'parameters': abstract.params, 'optimizer': abstract.opt_state, 'average': abstract.ema}
+        groups = {'parameters': abstract.params, 'optimizer': abstract.opt_state, 'EMA': abstract.ema}
         lowered = lower_train_step(config, mesh, tokenizer)
         known = {'state': {name: bytes_per_device(group) for name, group in groups.items()}}
     else:
         lowered, known = lower_next_frame(config, mesh, tokenizer, clips, FRAMES.value), {}
-    print(f'compiling for {mesh.size} {chip.name} chips; large programs take minutes ...', flush=True)
+    print(f'compiling for {mesh.size} {chip.name} chips; a large program takes minutes ...', flush=True)
     started = time.perf_counter()
     try:
         compiled = lowered.compile()
@@ -84,7 +89,7 @@ def compile_and_measure(config: Config, mesh: Mesh, chip: Chip, clips: int) -> d
 
 
 def analytic_flops(config: Config, clips: float) -> dict[str, float]:
-    """Return FLOPs of the model for `clips` clips, by component; nothing for an autoencoder."""
+    """Return the FLOPs of the model for `clips` clips, by component. The result is empty for an autoencoder."""
     tokenizer = abstract_tokenizer(config)
     if tokenizer is None:
         return {}

@@ -1,4 +1,4 @@
-"""The flag `--config`: a config file by path or by name, and what `--help --config FILE` shows of it."""
+"""The flag `--config`, which names a config file by path or name, and the output of `--help --config FILE`."""
 
 import dataclasses
 import re
@@ -13,53 +13,58 @@ from ml_collections import config_flags
 from magi_jax.config import Config, from_config_dict
 from magi_jax.config_files import find_config_file, import_config
 
-from .commands import as_called_here
+from .commands import qualify_commands
 
-flags.disclaim_key_flags()  # --help shows the flag as one of the command that defines it
+flags.disclaim_key_flags()  # --help then lists --config under the command that defines it
 
 
 class _NamedFileParser(flags.ArgumentParser):
-    """The parser of ml_collections, which also finds shipped files by name. Raise ConfigError if there is no file."""
+    """Extend the parser of ml_collections: it also finds shipped config files by name.
 
-    def __init__(self, of_paths: flags.ArgumentParser):
-        self.of_paths = of_paths
+    Raise ConfigError if there is no such file.
+    """
+
+    def __init__(self, path_parser: flags.ArgumentParser):
+        self.path_parser = path_parser
 
     def parse(self, path: str) -> Any:
         name, colon, variants = path.partition(':')
-        return self.of_paths.parse(f'{find_config_file(name)}{colon}{variants}')
+        return self.path_parser.parse(f'{find_config_file(name)}{colon}{variants}')
 
 
 def define_config() -> flags.FlagHolder:
-    """Define `--config` for a command; `console.read_config` reads it."""
-    text = 'NAME or PATH.py, then [:variant,runlocal]; with --help: its variants and fields'
+    """Define the flag `--config`. Read its value with `console.read_config`."""
+    text = 'config file: NAME or PATH.py, optionally with :variant,...; add --help to list its variants and fields'
     holder = config_flags.DEFINE_config_file('config', None, text, lock_config=True)
     flags.FLAGS['config'].parser = _NamedFileParser(flags.FLAGS['config'].parser)
     return holder
 
 
 def config_to_explain(argv: list[str]) -> str | None:
-    """Return the value of `--config` if the arguments also hold `--help`, in any order; else None."""
+    """Return the value of `--config` if the arguments also contain `--help`, in any order; else None."""
     if not {'--help', '-help', '--helpshort', '-helpshort', '-?'} & set(argv):
         return None
-    for argument, following in zip(argv, [*argv[1:], None]):
+    for argument, next_argument in zip(argv, [*argv[1:], None]):
         if match := re.fullmatch(r'--?config(?:=(.*))?', argument):
-            return following if match[1] is None else match[1]
+            return next_argument if match[1] is None else match[1]
     return None
 
 
 def print_config_help(value: str) -> None:
-    """Print the flags of the command, then header, variants and fields of a config.
+    """Print the flags of the command, then the header, variants and fields of a config.
 
     Raises:
-      ConfigError: there is no such file or variant.
+      ConfigError: the file or variant does not exist.
     """
     name, _, variants = value.partition(':')
     path, module = find_config_file(name), import_config(name)
     config = from_config_dict(module.get_config(variants))
     app.usage(shorthelp=True, writeto_stdout=True)
-    print(f'\n{path}{f", variants {variants}" if variants else ""}:\n\n{as_called_here(module.__doc__ or "").strip()}')
+    print(
+        f'\n{path}{f", variants {variants}" if variants else ""}:\n\n{qualify_commands(module.__doc__ or "").strip()}'
+    )
     print(f'\nvariants (--config {name}:VARIANT,...): {", ".join([*_variants(module), "runlocal"])}')
-    print('\nfields of this config (--config.FIELD=VALUE), with the default where this config has another value:')
+    print('\nfields of this config (--config.FIELD=VALUE); a default is shown if the value differs from it:')
     for line in _field_lines(config, Config()):
         print(f'  {line}')
 
@@ -70,11 +75,11 @@ def _variants(module: types.ModuleType) -> tuple[str, ...]:
 
 def _field_lines(group: Any, default: Any, prefix: str = '') -> Iterator[str]:
     for name, hint in typing.get_type_hints(type(group)).items():
-        value, usual = getattr(group, name), getattr(default, name)
+        value, default_value = getattr(group, name), getattr(default, name)
         if dataclasses.is_dataclass(hint):
-            yield from _field_lines(value, usual, f'{prefix}{name}.')
+            yield from _field_lines(value, default_value, f'{prefix}{name}.')
         else:
-            note = '' if value == usual else f'  (default {usual!r})'
+            note = '' if value == default_value else f'  (default {default_value!r})'
             yield f'{prefix + name:32} {_type_name(hint)} = {value!r}{note}'
 
 

@@ -3,7 +3,8 @@
 python -m launch.convert_weights --kind sd_vae --source diffusion_pytorch_model.safetensors --out tokenizers/sd_vae
 python -m launch.convert_weights --kind kl16 --source kl16.ckpt --out tokenizers/kl16 --dtype bfloat16
 
-Reads safetensors, and torch's own files without torch. A key that is missing, unknown or of another shape is an error.
+It reads safetensors files, and PyTorch files without PyTorch. A key that is missing, unknown or of another shape is an
+error.
 """
 
 import dataclasses
@@ -19,16 +20,16 @@ from magi_jax.tokenizers.published import PUBLISHED
 
 from . import console
 
-KIND = flags.DEFINE_enum('kind', None, sorted(PUBLISHED), 'which architecture')
-SOURCE = console.define_path('source', None, 'the file as published: .safetensors, or .pt, .ckpt, .jit of torch')
-OUT = console.define_path('out', None, 'the new tokenizer folder')
-DTYPE = flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'in which the tokenizer will compute')
+KIND = flags.DEFINE_enum('kind', None, sorted(PUBLISHED), 'architecture of the weights')
+SOURCE = console.define_path('source', None, 'published weight file: .safetensors, or .pt, .ckpt or .jit of PyTorch')
+OUT = console.define_path('out', None, 'new tokenizer folder')
+DTYPE = flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'dtype in which the tokenizer computes')
 
-EXAMPLES = 3  # dropped names shown
+PRINTED_KEYS = 3  # number of dropped keys that are printed
 
 
 def main() -> None:
-    """Writes the folder and prints what became of the file's keys."""
+    """Write the tokenizer folder, and print how many keys of the file were used and dropped."""
     published, out = PUBLISHED[KIND.value], Path(OUT.value)
     if out.exists():
         raise ConfigError(f'{out} exists already: name another --out, or remove it')
@@ -47,8 +48,8 @@ def main() -> None:
     save_tokenizer(tokenizer, out, provenance)
     print(f'{SOURCE.value}: {report.layout} layout, {report.used} keys used, {report.parameters:,} parameters')
     for reason, names in report.dropped.items():
-        more = ', ...' * (len(names) > EXAMPLES)
-        print(f'  {len(names)} dropped, {reason}: {", ".join(names[:EXAMPLES])}{more}')
+        more = ', ...' * (len(names) > PRINTED_KEYS)
+        print(f'  {len(names)} dropped, {reason}: {", ".join(names[:PRINTED_KEYS])}{more}')
     print(f'  latent scale: {statistics}\nwritten to {out}')
 
 

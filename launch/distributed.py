@@ -1,6 +1,7 @@
-"""Several processes as one run: how they find each other, and how each ends when another is lost.
+"""Starts and ends a run of several processes: how they connect, and how each exits when another one is lost.
 
-A TPU slice needs nothing: the same command on every host. Elsewhere every process is told of the others, e.g. two:
+A TPU slice needs no flags: start the same command on every host. On other machines, give every process the coordinator
+and its number. For example with two processes:
 
     python -m launch.train ... --coordinator 10.0.0.1:8476 --processes 2 --process 0
     python -m launch.train ... --coordinator 10.0.0.1:8476 --processes 2 --process 1
@@ -23,28 +24,32 @@ from magi_jax.config import ConfigError
 from . import console
 
 COORDINATOR = flags.DEFINE_string(
-    'coordinator', None, 'HOST:PORT of process 0, any free port (or JAX_COORDINATOR_ADDRESS); not needed on TPU slices'
+    'coordinator',
+    None,
+    'HOST:PORT of process 0, with any free port (or JAX_COORDINATOR_ADDRESS); not needed on TPU slices',
 )
-PROCESSES = flags.DEFINE_integer('processes', None, 'how many there are (or JAX_NUM_PROCESSES)', lower_bound=1)
-PROCESS = flags.DEFINE_integer('process', None, 'number of this one, from 0 (or JAX_PROCESS_ID)', lower_bound=0)
-START_TIMEOUT = flags.DEFINE_integer('start_timeout', 100, 'seconds to wait for the other processes', lower_bound=1)
+PROCESSES = flags.DEFINE_integer('processes', None, 'number of processes (or JAX_NUM_PROCESSES)', lower_bound=1)
+PROCESS = flags.DEFINE_integer('process', None, 'index of this process, from 0 (or JAX_PROCESS_ID)', lower_bound=0)
+START_TIMEOUT = flags.DEFINE_integer(
+    'start_timeout', 100, 'seconds to wait until all processes have started', lower_bound=1
+)
 
-# A process that sends no heartbeat for so long is lost, and takes the others with it.
+# A process without a heartbeat for this long counts as lost, and all other processes exit.
 HEARTBEAT_SECONDS = 60
-# Others wait while the first writes its files; one that is lost meanwhile is noticed by its heartbeat.
+# The other processes wait this long while the first one writes files. A lost process is detected by its heartbeat.
 SHUTDOWN_SECONDS = 3600
 TPU_FILES = ('/dev/accel0', '/dev/vfio/0')
-# In an error of jax, which may be of any type: a collective or the coordinator waits for someone who is not there.
+# Words in jax errors, of any type, that mean: a collective or the coordinator waits for a process that is lost.
 LOST_HOST_MARKERS = ('Gloo', 'UNAVAILABLE', 'DEADLINE_EXCEEDED', 'ABORTED', 'CANCELLED', 'coordination service')
 LOST_HOST_MESSAGE = 'another process of this run ended or a link is down ({}): run the same command again on all hosts'
 
 
 @contextlib.contextmanager
 def session() -> Iterator[None]:
-    """Joins the processes, then leaves together with them; after an error, at once and alone.
+    """Connect the processes of a run, and disconnect together at the end. After an error exit at once, without waiting.
 
     Raises:
-      ConfigError: the flags do not say who the processes are, or not all of them came in time.
+      ConfigError: the flags are incomplete, or not all processes connected in time.
     """
     if not _initialize():
         yield
@@ -52,39 +57,39 @@ def session() -> Iterator[None]:
     try:
         yield
         jax.distributed.shutdown()
-    except Exception as error:  # noqa: BLE001, whatever it is, a normal exit would wait for the other processes
+    except Exception as error:  # noqa: BLE001, after any error a normal exit would wait for the other processes
         _exit_after_error(error)
 
 
 def _initialize() -> bool:
-    """Whether this process is one of several."""
-    who = _named_processes()
-    if who is None and not _on_tpu():
+    """Initialize jax.distributed if this process belongs to a run of several; return True if it does."""
+    settings = _named_processes()
+    if settings is None and not _on_tpu():
         return False
-    # A signal stops all processes through the training loop's own agreement.
+    # The training loop itself makes all processes stop at the same step after a signal.
     jax.config.update('jax_enable_preemption_service', False)
-    faulthandler.disable()  # what jax says when it ends this process needs no stacks of it
-    times = {
+    faulthandler.disable()  # the message of jax is enough when it ends this process; stacks would hide it
+    timeouts = {
         'initialization_timeout': START_TIMEOUT.value,
         'heartbeat_timeout_seconds': HEARTBEAT_SECONDS,
         'shutdown_timeout_seconds': SHUTDOWN_SECONDS,
     }
     try:
-        if who is None:
-            jax.distributed.initialize(**times)
+        if settings is None:
+            jax.distributed.initialize(**timeouts)
         else:
-            if who[2] > 0:
-                _await_coordinator(who[0])
-            jax.distributed.initialize(*who, cluster_detection_method='deactivate', **times)
+            if settings[2] > 0:
+                _await_coordinator(settings[0])
+            jax.distributed.initialize(*settings, cluster_detection_method='deactivate', **timeouts)
     except ValueError:
-        if who is None:  # no slice: a single TPU host
+        if settings is None:  # a single TPU host, not a slice
             return False
         raise
     return jax.process_count() > 1
 
 
 def _await_coordinator(address: str) -> None:
-    """Returns once process 0 listens: jax itself would abort without a word that helps."""
+    """Wait until process 0 listens. Without this check jax aborts with an unhelpful message."""
     host, _, port = address.rpartition(':')
     deadline = time.monotonic() + START_TIMEOUT.value
     while True:
@@ -101,10 +106,13 @@ def _await_coordinator(address: str) -> None:
 
 
 def _named_processes() -> tuple[str, int, int] | None:
-    """(coordinator, processes, process) of flags and environment; None: not given, or a single one."""
-    given = COORDINATOR.value, PROCESSES.value, PROCESS.value
+    """Return (coordinator address, number of processes, number of this process) from flags and environment.
+
+    Return None if they are not set, or if there is only one process.
+    """
+    flag_values = COORDINATOR.value, PROCESSES.value, PROCESS.value
     names = 'JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID'
-    address, *numbers = (os.environ.get(name) if flag is None else flag for flag, name in zip(given, names))
+    address, *numbers = (os.environ.get(name) if flag is None else flag for flag, name in zip(flag_values, names))
     if address is None and numbers == [None, None]:
         return None
     if address is None or None in numbers or ':' not in address or not all(str(n).isdecimal() for n in numbers):
@@ -121,12 +129,15 @@ def _on_tpu() -> bool:
 
 
 def _exit_after_error(error: Exception) -> None:
-    """Says what happened and ends the process, without the waiting for others and for unfinished saves of an exit."""
+    """Print the error and exit the process at once.
+
+    A normal exit would wait for other processes and for unfinished saves.
+    """
     try:
-        if any(sign in str(error) for sign in LOST_HOST_MARKERS):
+        if any(marker in str(error) for marker in LOST_HOST_MARKERS):
             error = ConnectionError(LOST_HOST_MESSAGE.format(console.last_line(error)[:200]))
         status = console.report(error)
-    except Exception:  # noqa: BLE001, a bug, which keeps its traceback
+    except Exception:  # noqa: BLE001, an unexpected error is a bug and keeps its traceback
         traceback.print_exc()
         status = 1
     sys.stdout.flush()

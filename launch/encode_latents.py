@@ -1,12 +1,13 @@
-"""Encodes the videos that a config trains on, once: training then reads latents in place of videos.
+"""Encodes the videos of a config once. Training can then read latents instead of videos.
 
 python -m launch.encode_latents --config configs/magi_ucf101.py --dataset ucf101_sd
 python -m launch.train --config configs/magi_ucf101.py --config.data.source=ucf101_sd --workdir runs/ucf101/magi
 python -m launch.encode_latents --config configs/magi_ucf101.py --dataset ucf101_sd --check
 
-Videos, tokenizer, sizes and flips are those of the config. Of a frame-wise tokenizer every frame of a training video is
-kept, of a temporal one `--clips` clips. Runs on all devices; killed, it goes on. Several hosts share the work with
-`--coordinator ...` (or on a TPU slice), or each takes its `--shard i/n` and `--merge` makes a dataset of the parts.
+The config defines videos, tokenizer, sizes and flips. A frame-wise tokenizer encodes every frame of a training video, a
+temporal one encodes `--clips` clips of it. The command uses all devices, and the same command resumes after an
+interruption. Several hosts share the work with `--coordinator ...` or on a TPU slice. Or start each host with its own
+`--shard i/n`, and combine the parts with `--merge`.
 """
 
 import dataclasses
@@ -33,26 +34,30 @@ from .config_flag import define_config
 
 CONFIG = define_config()
 DATASET = flags.DEFINE_string('dataset', None, 'name of the new dataset')
-DATA_DIR = console.define_path('data_dir', '', f'where datasets are kept; "" = {console.CACHE_HELP}')
-CLIPS = flags.DEFINE_integer('clips', 8, 'of a temporal tokenizer: clips of each training video', lower_bound=1)
-DTYPE = flags.DEFINE_enum('dtype', 'float32', ['float32', 'float16'], 'of the stored latents; float16 halves them')
-ROWS = flags.DEFINE_integer('rows', 4, 'clips that a device encodes at once', lower_bound=1)
-PER_SHARD = flags.DEFINE_integer('videos_per_shard', 128, 'videos of one file of the dataset', lower_bound=1)
-SHARD = flags.DEFINE_string('shard', '', 'i/n: encode the i-th (from 0) of n parts only, and do not merge')
-REPLACE = flags.DEFINE_bool('replace', False, 'delete a dataset of that name that holds other latents')
-MERGE = flags.DEFINE_bool('merge', False, 'only merge what the parts have left')
+DATA_DIR = console.define_path('data_dir', '', f'folder of all datasets; "" = {console.CACHE_HELP}')
+CLIPS = flags.DEFINE_integer(
+    'clips', 8, 'clips to encode of each training video, for a temporal tokenizer', lower_bound=1
+)
+DTYPE = flags.DEFINE_enum(
+    'dtype', 'float32', ['float32', 'float16'], 'dtype of the stored latents; float16 halves their size'
+)
+ROWS = flags.DEFINE_integer('rows', 4, 'batch size of each device, in clips', lower_bound=1)
+PER_SHARD = flags.DEFINE_integer('videos_per_shard', 128, 'videos in each file of the dataset', lower_bound=1)
+SHARD = flags.DEFINE_string('shard', '', 'i/n: encode only part i (from 0) of n, and do not merge')
+REPLACE = flags.DEFINE_bool('replace', False, 'delete an existing dataset of that name if it holds other latents')
+MERGE = flags.DEFINE_bool('merge', False, 'only merge the parts written with --shard')
 CHECK = flags.DEFINE_bool('check', False, 'only verify a finished dataset')
 
 
 def main() -> None:
-    """Encodes, merges or checks."""
+    """Encode, merge or check a dataset of latents."""
     name, data_dir = DATASET.value.strip('/'), DATA_DIR.value
     if CHECK.value:
         dataset_commands.check_dataset(name, data_dir, os.cpu_count(), encoding.check_latents)
         return
     if not MERGE.value:
         if CONFIG.value is None:
-            raise ConfigError('give --config, which names videos and tokenizer; or --merge or --check')
+            raise ConfigError('--config is missing: give the config of videos and tokenizer, or --merge or --check')
         _encode(name, data_dir, console.read_config(CONFIG))
         hosts.barrier('latents encoded')
     if SHARD.value or not console.is_first():
@@ -64,26 +69,26 @@ def main() -> None:
 
 
 def _encode(name: str, data_dir: str, config: Config) -> None:
-    here = jax.process_index(), jax.process_count()
-    part, count = dataset_commands.parse_shard(SHARD.value) if SHARD.value else here
+    host = jax.process_index(), jax.process_count()
+    part, count = dataset_commands.parse_shard(SHARD.value) if SHARD.value else host
     tokenizer = open_tokenizer(config.tokenizer, config.data.height, config.data.width)
     job = encoding.make_job(
         name, data_dir, config.data, _settings(config, tokenizer), _provenance(config, tokenizer), REPLACE.value
     )
     folder = prepared.dataset_folder(name, data_dir)
-    mine = shards.planned_shards(folder, job.plan)[part::count]
+    assigned = shards.planned_shards(folder, job.plan)[part::count]
     encode = make_encoder(tokenizer, config.data.context_frames)
     rows = ROWS.value * jax.local_device_count()
     with dataset.exclusive_lock(folder, (part, count)):
-        todo = [shard for shard in mine if not shard.is_done()]
-        total, left = (sum(len(encoding.video_numbers(job, shard)) for shard in group) for group in (mine, todo))
+        todo = [shard for shard in assigned if not shard.is_done()]
+        total, left = (sum(len(encoding.video_numbers(job, shard)) for shard in group) for group in (assigned, todo))
         bar = {'unit': 'video', 'dynamic_ncols': True, 'smoothing': 0.05, 'disable': not console.is_first()}
         with tqdm(initial=total - left, total=total, **bar) as progress:
             for shard in todo:
                 for _ in encoding.encode_shard(job, shard, encode, rows, config.data.threads):
                     progress.update()
     if SHARD.value:
-        print(f'part {part} of {count}: {len(mine)} shards are done')
+        print(f'part {part} of {count} is complete: {len(assigned)} shards')
 
 
 def _settings(config: Config, tokenizer: Tokenizer) -> LatentSettings:
@@ -102,11 +107,11 @@ def _settings(config: Config, tokenizer: Tokenizer) -> LatentSettings:
 
 
 def _provenance(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Whose latents these are."""
+    """Return facts about the tokenizer: fingerprint, config and latent statistics."""
     mean, std = (np.asarray(x).tolist() for x in (tokenizer.latent_mean, tokenizer.latent_std))
-    told = {'fingerprint': fingerprint(tokenizer), 'config': dataclasses.asdict(tokenizer.config)}
+    identity = {'fingerprint': fingerprint(tokenizer), 'config': dataclasses.asdict(tokenizer.config)}
     provenance = read_statistics(config.tokenizer.path) if config.tokenizer.kind != 'identity' else {}
-    return told | {'statistics': {'mean': mean, 'std': std} | provenance}
+    return identity | {'statistics': {'mean': mean, 'std': std} | provenance}
 
 
 if __name__ == '__main__':

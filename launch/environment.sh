@@ -1,16 +1,16 @@
 # shellcheck shell=bash
-# Sourced by the other scripts: makes .venv with exactly requirements.txt and this project itself, and sets
+# Creates .venv with the packages of requirements.txt and this project. Other scripts source this file. It sets
 #   ROOT    the repository
 #   PYTHON  the interpreter of .venv
-# The project is installed in place (editable): .venv's python finds magi_jax from any folder, and sees every change.
-# A finished installation leaves a copy of what it was made of in .venv (see describe_environment). Without that copy .venv
-# is built anew; when the copy differs, the new versions are installed over the old ones. A .venv that is a link to a folder
-# elsewhere is used as it is. Needs no root.
+# The project is installed in place (editable), so .venv's Python finds magi_jax from any folder and sees every change.
+# A complete installation stores its inputs in .venv (see describe_environment). Without them .venv is created again. If
+# they differ, the new versions are installed over the old ones. A .venv that is a symbolic link is used unchanged.
+# Root rights are not needed.
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 PYTHON="$ROOT/.venv/bin/python"
 
-# Prints the first interpreter that can make a virtual environment for us (a name on PATH may be a dead shim or lack ensurepip).
+# Prints the first interpreter that can create a virtual environment. A name on PATH may be broken or lack ensurepip.
 find_python() {
   local name
   for name in python3.12 python3.11 python3; do
@@ -19,12 +19,12 @@ find_python() {
       return
     fi
   done
-  echo "error: no Python >= 3.11 with venv found; get one with 'sudo apt-get install python3.11-venv'," \
+  echo "error: no Python >= 3.11 with venv found: install it with 'sudo apt-get install python3.11-venv'," \
     "or without root with uv (https://docs.astral.sh/uv): 'uv python install 3.12'" >&2
   return 1
 }
 
-# show_seconds TEXT PID: rewrites "TEXT N s" each second on a terminal, until PID is gone or this job is killed.
+# show_seconds TEXT PID: updates "TEXT N s" every second on a terminal, until PID exits or this job is killed.
 show_seconds() {
   local began=$SECONDS
   while kill -0 "$2" 2>/dev/null; do
@@ -33,7 +33,7 @@ show_seconds() {
   done
 }
 
-# run_quietly TEXT COMMAND...: the command's output goes to .venv/install.log, of which the end is shown if it fails.
+# run_quietly TEXT COMMAND...: redirects the output of a command to .venv/install.log, and shows its end on failure.
 run_quietly() {
   local text="$1" began=$SECONDS ticker='' status=0
   shift
@@ -51,22 +51,22 @@ run_quietly() {
   fi
   if ((status != 0)); then
     tail -n 5 "$ROOT/.venv/install.log" >&2
-    echo "error: installation failed after $((SECONDS - began)) s; the whole log: $ROOT/.venv/install.log" >&2
+    echo "error: installation failed after $((SECONDS - began)) s: see $ROOT/.venv/install.log" >&2
     return "$status"
   fi
   echo "$text done in $((SECONDS - began)) s"
 }
 
-# Prints what .venv depends on; the place too, because the project is installed in place.
+# Prints the inputs of .venv. The path is one of them, because the project is installed in place.
 describe_environment() {
   echo "# $ROOT"
   cat "$ROOT/requirements.txt" "$ROOT/pyproject.toml"
 }
 
-# Fetches what requirements.txt pins, then needs no network: setuptools, which installs the project, is among the pins.
+# Installs the pinned packages, then the project. The second step needs no network, because setuptools is pinned too.
 install_all() {
   local pip=("$PYTHON" -m pip --disable-pip-version-check --no-input install)
-  # --no-compile: half the time; Python compiles the few modules that are used when they are first imported.
+  # --no-compile takes half the time. Python compiles modules at their first import, and few are imported.
   "${pip[@]}" --no-compile -r "$ROOT/requirements.txt" &&
     "${pip[@]}" --no-deps --no-build-isolation --editable "$ROOT"
 }
@@ -87,5 +87,5 @@ make_environment() {
 
 make_environment || exit 1
 
-# Large pages for XLA's buffers: a training step on the CPU is 1.8 times faster (no effect where glibc lacks the setting).
+# Huge pages for XLA's buffers make a training step on the CPU 1.8 times faster. Other versions of glibc ignore this.
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"

@@ -1,14 +1,14 @@
-"""Measures a trained generator under a named protocol: a table, JSON, example videos and an HTML report.
+"""Evaluates a trained generator under a named protocol, and writes a table, JSON and an HTML report with videos.
 
 python -m launch.evaluate --workdir runs/own/magi --out runs/own/score
 python -m launch.evaluate --workdir runs/own/magi --protocol continuation --clips 8 --seeds 4 --out runs/own/score
 python -m launch.evaluate --workdir runs/quickstart/magi --protocol shapes_five_frame --clips 512 --out runs/score
 
-Of an autoencoder, how far its reconstructions are from real clips (a table and JSON):
+For an autoencoder it measures the distance of reconstructed clips from real ones, and writes a table and JSON:
 
 python -m launch.evaluate --workdir runs/quickstart/autoencoder --protocol shapes_five_frame --out runs/reconstruction
 
-The Fréchet video distance needs I3D's weights: --weights i3d_pretrained_400.pt --weights_sha256 <its SHA-256>.
+The Fréchet video distance needs the weights of I3D: --weights i3d_pretrained_400.pt --weights_sha256 SHA256.
 """
 
 import functools
@@ -32,31 +32,35 @@ from . import console, distributed, evaluations
 from .evaluations import Call
 
 _COUNT = functools.partial(flags.DEFINE_integer, lower_bound=1)
-_READINGS = [name.removeprefix('i3d-') for name in VARIANTS]
+_I3D_VARIANTS = [name.removeprefix('i3d-') for name in VARIANTS]
 
-WORKDIR = console.define_path('workdir', None, 'folder of a run')
+WORKDIR = console.define_path('workdir', None, 'folder of a trained run')
 PROTOCOL = flags.DEFINE_string(
     'protocol',
     None,
-    'what is measured, and how; by default bouncing_shapes for a run on bouncing_objects/shapes, else continuation:\n'
+    'name of the protocol; default: bouncing_shapes for a run on bouncing_objects/shapes, else continuation:\n'
     + explained(),
 )
-OUT = console.define_path('out', None, 'folder to write to')
-SEED = flags.DEFINE_integer('seed', 0, 'of the samples', lower_bound=0)
-CLIPS = _COUNT('clips', None, 'how many clips are measured; more clips, surer numbers')
-SEEDS = _COUNT('seeds', None, 'how many times clips are generated, each time with another seed: mean ± deviation')
-FRAMES = _COUNT('frames', None, 'length of the clips, given frames included', lower_bound=2)
-CONTEXT_FRAMES = _COUNT('context_frames', None, 'given frames, for --protocol continuation')
-INTERVAL = _COUNT('interval', None, 'raw frames between two frames, for --protocol continuation')
-LONG_CLIPS = _COUNT('long_clips', None, 'videos whose objects are followed, for --protocol bouncing_shapes')
-LONG_FRAMES = _COUNT('long_frames', None, 'their length, given frames included', lower_bound=2)
-I3D = flags.DEFINE_enum('i3d', None, _READINGS, "whose I3D an FVD is measured with, DeepMind's or VideoGPT's")
-AUTOENCODER = console.define_path(
-    'autoencoder', None, 'folder of the autoencoder run: adds its loss curves to the report of bouncing_shapes'
+OUT = console.define_path('out', None, 'folder for metrics.json and report.html')
+SEED = flags.DEFINE_integer('seed', 0, 'random seed of the samples', lower_bound=0)
+CLIPS = _COUNT('clips', None, 'number of clips; more clips give more precise numbers')
+SEEDS = _COUNT('seeds', None, 'number of seeds to sample with; the report shows mean ± standard deviation')
+FRAMES = _COUNT('frames', None, 'frames of each clip, including the context', lower_bound=2)
+CONTEXT_FRAMES = _COUNT('context_frames', None, 'context frames, for --protocol continuation')
+INTERVAL = _COUNT('interval', None, 'frame interval in raw frames, for --protocol continuation')
+LONG_CLIPS = _COUNT(
+    'long_clips', None, 'number of long videos in which objects are tracked, for --protocol bouncing_shapes'
 )
-WEIGHTS = console.define_path('weights', None, 'file of I3D, for the protocols that need it')
-WEIGHTS_SHA256 = flags.DEFINE_string('weights_sha256', None, 'what the SHA-256 of --weights must be')
-MADE_BY = flags.DEFINE_string('made_by', None, 'command that trained the run and made this call, for the report')
+LONG_FRAMES = _COUNT('long_frames', None, 'frames of each long video, including the context', lower_bound=2)
+I3D = flags.DEFINE_enum(
+    'i3d', None, _I3D_VARIANTS, "variant of I3D for FVD, DeepMind's or VideoGPT's: batch norm epsilon and resize method"
+)
+AUTOENCODER = console.define_path(
+    'autoencoder', None, 'folder of the autoencoder run, for its loss curves in the report of bouncing_shapes'
+)
+WEIGHTS = console.define_path('weights', None, 'weight file of I3D, for protocols that need it')
+WEIGHTS_SHA256 = flags.DEFINE_string('weights_sha256', None, 'expected SHA-256 of --weights')
+MADE_BY = flags.DEFINE_string('made_by', None, 'command that trained the run and called this command, for the report')
 
 CHANGES = {
     'clips': CLIPS,
@@ -70,7 +74,10 @@ CHANGES = {
 
 
 def main() -> None:
-    """Writes metrics.json and report.html to --out, for bouncing_shapes also videos, and prints what was found."""
+    """Evaluate a run, print the results and write metrics.json and report.html to --out.
+
+    The protocol bouncing_shapes also writes videos. An autoencoder gets no report.html.
+    """
     name = PROTOCOL.value or default_protocol(load_config(WORKDIR.value).data)
     changes: dict[str, Any] = {field: flag.value for field, flag in CHANGES.items()}
     changes['extractor'] = I3D.value and f'i3d-{I3D.value}'

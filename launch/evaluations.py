@@ -1,4 +1,4 @@
-"""What `launch.evaluate` does for each kind of protocol: sample, measure, then write and print everything."""
+"""The work of `launch.evaluate` for each kind of protocol: sample, measure, then print and write the results."""
 
 import dataclasses
 import functools
@@ -42,9 +42,10 @@ from . import console
 from .stages import Stages
 
 FPS = 12
-SHOWN = 6
-PER_DEVICE_BATCH = 8  # clips that a device makes at once: on up to 8 devices the numbers are the same to the last bit
-PRINTED = 16  # rows of a table by frame; the report holds all
+EXAMPLES = 6  # number of clips in the report
+# Clips of a batch on one device. With this limit results are bit-identical on 1 to 8 devices.
+PER_DEVICE_BATCH = 8
+PRINTED_ROWS = 16  # largest number of rows of a printed table; the report has all rows
 REPORT_STAGE = 'writing the report'
 
 
@@ -55,9 +56,9 @@ class Call:
     Attributes:
       workdir: folder of the run.
       out: folder to write to.
-      protocol: its spelling.
-      seed: of the samples.
-      made_by: the command that this call is a part of, e.g. the quickstart; None: none.
+      protocol: name of the protocol with its changed settings.
+      seed: random seed of the samples.
+      made_by: command that called this one, e.g. the quickstart; or None.
     """
 
     workdir: str
@@ -68,15 +69,18 @@ class Call:
 
     @property
     def commands(self) -> tuple[str, ...]:
-        """What makes the report again."""
+        """Commands that reproduce the report."""
         this = shlex.join(['python', '-m', f'{__package__}.evaluate', *sys.argv[1:]])
-        return (f'{self.made_by}  # with the training', f'{this}  # the report alone') if self.made_by else (this,)
+        return (f'{self.made_by}  # training and report', f'{this}  # only the report') if self.made_by else (this,)
 
     def write(self, metrics: Any, page: str | None = None) -> None:
-        """Write metrics.json and, with a page, report.html. It is the last thing a call does: both are of one call."""
+        """Write metrics.json and, with a page, report.html.
+
+        Call it last, so that both files belong to the same call.
+        """
         metrics_file, report_file = self.out / 'metrics.json', self.out / 'report.html'
         if metrics_file.exists():
-            print(f'{self.out}: metrics.json and report.html of an earlier call are replaced')
+            print(f'replacing metrics.json and report.html of an earlier call in {self.out}')
             report_file.unlink(missing_ok=True)
         report.write_page(metrics_file, json.dumps(metrics, indent=1))
         if page is not None:
@@ -85,38 +89,38 @@ class Call:
 
 
 def measure_continuation(call: Call, protocol: FrameComparison) -> None:
-    """Compare continued clips of any run with the true frames."""
+    """Compare continued clips with the true frames, for a run on any dataset."""
     generator = magi_jax.load(call.workdir)
     clips = open_clips(generator.config.data, protocol, generator.tokenizer)
-    wanted = clips.protocol
+    resolved = clips.protocol
     with Stages(['sampling clips', REPORT_STAGE]) as stages:
         per_device_batch = _per_device_batch()
 
         def generate(context: np.ndarray, seed: int, numbers: np.ndarray) -> np.ndarray:
             options = {
-                'interval': wanted.interval,
+                'interval': resolved.interval,
                 'seed': seed,
                 'numbers': numbers,
                 'per_device_batch': per_device_batch,
             }
-            return generator.sample(context, wanted.frames, **options, progress=_frames(stages, len(context)))
+            return generator.sample(context, resolved.frames, **options, progress=_frame_progress(stages, len(context)))
 
-        result, shown = score_continuation(call.protocol, clips, generate, call.seed, SHOWN, stages.steps)
+        result, shown = score_continuation(call.protocol, clips, generate, call.seed, EXAMPLES, stages.steps)
         if not console.is_first():
             return
         stages.next()
         page = continuation_report.render_continuation(
-            result, shown, _facts(call, generator), call.commands, dataclasses.asdict(generator.config)
+            result, shown, _run_facts(call, generator), call.commands, dataclasses.asdict(generator.config)
         )
     print(f'\nprotocol {call.protocol}, split {clips.split!r}, clips: {len(clips)}')
-    heads, (mean, *frames) = continuation_report.table_rows(result)
-    print(report.markdown_table(heads, [mean, *frames[:: -(-len(frames) // PRINTED)]]))
+    headings, (mean, *frames) = continuation_report.table_rows(result)
+    print(report.markdown_table(headings, [mean, *frames[:: -(-len(frames) // PRINTED_ROWS)]]))
     print('\n'.join(['', *continuation_report.sentences(result), *(f'note: {note}' for note in clips.notes)]))
-    call.write(result.to_json() | _run(call), page)
+    call.write(result.to_json() | _call_facts(call), page)
 
 
 def measure_bouncing_shapes(call: Call, protocol: Continuations, autoencoder: str | None) -> None:
-    """Compare predicted frames of bouncing shapes with the true ones, and look for the objects of long videos."""
+    """Compare predicted frames of bouncing shapes with the true ones, and detect the objects in long videos."""
     generator = magi_jax.load(call.workdir)
     if generator.config.data.source != 'bouncing_objects/shapes':
         raise ConfigError(
@@ -124,9 +128,9 @@ def measure_bouncing_shapes(call: Call, protocol: Continuations, autoencoder: st
             f'{TAKES_ANY_RUN}'
         )
     context = protocol.context
-    with Stages(['sampling predictions', 'sampling long videos', 'finding the objects', REPORT_STAGE]) as stages:
-        clips, labels = _continued(call, generator, protocol.clips, protocol.frames, context, stages)
-        long_clips, long_labels = _continued(
+    with Stages(['sampling predictions', 'sampling long videos', 'detecting objects', REPORT_STAGE]) as stages:
+        clips, labels = _continue_clips(call, generator, protocol.clips, protocol.frames, context, stages)
+        long_clips, long_labels = _continue_clips(
             call, generator, protocol.long_clips, protocol.long_frames, context, stages
         )
         if not console.is_first():
@@ -136,17 +140,17 @@ def measure_bouncing_shapes(call: Call, protocol: Continuations, autoencoder: st
         rollout = score_rollout(long_clips.generated, long_clips.real, long_labels, context)
         stages.next()
         runs = {'Generator': call.workdir} | ({'Autoencoder': autoencoder} if autoencoder else {})
-        facts = _facts(call, generator)
+        facts = _run_facts(call, generator)
         content = ReportContent(
             title='Bouncing shapes',
             summary=(
-                f'A MAGI of {facts["parameters"]} parameters continues unseen videos of bouncing shapes from {context} '
-                'real frames. Each frame is generated from those before it, with a KV cache.'
+                f'A MAGI model with {facts["parameters"]} parameters continues unseen videos of bouncing shapes from '
+                f'{context} real frames. It generates each frame from the earlier ones, with a KV cache.'
             ),
             prediction=prediction,
-            clips=_shown(clips),
+            clips=_examples(clips),
             rollout=rollout,
-            long_clips=_shown(long_clips),
+            long_clips=_examples(long_clips),
             losses={name: _losses(workdir) for name, workdir in runs.items()},
             settings=dataclasses.asdict(generator.config),
             commands=call.commands,
@@ -154,7 +158,7 @@ def measure_bouncing_shapes(call: Call, protocol: Continuations, autoencoder: st
         )
         page = report.render(content)
         call.out.mkdir(parents=True, exist_ok=True)
-        _write_videos(call.out, _shown(clips), _shown(long_clips))
+        _write_videos(call.out, _examples(clips), _examples(long_clips))
     print('\n'.join(['', *report.achieved(prediction, rollout)]))
     goals = report.goals((prediction, rollout))
     print(f'\ngoals: {sum(goals.values())} of {len(goals)} reached')
@@ -164,7 +168,7 @@ def measure_bouncing_shapes(call: Call, protocol: Continuations, autoencoder: st
 
 
 def measure_distances(call: Call, protocol: Distances, weights: VerifiedFile | None) -> None:
-    """Measure distances of generated clips, or of an autoencoder's reconstructions, to real clips."""
+    """Measure distances from generated clips, or from reconstructions of an autoencoder, to real clips."""
     extractor = make_extractor(protocol.extractor, protocol.dataset, weights)
     extractor.check_frames(protocol.frames)
     config = load_config(call.workdir)
@@ -182,44 +186,44 @@ def measure_distances(call: Call, protocol: Distances, weights: VerifiedFile | N
 def _measure_reconstruction(call: Call, measure: Measure) -> None:
     tokenizer = load_tokenizer(Path(call.workdir) / 'tokenizer')
     with Stages([*list(scoring.REAL_STAGES.values())[:2], scoring.TOKENIZER_STAGE]) as stages:
-        through = functools.partial(reconstruct, tokenizer, per_device_batch=_per_device_batch())
-        distance = scoring.score_reconstruction(measure, through, stages.steps)
+        roundtrip = functools.partial(reconstruct, tokenizer, per_device_batch=_per_device_batch())
+        distance = scoring.score_reconstruction(measure, roundtrip, stages.steps)
     if not console.is_first():
         return
     print(f'\n{measure.metric}, protocol {measure.name}')
     print(f'  real clips after the tokenizer {distance.mean:.4g}   real: {distance.floor:.4g}')
     metrics = {'metric': measure.metric, 'protocol': measure.name, 'reconstruction': distance.to_json()}
-    call.write(metrics | _run(call))
+    call.write(metrics | _call_facts(call))
 
 
 def _measure_generator(call: Call, measure: Measure) -> None:
     generator, protocol, per_device_batch = magi_jax.load(call.workdir), measure.real.protocol, _per_device_batch()
     frame_wise = generator.tokenizer.frame_wise
-    through = functools.partial(generator.reconstruct, per_device_batch=per_device_batch) if frame_wise else None
+    roundtrip = functools.partial(generator.reconstruct, per_device_batch=per_device_batch) if frame_wise else None
     labels = [*scoring.REAL_STAGES.values(), scoring.SAMPLING_STAGE, *[scoring.TOKENIZER_STAGE][:frame_wise]]
     with Stages([*labels, REPORT_STAGE]) as stages:
 
         def generate(context: np.ndarray, seed: int) -> np.ndarray:
             options = {'interval': protocol.interval, 'seed': seed, 'per_device_batch': per_device_batch}
-            return generator.sample(context, protocol.frames, **options, progress=_frames(stages, len(context)))
+            return generator.sample(context, protocol.frames, **options, progress=_frame_progress(stages, len(context)))
 
-        measured, shown = scoring.score(measure, generate, through, call.seed, stages.steps)
+        measured, shown = scoring.score(measure, generate, roundtrip, call.seed, stages.steps)
         if not console.is_first():
             return
         stages.next()
         base = call.protocol.partition(' ')[0].replace('_', ' ')
         content = ScoreContent(
             title=f'{protocol.dataset}: {base}',
-            summary=f'{protocol.frames}-frame clips, {protocol.context} frames given, compared with real clips.',
+            summary=f'Clips of {protocol.frames} frames, {protocol.context} of them given, compared with real clips.',
             score=measured,
             shown=shown,
             settings=dataclasses.asdict(generator.config),
             commands=call.commands,
-            facts=_facts(call, generator),
+            facts=_run_facts(call, generator),
         )
         page = render_score(content)
     _print_score(measured)
-    call.write(measured.to_json() | _run(call), page)
+    call.write(measured.to_json() | _call_facts(call), page)
 
 
 def _print_score(measured: Score) -> None:
@@ -233,19 +237,23 @@ def _print_score(measured: Score) -> None:
         print(f'  note: {note}')
 
 
-def _continued(
+def _continue_clips(
     call: Call, generator: magi_jax.Generator, count: int, frames: int, context: int, stages: Stages
 ) -> tuple[Clips, Mapping[str, np.ndarray]]:
-    """The first `count` test clips, each real and continued from its first `context` frames; and their labels."""
+    """Return `count` test clips, real and continued from their first `context` frames, and their labels."""
     (batch,) = eval_batches(generator.config.data, 'test', frames, count, count)
     real = batch['video']
     stages.next()
-    options = {'seed': call.seed, 'per_device_batch': _per_device_batch(), 'progress': _frames(stages, len(real))}
+    options = {
+        'seed': call.seed,
+        'per_device_batch': _per_device_batch(),
+        'progress': _frame_progress(stages, len(real)),
+    }
     return Clips(real, generator.sample(real[:, :context], frames, **options), context), batch
 
 
-def _shown(clips: Clips) -> Clips:
-    return Clips(clips.real[:SHOWN], clips.generated[:SHOWN], clips.context)
+def _examples(clips: Clips) -> Clips:
+    return Clips(clips.real[:EXAMPLES], clips.generated[:EXAMPLES], clips.context)
 
 
 def _write_videos(folder: Path, clips: Clips, long_clips: Clips) -> None:
@@ -262,24 +270,24 @@ def _per_device_batch() -> int:
     return max(1, min(PER_DEVICE_BATCH, scoring.BATCH // jax.device_count()))
 
 
-def _frames(stages: Stages, clips: int) -> Callable[..., Any]:
-    """`progress` of `Generator.sample` for so many clips, made `_per_device_batch` on each device."""
+def _frame_progress(stages: Stages, clips: int) -> Callable[..., Any]:
+    """Return the argument `progress` of `Generator.sample` for this number of clips."""
     return functools.partial(stages.frames, parts=-(-clips // (_per_device_batch() * jax.device_count())))
 
 
-def _run(call: Call) -> dict[str, Any]:
-    """What metrics.json says of the call."""
+def _call_facts(call: Call) -> dict[str, Any]:
+    """Return the facts about this call for metrics.json."""
     return {'run': {'workdir': call.workdir, 'seed': call.seed, 'revision': _revision()}}
 
 
 def _revision() -> str:
-    """Of the code, if it is a git checkout."""
+    """Return the git commit of the code, or 'unknown' outside a git checkout."""
     command = ['git', '-C', str(Path(__file__).parent), 'rev-parse', 'HEAD']
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     return found.stdout.strip() or 'unknown'
 
 
-def _facts(call: Call, generator: magi_jax.Generator) -> dict[str, str]:
+def _run_facts(call: Call, generator: magi_jax.Generator) -> dict[str, str]:
     config = generator.config
     parameters = sum(leaf.size for leaf in jax.tree.leaves(generator.weights))
     versions = ', '.join(f'{name} {importlib.metadata.version(name)}' for name in ('jax', 'flax', 'optax'))

@@ -3,7 +3,8 @@
 python -m launch.export --workdir runs/quickstart/magi --metrics runs/quickstart/metrics.json --out weights/quickstart
 python -m launch.export --workdir runs/quickstart/magi --license apache-2.0 --push user/name --out weights/quickstart
 
-`magi_jax.load` and `launch.sample --workdir` read the folder on any machine, and the repository by its name.
+`magi_jax.load` and `launch.sample --workdir` read this folder on any machine. They also read an uploaded repository by
+its name.
 """
 
 from absl import flags
@@ -13,18 +14,22 @@ from magi_jax.pretrained.hub import push_folder
 
 from . import console
 
-WORKDIR = console.define_path('workdir', None, 'folder of a generator run')
-OUT = console.define_path('out', None, 'folder to write to')
+WORKDIR = console.define_path('workdir', None, 'folder of a trained generator')
+OUT = console.define_path('out', None, 'folder for the weights')
 METRICS = console.define_path(
-    'metrics', None, "metrics.json of launch.evaluate, for the model card; none: the one in the run's folder, if any"
+    'metrics',
+    None,
+    'metrics.json of launch.evaluate, for the model card; default: metrics.json in --workdir, if it exists',
 )
-LICENSE = flags.DEFINE_string('license', 'unknown', "Hub identifier of the weights' licence, e.g. apache-2.0")
-PUSH = flags.DEFINE_string('push', None, "also upload to this repository of the Hugging Face Hub, as 'user/name'")
-PRIVATE = flags.DEFINE_bool('private', False, 'whether a new repository of --push is private')
+LICENSE = flags.DEFINE_string(
+    'license', 'unknown', 'licence of the weights, as a Hugging Face Hub identifier such as apache-2.0'
+)
+PUSH = flags.DEFINE_string('push', None, "Hugging Face Hub repository to upload to, as 'user/name'")
+PRIVATE = flags.DEFINE_bool('private', False, 'make a new repository of --push private')
 
 
 def main() -> None:
-    """Writes the folder, uploads it if asked to, and prints where it is."""
+    """Write the folder, upload it with --push, and print both locations."""
     generator = magi_jax.load(WORKDIR.value)
     generator.save_pretrained(OUT.value, name=PUSH.value, license=LICENSE.value, metrics=METRICS.value)
     print(f'step {generator.step} of {WORKDIR.value} written to {OUT.value}')

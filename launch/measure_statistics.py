@@ -1,8 +1,9 @@
-"""Measures latent statistics of a converted tokenizer without a documented scale, on the training clips of a config.
+"""Measures latent mean and standard deviation of a converted tokenizer, on the training clips of a config.
 
 python -m launch.measure_statistics --config configs/magi_ucf101.py:cosmos [--clips 1024]
 
-It writes mean and standard deviation of each channel, with their provenance, to the folder tokenizer.path.
+Tokenizers without a published scale need this before training. The values of each channel, with their provenance, are
+written to the folder tokenizer.path.
 """
 
 from collections.abc import Iterator
@@ -17,11 +18,11 @@ from . import console
 from .config_flag import define_config
 
 CONFIG = define_config()
-CLIPS = flags.DEFINE_integer('clips', 1024, 'training clips to measure, rounded up to whole batches', lower_bound=1)
+CLIPS = flags.DEFINE_integer('clips', 1024, 'number of training clips, rounded up to full batches', lower_bound=1)
 
 
 def main() -> None:
-    """Measure, rewrite the folder and print the numbers."""
+    """Measure the statistics, write them to the tokenizer folder and print them."""
     config = console.read_config(CONFIG)
     mean, std = measure_scale(config, CLIPS.value, _bar)
     numbers = ', '.join(f'{name} {np.array2string(x, precision=4)}' for name, x in (('mean', mean), ('std', std)))

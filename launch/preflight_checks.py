@@ -1,6 +1,6 @@
 """The checks of `launch.preflight`, one function each.
 
-A check returns what it found or raises an error with a remedy.
+A check returns its result as text, or raises an error whose message says what to do.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ from magi_jax.training.step import leaf_names
 
 from .collectives import check_axis
 
-PROBE_FOLDER = 'preflight'  # folder inside the work folder; removed at the end
+PROBE_FOLDER = 'preflight'  # temporary folder inside the work folder
 SMALL_MODEL = 50_000_000  # largest number of parameters for which `--step auto` runs steps
 CLOCK_TOLERANCE = 5.0  # largest difference between the clocks of hosts, in seconds
 CHECKPOINT_BYTES, CPU_CHECKPOINT_BYTES = 2**28, 2**24
@@ -50,13 +50,13 @@ TPU_FILES = ('/dev/accel0', '/dev/vfio/0')
 
 @dataclasses.dataclass
 class PreflightContext:
-    """The inputs of the checks, and results of earlier checks that later ones need."""
+    """The inputs of the checks, and the results of earlier checks that later ones need."""
 
     config: Config
     workdir: Path
     requirements: Path
     step: str
-    token: str = ''  # equal on all hosts, different at every start
+    token: str = ''  # equal on all hosts, different for every start
     mesh: Mesh | None = None
     tokenizer: Tokenizer | None = None
     objective: Objective | None = None
@@ -68,28 +68,28 @@ class PreflightContext:
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One line of the report. `run(facts)` returns what it found or raises an error with a remedy."""
+    """One check of the report. `run(context)` returns its result or raises an error with a remedy."""
 
     name: str
     run: Callable[[PreflightContext], str]
     needs: tuple[str, ...] = ()
 
 
-def check_versions(facts: PreflightContext) -> str:
-    """Check that every pinned package has exactly its version; on TPUs also the packages of the `tpu` extra."""
-    pins = facts.requirements.read_text()
+def check_versions(context: PreflightContext) -> str:
+    """Check that every pinned package has its exact version; on TPUs also the packages of the `tpu` extra of jax."""
+    pins = context.requirements.read_text()
     if jax.default_backend() == 'tpu':
-        own = importlib.metadata.requires('jax') or []
-        pins += ''.join(f'\n{line.partition(";")[0]}' for line in own if 'extra == "tpu"' in line)
+        jax_requirements = importlib.metadata.requires('jax') or []
+        pins += ''.join(f'\n{line.partition(";")[0]}' for line in jax_requirements if 'extra == "tpu"' in line)
     if wrong := wrong_versions(pins):
         raise ConfigError(
-            f'{"; ".join(wrong[:5])}{" ..." if len(wrong) > 5 else ""}: pip install -r {facts.requirements}'
+            f'{"; ".join(wrong[:5])}{" ..." if len(wrong) > 5 else ""}: pip install -r {context.requirements}'
         )
-    return f'{len(_pinned(pins))} packages as in {facts.requirements.name}, jax {jax.__version__}'
+    return f'{len(_pinned(pins))} packages as in {context.requirements.name}, jax {jax.__version__}'
 
 
 def wrong_versions(pins: str) -> list[str]:
-    """Return a sentence for every line of a requirements file that this Python does not meet."""
+    """Return one message for every requirement that the installed packages do not satisfy."""
     wrong = []
     for pin in _pinned(pins):
         try:
@@ -103,37 +103,40 @@ def wrong_versions(pins: str) -> list[str]:
 
 
 def _pinned(pins: str) -> list[Requirement]:
+    """Return the requirements of a requirements file that apply to this Python and platform."""
     lines = (line.partition('#')[0].strip() for line in pins.splitlines())
     found = [Requirement(line) for line in lines if line]
     return [pin for pin in found if pin.marker is None or pin.marker.evaluate()]
 
 
-def check_hosts(facts: PreflightContext) -> str:
+def check_hosts(context: PreflightContext) -> str:
     """Check that all processes run the same code and config, and that their clocks agree."""
-    gather_text('')  # the first exchange compiles; clocks are read after it, at the same time
-    own = {
+    gather_text('')  # compiles the exchange and acts as a barrier, so that all hosts read their clocks at the same time
+    this_host = {
         'time': time.time(),
-        'config': _digest(json.dumps(dataclasses.asdict(facts.config), sort_keys=True).encode()),
-        'requirements': _digest(facts.requirements.read_bytes()),
+        'config': _digest(json.dumps(dataclasses.asdict(context.config), sort_keys=True).encode()),
+        'requirements': _digest(context.requirements.read_bytes()),
         'code': _digest(*(path.read_bytes() for path in _sources())),
     }
-    hosts = [json.loads(text) for text in gather_text(json.dumps(own))]
-    if complaints := host_differences(hosts):
-        raise ConfigError('; '.join(complaints))
-    facts.token = repr(hosts[0]['time'])
+    hosts = [json.loads(text) for text in gather_text(json.dumps(this_host))]
+    if differences := host_differences(hosts):
+        raise ConfigError('; '.join(differences))
+    context.token = repr(hosts[0]['time'])
     return f'{len(hosts)} process(es): same config, requirements and code, clocks within {CLOCK_TOLERANCE:.0f} s'
 
 
 def host_differences(hosts: list[dict[str, Any]]) -> list[str]:
-    """Return the differences between hosts: code or config unlike host 0, clocks too far apart."""
-    complaints = []
+    """Return one message for every difference between hosts: code, config, requirements or clock."""
+    differences = []
     for name in ('config', 'requirements', 'code'):
         if others := [number for number, host in enumerate(hosts) if host[name] != hosts[0][name]]:
-            complaints.append(f'hosts {others} have another {name} than host 0: install the same on all, same command')
-    late = max(host['time'] for host in hosts) - min(host['time'] for host in hosts)
-    if late > CLOCK_TOLERANCE:
-        complaints.append(f'host clocks are {late:.0f} s apart: let NTP (chrony, timesyncd) set them')
-    return complaints
+            differences.append(
+                f'hosts {others} and host 0 differ in {name}: use the same code and the same command on all hosts'
+            )
+    apart = max(host['time'] for host in hosts) - min(host['time'] for host in hosts)
+    if apart > CLOCK_TOLERANCE:
+        differences.append(f'host clocks are {apart:.0f} s apart: synchronise them with NTP (chrony, timesyncd)')
+    return differences
 
 
 def _digest(*parts: bytes) -> str:
@@ -141,62 +144,69 @@ def _digest(*parts: bytes) -> str:
 
 
 def _sources() -> list[Path]:
+    """Return all Python files of the project, sorted."""
     folders = Path(magi_jax.__file__).parent, Path(__file__).parent
     return sorted({path for folder in folders for path in folder.rglob('*.py')})
 
 
-def check_devices(facts: PreflightContext) -> str:
+def check_devices(context: PreflightContext) -> str:
     """Check that the devices fill the mesh of the config and that the batch divides over it."""
     if jax.default_backend() == 'cpu' and any(map(os.path.exists, TPU_FILES)) and 'JAX_PLATFORMS' not in os.environ:
-        raise ConfigError(f'this host has TPU chips but jax runs on the CPU: pip install "jax[tpu]=={jax.__version__}"')
-    config, devices, hosts = facts.config, jax.devices(), jax.process_count()
+        raise ConfigError(
+            f'this host has TPU chips, but jax runs on the CPU: pip install "jax[tpu]=={jax.__version__}"'
+        )
+    config, devices, hosts = context.config, jax.devices(), jax.process_count()
     mesh = make_mesh(config.mesh)
     check_batch(mesh, config.data.batch_size, config.optim.accumulate)
-    facts.mesh = mesh
+    context.mesh = mesh
     axes = ', '.join(f'{name} {size}' for name, size in mesh.shape.items())
     return f'{len(devices)} x {devices[0].device_kind} on {hosts} process(es); mesh {axes}'
 
 
-def check_collectives(facts: PreflightContext) -> str:
+def check_collectives(context: PreflightContext) -> str:
     """Check the results of all-reduce, all-gather, reduce-scatter and all-to-all along every mesh axis."""
-    axes = [axis for axis, size in facts.mesh.shape.items() if size > 1]
+    axes = [axis for axis, size in context.mesh.shape.items() if size > 1]
     found = []
     for axis in axes:
-        speeds = check_axis(facts.mesh, axis)
+        speeds = check_axis(context.mesh, axis)
         rates = ', '.join(f'{name} {speed / 1e9:.2f}' for name, speed in speeds.items())
-        found.append(f'{axis}: {rates} GB/s a device')
-    return '; '.join(found) or 'one device: nothing to exchange'
+        found.append(f'{axis}: {rates} GB/s per device')
+    return '; '.join(found) or 'one device, so no collectives'
 
 
-def check_workdir(facts: PreflightContext) -> str:
+def check_workdir(context: PreflightContext) -> str:
     """Check that the work folder is writable."""
-    if facts.workdir.parts[0].endswith(':'):
-        raise ConfigError(f'{facts.workdir} is no folder: mount the bucket on every host (launch/tpu/pod.sh --bucket)')
-    probe = facts.workdir / PROBE_FOLDER
+    if context.workdir.parts[0].endswith(':'):
+        raise ConfigError(
+            f'{context.workdir} is not a folder: mount the bucket on every host (launch/tpu/pod.sh --bucket)'
+        )
+    probe = context.workdir / PROBE_FOLDER
     try:
         probe.mkdir(parents=True, exist_ok=True)
-        (probe / f'host{jax.process_index()}').write_text(facts.token)
+        (probe / f'host{jax.process_index()}').write_text(context.token)
     except OSError as error:
         raise ConfigError(
-            f'{facts.workdir} cannot be written ({error.strerror}): choose another --workdir or mend its permissions'
+            f'{context.workdir} cannot be written ({error.strerror}): choose another --workdir or fix its permissions'
         ) from error
-    return f'{facts.workdir} can be written'
+    return f'{context.workdir} is writable'
 
 
-def check_checkpoint(facts: PreflightContext) -> str:
+def check_checkpoint(context: PreflightContext) -> str:
     """Check that hosts share the work folder, that it holds no other experiment, and that checkpoints restore."""
-    probe, hosts = facts.workdir / PROBE_FOLDER, range(jax.process_count())
-    if missing := [host for host in hosts if not _require_content(probe / f'host{host}', facts.token)]:
-        raise ConfigError(f'what hosts {missing} write to {facts.workdir} is not seen here: use a shared folder')
-    if (facts.workdir / CONFIG_FILE).exists() and latest_step(facts.workdir) is not None:
-        check_same_experiment(load_config(facts.workdir), facts.config, str(facts.workdir))
+    probe, hosts = context.workdir / PROBE_FOLDER, range(jax.process_count())
+    if missing := [host for host in hosts if not _has_content(probe / f'host{host}', context.token)]:
+        raise ConfigError(
+            f'files of hosts {missing} in {context.workdir} are not visible on this host: use a shared folder'
+        )
+    if (context.workdir / CONFIG_FILE).exists() and latest_step(context.workdir) is not None:
+        check_same_experiment(load_config(context.workdir), context.config, str(context.workdir))
     size = CPU_CHECKPOINT_BYTES if jax.default_backend() == 'cpu' else CHECKPOINT_BYTES
-    sharded = NamedSharding(facts.mesh, PartitionSpec(facts.mesh.axis_names))
-    rows = size // 4096 // facts.mesh.size * facts.mesh.size
-    # Random bits, so that compression does not make storage look fast.
+    sharded = NamedSharding(context.mesh, PartitionSpec(context.mesh.axis_names))
+    rows = size // 4096 // context.mesh.size * context.mesh.size
+    # Random bits do not compress, so the measured speed is that of the storage.
     tree = jax.jit(
-        lambda: {'sharded': jax.random.bits(jax.random.key(0), (rows, 1024), jnp.uint32), 'whole': jnp.arange(7)},
-        out_shardings={'sharded': sharded, 'whole': replicated_sharding(facts.mesh)},
+        lambda: {'sharded': jax.random.bits(jax.random.key(0), (rows, 1024), jnp.uint32), 'replicated': jnp.arange(7)},
+        out_shardings={'sharded': sharded, 'replicated': replicated_sharding(context.mesh)},
     )()
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
     checkpoints = Checkpoints(probe, keep=1)
@@ -204,58 +214,63 @@ def check_checkpoint(facts: PreflightContext) -> str:
     checkpoints.save(1, {'probe': tree})
     checkpoints.wait()
     times.append(time.perf_counter())
-    read = jax.block_until_ready(checkpoints.restore({'probe': shapes})['probe'])
+    restored = jax.block_until_ready(checkpoints.restore({'probe': shapes})['probe'])
     times.append(time.perf_counter())
     checkpoints.close()
-    if not jax.jit(lambda a, b: jnp.all(jnp.stack(jax.tree.leaves(jax.tree.map(jnp.array_equal, a, b)))))(tree, read):
-        raise ConfigError(f'a checkpoint read back from {facts.workdir} is not what was written: use other storage')
-    write, back = (size / 1e6 / (b - a) for a, b in itertools.pairwise(times))
-    return f'{_size(size)} over {facts.mesh.size} device(s): written at {write:.0f} MB/s, read at {back:.0f} MB/s'
+    if not jax.jit(lambda a, b: jnp.all(jnp.stack(jax.tree.leaves(jax.tree.map(jnp.array_equal, a, b)))))(
+        tree, restored
+    ):
+        raise ConfigError(f'a checkpoint restored from {context.workdir} differs from the saved one: use other storage')
+    write, read = (size / 1e6 / (b - a) for a, b in itertools.pairwise(times))
+    return f'{_size(size)} over {context.mesh.size} device(s): written at {write:.0f} MB/s, read at {read:.0f} MB/s'
 
 
-def _require_content(path: Path, text: str) -> bool:
+def _has_content(path: Path, text: str) -> bool:
     return path.exists() and path.read_text() == text
 
 
-def check_tokenizer(facts: PreflightContext) -> str:
+def check_tokenizer(context: PreflightContext) -> str:
     """Check that the tokenizer loads and fits the clips and the model."""
-    config, kept = facts.config, facts.workdir / TOKENIZER_FOLDER
+    config, copy = context.config, context.workdir / TOKENIZER_FOLDER
     if config.objective == 'autoencoder':
-        text = 'none: this run trains one'
+        text = 'none: this run trains a tokenizer'
     elif config.tokenizer.kind == 'identity':
-        facts.tokenizer = create_tokenizer(config.tokenizer, jax.random.key(0), config.data.height, config.data.width)
+        context.tokenizer = create_tokenizer(config.tokenizer, jax.random.key(0), config.data.height, config.data.width)
         text = 'identity'
-    elif not (config.tokenizer.path or kept.exists()):
-        raise ConfigError(f'tokenizer.path names no tokenizer folder: {how_to_make(config.tokenizer)}')
+    elif not (config.tokenizer.path or copy.exists()):
+        raise ConfigError(f'tokenizer.path is not set to a tokenizer folder: {how_to_make(config.tokenizer)}')
     else:
-        folder = kept if kept.exists() else Path(config.tokenizer.path)
-        facts.tokenizer = load_tokenizer(folder)
+        folder = copy if copy.exists() else Path(config.tokenizer.path)
+        context.tokenizer = load_tokenizer(folder)
         text = f'{folder} is complete'
-    facts.objective = make_objective(config, facts.tokenizer)
+    context.objective = make_objective(config, context.tokenizer)
     return text
 
 
-def check_state(facts: PreflightContext) -> str:
-    """Check that the training state fits the memory of the devices, and the checkpoints the disk."""
-    optimizer = make_optimizer(facts.config.optim, facts.config.train.steps)
-    facts.factory = StateFactory(facts.objective, optimizer, facts.mesh)
-    state = facts.factory.abstract()
-    facts.parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+def check_state(context: PreflightContext) -> str:
+    """Check that the training state fits into device memory and its checkpoints onto the disk."""
+    optimizer = make_optimizer(context.config.optim, context.config.train.steps)
+    context.factory = StateFactory(context.objective, optimizer, context.mesh)
+    state = context.factory.abstract()
+    context.parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     leaves = jax.tree.leaves(state)
     total = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
-    own = sum(int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize for leaf in leaves)
+    per_device = sum(int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize for leaf in leaves)
     memory = (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit', 0)
-    if memory and own > memory:
-        raise ConfigError(f'the state takes {_size(own)} a device, which has {_size(memory)}: raise mesh.fsdp')
-    # One more than is kept, because the oldest is deleted after the newest is complete.
-    wanted = (facts.config.train.keep_checkpoints + 1) * total - _bytes_under(facts.workdir / 'checkpoints')
-    free = shutil.disk_usage(facts.workdir).free
-    if free < wanted:
+    if memory and per_device > memory:
         raise ConfigError(
-            f'checkpoints need {_size(wanted)} more, {facts.workdir} has {_size(free)}: free space,'
+            f'the training state needs {_size(per_device)} per device, which has {_size(memory)}: raise mesh.fsdp'
+        )
+    # One more than train.keep_checkpoints: the oldest checkpoint is deleted only after the newest is complete.
+    needed = (context.config.train.keep_checkpoints + 1) * total - _bytes_under(context.workdir / 'checkpoints')
+    free = shutil.disk_usage(context.workdir).free
+    if free < needed:
+        raise ConfigError(
+            f'checkpoints need {_size(needed)} of disk space, but {context.workdir} has {_size(free)}: free space,'
             ' lower train.keep_checkpoints or choose another --workdir'
         )
-    return f'{facts.parameters:,} parameters, state {_size(total)}, {_size(own)} a device; disk: {_size(free)} free'
+    sizes = f'state {_size(total)}, {_size(per_device)} per device'
+    return f'{context.parameters:,} parameters, {sizes}; disk: {_size(free)} free'
 
 
 def _bytes_under(folder: Path) -> int:
@@ -263,38 +278,39 @@ def _bytes_under(folder: Path) -> int:
 
 
 def _size(size: float) -> str:
+    """Format a number of bytes in MiB or GiB."""
     return f'{size / 2**20:.1f} MiB' if size < 2**30 else f'{size / 2**30:.1f} GiB'
 
 
-def check_data(facts: PreflightContext) -> str:
-    """Check that both splits open, and measure clips per second of all hosts, without the prefetched batches."""
-    data = facts.config.data
+def check_data(context: PreflightContext) -> str:
+    """Check that both splits open, and measure the clips per second of all hosts. Prefetched batches do not count."""
+    data = context.config.data
     next(eval_batches(data, sources.eval_split(data), data.frames, 1, 1))
-    # Without a mesh (reported by another check) this host reads all rows.
-    rows = facts.mesh and host_rows(facts.mesh, data.batch_size)
-    batches = train_batches(data, facts.config.seed, rows=rows)
+    # Without a mesh this host reads all rows. The check of devices reports the missing mesh.
+    rows = context.mesh and host_rows(context.mesh, data.batch_size)
+    batches = train_batches(data, context.config.seed, rows=rows)
     try:
-        facts.batch = next(batches)
+        context.batch = next(batches)
         for _ in range(max(4, data.threads)):
             next(batches)
         count, started = 0, time.perf_counter()
         while count < 8 and (count == 0 or time.perf_counter() - started < 2):
             next(batches)
             count += 1
-        facts.clips_per_second = count * data.batch_size / (time.perf_counter() - started)
+        context.clips_per_second = count * data.batch_size / (time.perf_counter() - started)
     finally:
         batches.close()
-    return f'{data.source}: {facts.clips_per_second:.0f} clips/s of {data.frames} x {data.height} x {data.width}'
+    return f'{data.source}: {context.clips_per_second:.0f} clips/s of {data.frames} x {data.height} x {data.width}'
 
 
-def check_step(facts: PreflightContext) -> str:
-    """Run four real optimizer steps on one batch; check that they are finite and compare their speed with the data."""
-    if facts.step == 'never' or (facts.step == 'auto' and facts.parameters > SMALL_MODEL):
-        return f'not run (--step {facts.step}, {facts.parameters:,} parameters); --step always runs it'
-    step = lower_train_step(facts.config, facts.mesh, facts.tokenizer).compile()
-    state = facts.factory.init(jax.random.key(facts.config.seed))
+def check_step(context: PreflightContext) -> str:
+    """Run four optimizer steps on one batch. Check that they are finite and that the data keeps up with their speed."""
+    if context.step == 'never' or (context.step == 'auto' and context.parameters > SMALL_MODEL):
+        return f'not run (--step={context.step}, {context.parameters:,} parameters): run it with --step=always'
+    step = lower_train_step(context.config, context.mesh, context.tokenizer).compile()
+    state = context.factory.init(jax.random.key(context.config.seed))
     names = leaf_names(state.params)
-    tokenizer, batch = replicate(facts.mesh, facts.tokenizer), put_batch(facts.mesh, facts.batch)
+    tokenizer, batch = replicate(context.mesh, context.tokenizer), put_batch(context.mesh, context.batch)
     times = []
     for _ in range(4):
         started = time.perf_counter()
@@ -302,14 +318,14 @@ def check_step(facts: PreflightContext) -> str:
         times.append(time.perf_counter() - started)
         if (bad := int(metrics['bad_leaf'])) >= 0:
             raise ConfigError(f'{names[bad]} is not finite in the first steps: lower optim.learning_rate')
-    wanted = facts.config.data.batch_size / min(times)
-    slow = wanted > facts.clips_per_second
-    advice = ', more than the data gives: raise data.threads, or the devices will wait' if slow else ''
-    return f'loss {float(metrics["loss"]):.4f}, {min(times):.3f} s a step: takes {wanted:.0f} clips/s{advice}'
+    needed_rate = context.config.data.batch_size / min(times)
+    slow = needed_rate > context.clips_per_second
+    advice = ', more than the data delivers: raise data.threads, or the devices will be idle' if slow else ''
+    return f'loss {float(metrics["loss"]):.4f}, {min(times):.3f} s per step: needs {needed_rate:.0f} clips/s{advice}'
 
 
 def gather_text(text: str) -> list[str]:
-    """Gather a text (its first kilobyte) from every process, in their order. It acts as a barrier."""
+    """Gather a text from every process, in process order. Only its first kilobyte is sent. It acts as a barrier."""
     if jax.process_count() == 1:
         return [text]
     block = np.frombuffer(text.encode()[:SHARED_BYTES].ljust(SHARED_BYTES, b'\0'), np.uint8)

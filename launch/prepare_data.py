@@ -1,12 +1,12 @@
-"""Prepares videos for training: decoded and checked once, stored as a TFDS dataset that configs name.
+"""Prepares videos for training: decodes and checks them once, and stores them as a TFDS dataset.
 
 python -m launch.prepare_data --dataset my_videos --source FOLDER_OR_CSV
 python -m launch.prepare_data --dataset ucf101/split1 --source UCF --height 256 --width 256
 python -m launch.prepare_data --dataset my_videos --check
 
-Run again, it goes on where it was stopped, and tries again the files that were missing, unreadable or too slow. On
-several hosts, `--shard i/n` on each prepares a part; once all parts are in one folder, `--merge` makes them a dataset.
-Exit status: 0 = done, 1 = error, 3 = more videos lost than allowed.
+The same command resumes after an interruption. It also retries files that were missing, unreadable or too slow. To use
+several hosts, start each one with its own `--shard i/n`. Then collect all parts in one folder and run `--merge`.
+Exit status: 0 = done, 1 = error, 3 = too many videos were skipped or missing.
 """
 
 import os
@@ -24,31 +24,43 @@ from magi_jax.data.preparation.reencode import Settings
 
 from . import console, dataset_commands
 
-DATASET = flags.DEFINE_string('dataset', None, 'ucf101/split1, kinetics600, something_something_v2, ... or any name')
-SOURCE = console.define_path('source', '', 'folder of videos, or CSV file with columns path, label, split')
-DATA_DIR = console.define_path('data_dir', '', f'where datasets are kept; "" = {console.CACHE_HELP}')
-HEIGHT = flags.DEFINE_integer('height', Settings.height, 'of the stored videos, in pixels')
-WIDTH = flags.DEFINE_integer('width', Settings.width, 'of the stored videos, in pixels')
-FPS = flags.DEFINE_float('fps', Settings.fps, 'frames per second; 0 = as many as each file has')
-MIN_FRAMES = flags.DEFINE_integer('min_frames', Settings.min_frames, 'shorter videos are skipped')
-CODEC = flags.DEFINE_string('codec', Settings.codec, 'h264, or lossless for small synthetic videos')
-KEYFRAMES = flags.DEFINE_integer('keyframe_interval', Settings.keyframe_interval, 'smaller reads faster, stores larger')
-PER_SHARD = flags.DEFINE_integer('videos_per_shard', Settings.videos_per_shard, 'videos of one file of the dataset')
-SHARD = flags.DEFINE_string('shard', '', 'i/n: prepare the i-th (from 0) of n parts only, and do not merge')
-REPLACE = flags.DEFINE_bool('replace', False, 'delete a dataset of that name made of other files or settings')
-MERGE = flags.DEFINE_bool('merge', False, 'only merge what the parts have left')
+DATASET = flags.DEFINE_string(
+    'dataset', None, 'name of the dataset: ucf101/split1, kinetics600, something_something_v2, ... or any new name'
+)
+SOURCE = console.define_path('source', '', 'folder of videos, or CSV file with the columns path, label, split')
+DATA_DIR = console.define_path('data_dir', '', f'folder of all datasets; "" = {console.CACHE_HELP}')
+HEIGHT = flags.DEFINE_integer('height', Settings.height, 'height of the stored videos, in pixels')
+WIDTH = flags.DEFINE_integer('width', Settings.width, 'width of the stored videos, in pixels')
+FPS = flags.DEFINE_float(
+    'fps', Settings.fps, 'frame rate of the stored videos, in frames per second; 0 = that of each file'
+)
+MIN_FRAMES = flags.DEFINE_integer(
+    'min_frames', Settings.min_frames, 'smallest number of frames; shorter videos are skipped'
+)
+CODEC = flags.DEFINE_string('codec', Settings.codec, 'codec: h264, or lossless for small synthetic videos')
+KEYFRAMES = flags.DEFINE_integer(
+    'keyframe_interval',
+    Settings.keyframe_interval,
+    'frames from one keyframe to the next; a smaller interval reads faster and stores more bytes',
+)
+PER_SHARD = flags.DEFINE_integer('videos_per_shard', Settings.videos_per_shard, 'videos in each file of the dataset')
+SHARD = flags.DEFINE_string('shard', '', 'i/n: prepare only part i (from 0) of n, and do not merge')
+REPLACE = flags.DEFINE_bool(
+    'replace', False, 'delete an existing dataset of that name if it has other files or settings'
+)
+MERGE = flags.DEFINE_bool('merge', False, 'only merge the parts written with --shard')
 CHECK = flags.DEFINE_bool('check', False, 'only verify a finished dataset')
-PROCESSES = flags.DEFINE_integer('processes', os.cpu_count(), 'that decode and encode')
-TIMEOUT = flags.DEFINE_float('timeout', 300.0, 'seconds for one video, after which it is skipped')
-MAX_SKIPPED = flags.DEFINE_float('max_skipped', 0.05, 'part of all videos that may be unusable')
-MAX_MISSING = flags.DEFINE_float('max_missing', 0.05, 'part of all videos that may be annotated but not there')
+PROCESSES = flags.DEFINE_integer('processes', os.cpu_count(), 'number of processes that decode and encode')
+TIMEOUT = flags.DEFINE_float('timeout', 300.0, 'time limit of each video in seconds; slower ones are skipped')
+MAX_SKIPPED = flags.DEFINE_float('max_skipped', 0.05, 'largest allowed fraction of unusable videos')
+MAX_MISSING = flags.DEFINE_float('max_missing', 0.05, 'largest allowed fraction of listed videos without a file')
 
-DISK_FULL = 'the disk is full: free space and run the same command again; the shards that are done are safe'
+DISK_FULL = 'the disk is full: free space and run the same command again; complete shards are safe'
 OVER_LIMIT = 3
 
 
 def main() -> int:
-    """Prepares, merges or checks; the exit status."""
+    """Prepare, merge or check a dataset; return the exit status."""
     sys.stdout.reconfigure(errors='backslashreplace')  # file names may be any bytes
     name, data_dir = DATASET.value.strip('/'), DATA_DIR.value
     if CHECK.value:
@@ -57,7 +69,7 @@ def main() -> int:
     if not MERGE.value:
         try:
             _prepare(name, data_dir)
-        except (OSError, RuntimeError) as error:  # ArrayRecord's is a RuntimeError
+        except (OSError, RuntimeError) as error:  # ArrayRecord reports a full disk as a RuntimeError
             if not console.is_disk_full(error):
                 raise
             print(f'error: {DISK_FULL}', file=sys.stderr)
@@ -72,7 +84,7 @@ def main() -> int:
 
 def _prepare(name: str, data_dir: str) -> None:
     if not SOURCE.value:
-        raise ConfigError('give --source, a folder of videos or a CSV file; or --check or --merge')
+        raise ConfigError('--source is missing: give a folder of videos or a CSV file, or --check or --merge')
     settings = Settings(
         HEIGHT.value, WIDTH.value, FPS.value, MIN_FRAMES.value, CODEC.value, KEYFRAMES.value, PER_SHARD.value
     )
@@ -81,12 +93,12 @@ def _prepare(name: str, data_dir: str) -> None:
     folder, plan = dataset.make_plan(name, data_dir, listing, settings, REPLACE.value)
     if listing.warning:
         print(f'{listing.warning}, and run this command again with --replace')
-    mine = shards.make_shards(name, folder, listing, settings)[part::count]
+    assigned = shards.make_shards(name, folder, listing, settings)[part::count]
     if listing.ignored:
-        print(f'{len(listing.ignored)} other files are left alone, the first is {listing.ignored[0]}')
+        print(f'{len(listing.ignored)} other files are ignored, the first is {listing.ignored[0]}')
     with dataset.exclusive_lock(folder, (part, count)):
-        todo = [shard for shard in mine if shards.remaining_rows(shard)]
-        total, left = sum(len(shard.rows) for shard in mine), sum(len(shards.remaining_rows(shard)) for shard in todo)
+        todo = [shard for shard in assigned if shards.remaining_rows(shard)]
+        total, left = sum(len(shard.rows) for shard in assigned), sum(len(shards.remaining_rows(shard)) for shard in todo)
         done = dataset.prepare(todo, plan, listing.root, PROCESSES.value, TIMEOUT.value)
         with tqdm(initial=total - left, total=total, unit='video', dynamic_ncols=True, smoothing=0.05) as bar:
             skipped = 0
@@ -97,23 +109,26 @@ def _prepare(name: str, data_dir: str) -> None:
                     bar.set_postfix_str(f'{skipped} skipped', refresh=False)
                     bar.write(f'skipped ({skip.reason}) {skip.path}: {skip.detail}')
     if SHARD.value:
-        print(f'part {part} of {count}: {len(mine)} shards are done')
+        print(f'part {part} of {count} is complete: {len(assigned)} shards')
 
 
 def _report(summary: dataset.Summary, folder: Path) -> None:
-    kept = sum(summary.prepared.values())
+    """Print the numbers of prepared and skipped videos, and the flags for training."""
+    prepared_count = sum(summary.prepared.values())
     splits = ', '.join(f'{split} {count:,}' for split, count in summary.prepared.items())
-    print(f'{summary.rows:,} videos = {kept:,} prepared ({splits}) + {summary.rows - kept:,} skipped')
+    print(
+        f'{summary.rows:,} videos = {prepared_count:,} prepared ({splits}) + {summary.rows - prepared_count:,} skipped'
+    )
     for reason, count in summary.skipped.items():
         print(f'  {count:6,}  {reason}')
     if summary.skipped:
-        print(f'each of them with its reason: {folder / prepared.SKIPPED}')
+        print(f'list of skipped videos with reasons: {folder / prepared.SKIPPED}')
     if summary.over_limit:
-        print(f'NOT published: {summary.over_limit}. Look at the reasons; --max_skipped and --max_missing allow more')
+        print(f'NOT published: {summary.over_limit}: check the reasons, or raise --max_skipped or --max_missing')
     else:
         print(f'{summary.frames:,} frames, {summary.megabytes:,.1f} MB: {folder}')
-        place = data_folder(DATA_DIR.value)
-        print(f'train on it with --config.data.source={DATASET.value} --config.data.path={place}')
+        data_path = data_folder(DATA_DIR.value)
+        print(f'train on it with --config.data.source={DATASET.value} --config.data.path={data_path}')
 
 
 if __name__ == '__main__':

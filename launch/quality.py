@@ -1,10 +1,10 @@
-"""Measures what faster sampling costs in quality: a table of solvers, steps and temperatures for one trained run.
+"""Measures quality and speed of one trained run for many sampler settings: solvers, steps and temperatures.
 
 python -m launch.quality --workdir runs/quickstart/magi
 
-Every setting continues the same test clips of bouncing_objects/shapes from five real frames, with two seeds. 11 frames
-are compared with the truth, and objects are detected in 96 frames (evaluation/prediction.py). The result file is
-written after every setting, and settings in the file are not measured again.
+Every setting continues the same test clips of bouncing_objects/shapes from five real frames, with two seeds. The next
+11 frames are compared with the true ones. Objects are detected in 96 frames (evaluation/prediction.py). The result file
+is written after every setting. Settings that it already holds are not measured again.
 """
 
 import dataclasses
@@ -29,11 +29,11 @@ from magi_jax.objectives.api import clip_shape
 
 from . import console
 
-WORKDIR = console.define_path('workdir', None, 'folder of a generator run on bouncing_objects/shapes')
-JSON = console.define_path('json', None, 'file of the result; default: one in magi_jax/benchmarks/results')
-CLIPS = flags.DEFINE_integer('clips', 64, 'clips that are compared with the truth', lower_bound=1)
-LONG_CLIPS = flags.DEFINE_integer('long_clips', 16, 'clips whose objects are followed', lower_bound=1)
-LONG_FRAMES = flags.DEFINE_integer('long_frames', 101, 'their length, context included', lower_bound=7)
+WORKDIR = console.define_path('workdir', None, 'folder of a trained generator, on bouncing_objects/shapes')
+JSON = console.define_path('json', None, 'result file; default: magi_jax/benchmarks/results/quality_speed.json')
+CLIPS = flags.DEFINE_integer('clips', 64, 'number of clips compared with the true frames', lower_bound=1)
+LONG_CLIPS = flags.DEFINE_integer('long_clips', 16, 'number of long clips in which objects are tracked', lower_bound=1)
+LONG_FRAMES = flags.DEFINE_integer('long_frames', 101, 'frames of each long clip, including the context', lower_bound=7)
 
 RESULTS = Path(quality.__file__).with_name('results') / 'quality_speed.json'
 CONTEXT, FRAMES, SEEDS = 5, 16, (0, 1)
@@ -44,14 +44,16 @@ def main() -> None:
     generator = magi_jax.load(WORKDIR.value)
     data = generator.config.data
     if data.source != 'bouncing_objects/shapes':
-        raise ConfigError(f'launch.quality needs a run on bouncing_objects/shapes, not on {data.source}')
+        raise ConfigError(
+            f'launch.quality does not support data.source = {data.source}: give a run on bouncing_objects/shapes'
+        )
     path = Path(JSON.value) if JSON.value else RESULTS
     result = description() | (json.loads(path.read_text()) if path.exists() else {})
-    if (measured := result['measured']) != (asked := description()['measured']):
-        raise ConfigError(f'{path} holds other measurements, {measured}, not {asked}: give another --json')
+    if (measured := result['measured']) != (requested := description()['measured']):
+        raise ConfigError(f'{path} holds measurements with {measured}, not {requested}: give another --json')
     (short,) = eval_batches(data, 'test', FRAMES, CLIPS.value, CLIPS.value)
     (long,) = eval_batches(data, 'test', LONG_FRAMES.value, LONG_CLIPS.value, LONG_CLIPS.value)
-    defaults = dataclasses.asdict(SamplerConfig())  # of fields that are newer than the file
+    defaults = dataclasses.asdict(SamplerConfig())  # for fields that are newer than the file
     for sampler in quality.settings(generator.config.sampler, clip_shape(generator.config, generator.tokenizer).tokens):
         fields = dataclasses.asdict(sampler)
         if any(defaults | row['sampler'] == fields for row in result['rows']):
@@ -59,7 +61,7 @@ def main() -> None:
         result['rows'].append({'sampler': fields} | measure(generator.with_sampler(sampler), short, long))
         draft = path.with_name(f'.{path.name}')
         draft.write_text(json.dumps(result, indent=1) + '\n')
-        draft.replace(path)  # killed here, it leaves the earlier rows whole
+        draft.replace(path)  # atomic, so that a kill never damages earlier rows
         print('  '.join(quality.cells(result['rows'][-1])), flush=True)
     print(f'\n{quality.table(result["rows"])}\n\nwritten to {path}')
 
@@ -67,7 +69,7 @@ def main() -> None:
 def description() -> dict[str, Any]:
     """Return the facts that the numbers depend on, without rows."""
     return {
-        'title': f'{FRAMES - CONTEXT} and {LONG_FRAMES.value - CONTEXT} frames behind {CONTEXT} real ones',
+        'title': f'{FRAMES - CONTEXT} and {LONG_FRAMES.value - CONTEXT} frames after {CONTEXT} real ones',
         'command': f'python -m {__package__}.quality --workdir {WORKDIR.value}',
         'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
         'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
@@ -84,7 +86,7 @@ def description() -> dict[str, Any]:
 
 
 def measure(generator: Generator, short: Batch, long: Batch) -> dict[str, Any]:
-    """Return quality for every seed, and the seconds of the last one, whose programs are compiled."""
+    """Return the quality for every seed, and the seconds of the last seed, when all programs are already compiled."""
     by_seed: dict[str, list[float]] = {name: [] for name in quality.MEASURES}
     for seed in SEEDS:
         generated, seconds = continue_clips(generator, short, seed)
@@ -98,7 +100,7 @@ def measure(generator: Generator, short: Batch, long: Batch) -> dict[str, Any]:
 
 
 def continue_clips(generator: Generator, batch: Batch, seed: int) -> tuple[np.ndarray, float]:
-    """Return the clips continued from their context, and the seconds by `clock` of one frame of all of them."""
+    """Return the continued clips, and the seconds by `clock` that one frame of all clips took."""
     frames = batch['video'].shape[1]
     now = {'cpu': time.process_time, 'wall': time.perf_counter}[clock()]
     start = now()
@@ -107,7 +109,10 @@ def continue_clips(generator: Generator, batch: Batch, seed: int) -> tuple[np.nd
 
 
 def clock() -> str:
-    """Return 'cpu', the time of all cores, which excludes other programs; 'wall' on an accelerator."""
+    """Return the name of the clock: 'cpu' for the time of all CPU cores, 'wall' on an accelerator.
+
+    The CPU time does not count other programs.
+    """
     return 'cpu' if jax.default_backend() == 'cpu' else 'wall'
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# From a fresh machine to generated videos, on 2 CPU cores in about 20 minutes:  bash launch/quickstart.sh
-# Everything lands in runs/quickstart/; run it again and it goes on where it stopped, or reuses what is there.
-# "bash launch/quickstart.sh runlocal" takes the same way in a minute with untrained toys, into runs/quickstart_runlocal/.
+# Installs everything, trains both models and generates videos, in 20 minutes on 2 CPU cores: bash launch/quickstart.sh
+# All results are in runs/quickstart/. The same command resumes an interrupted run and keeps finished parts.
+# "bash launch/quickstart.sh runlocal" runs the same in a minute, with tiny models, in runs/quickstart_runlocal/.
 set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
@@ -16,10 +16,10 @@ echo '2/3  MAGI: the transformer and its diffusion head'
 "$PYTHON" -m launch.train --config "configs/quickstart.py:$variant" --workdir "$out/magi"
 
 if [[ $out/report.html -nt $out/magi/config.json ]]; then
-  echo "3/3  nothing new: the report is $out/report.html"
+  echo "3/3  the report is up to date: $out/report.html"
   exit
 fi
-echo '3/3  continuations of unseen videos, measured'
+echo '3/3  continue unseen videos and evaluate them'
 sizes=()
 if [[ $variant == *runlocal* ]]; then
   sizes=(--clips 6 --frames 8)
@@ -27,4 +27,4 @@ if [[ $variant == *runlocal* ]]; then
 fi
 "$PYTHON" -m launch.evaluate --workdir "$out/magi" --autoencoder "$out/autoencoder" --out "$out" \
   --made_by "bash launch/quickstart.sh${variant:+ $variant}" "${sizes[@]}"
-echo "done: trained models in $out, generated videos in $out/report.html"
+echo "done: the trained models are in $out, the generated videos in $out/report.html"

@@ -1,4 +1,4 @@
-"""The runs of a study. Each is trained and evaluated by the public commands, and its cost is recorded."""
+"""Runs a study: trains and evaluates each run with the public commands, and records its cost."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ COSTS = 'costs.jsonl'
 class Run:
     """One training run of a study."""
 
-    variants: str  # variants of the config
+    variants: str  # variants of the config, comma-separated
     seed: int
 
     @property
@@ -30,11 +30,11 @@ class Run:
 
 
 class CommandFailed(Exception):
-    """A command of the study failed with this exit status."""
+    """The exit status with which a command of the study failed."""
 
 
 def run_all(plan: study.Plan, config: str, extra: str, root: Path) -> None:
-    """Make the missing runs, and write the files of the study after every run.
+    """Train and evaluate the missing runs, and write the result files of the study after every run.
 
     Args:
       plan: plan of the study.
@@ -43,7 +43,7 @@ def run_all(plan: study.Plan, config: str, extra: str, root: Path) -> None:
       root: folder of the study.
 
     Raises:
-      Stopped: a command failed or was stopped by a signal.
+      CommandFailed: a command failed or was stopped by a signal.
     """
     runs = [Run(variants, seed) for variants, seeds in plan.runs.items() for seed in range(seeds)]
     root.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def run_all(plan: study.Plan, config: str, extra: str, root: Path) -> None:
 
 
 def train_and_evaluate(root: Path, run: Run, config: str, protocols: Iterable[str]) -> None:
-    """Train a run and evaluate it under every protocol. Raise Stopped if a command fails."""
+    """Train a run and evaluate it under every protocol. Raise CommandFailed if a command fails."""
     folder = root / run.folder
     tokenizer = '' if config.endswith('runlocal') else root / 'autoencoder/tokenizer'
     overrides = f'--config.seed={run.seed}', f'--config.tokenizer.path={tokenizer}'
@@ -68,7 +68,7 @@ def train_and_evaluate(root: Path, run: Run, config: str, protocols: Iterable[st
 
 
 def execute(root: Path, module: str, *arguments: str) -> None:
-    """Run a command and record its processor time; pass SIGTERM on to it. Raise Stopped if it fails."""
+    """Run a command and record its processor time; forward SIGTERM to it. Raise CommandFailed if it fails."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with subprocess.Popen([sys.executable, '-m', module, *arguments]) as child:
         previous = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
@@ -79,11 +79,11 @@ def execute(root: Path, module: str, *arguments: str) -> None:
     with open(root / COSTS, 'a', encoding='utf-8') as file:
         file.write(json.dumps({'command': [module, *arguments], 'status': status, 'cpu_seconds': seconds}) + '\n')
     if status:
-        raise CommandFailed(status if status > 0 else 128 - status)  # ended by a signal: the exit status of a shell
+        raise CommandFailed(status if status > 0 else 128 - status)  # after a signal: 128 + its number, as in a shell
 
 
 def write_results(root: Path, plan: study.Plan, runs: list[Run]) -> None:
-    """Write the files of the study from the finished runs."""
+    """Write the result files of the study from the finished runs."""
 
     def results(run: Run) -> dict[str, Any]:
         files = {kind: root / run.folder / protocol / 'metrics.json' for kind, protocol in plan.protocols.items()}

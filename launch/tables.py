@@ -1,7 +1,7 @@
-"""Write the tables of measured numbers in the pages from the committed result files.
+"""Writes the tables of measured numbers in all README.md pages from the committed result files.
 
-python -m launch.tables           rewrites every table of every README.md
-python -m launch.tables --check   writes nothing; exit status 1 if a page differs from the results
+python -m launch.tables           update every table of every README.md
+python -m launch.tables --check   only compare; exit status 1 if a page differs from the results
 """
 
 from pathlib import Path
@@ -12,13 +12,13 @@ from magi_jax.benchmarks import page_tables
 
 from . import console
 
-CHECK = flags.DEFINE_bool('check', False, 'only compare the pages with the results')
+CHECK = flags.DEFINE_bool('check', False, 'compare the pages with the results and write nothing')
 
 ROOT = Path(__file__).parents[1]
 
 
 def main() -> int:
-    """Return 0, or 1 if --check finds a page that differs."""
+    """Write the pages. Return 0, or 1 if --check finds a page that differs from the results."""
     status = 0
     for path in sorted([ROOT / 'README.md', *(p for top in ('configs', 'launch', 'magi_jax') for p in pages(top))]):
         text = path.read_text()

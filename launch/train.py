@@ -1,4 +1,4 @@
-"""Trains a tokenizer or a generator; the config says which. Run the same command again and it goes on.
+"""Trains a tokenizer or a generator, as the config says. The same command resumes an interrupted run.
 
 python -m launch.train --config configs/quickstart.py --workdir runs/quickstart/magi [--config.optim.learning_rate=1e-3]
 """
@@ -11,17 +11,20 @@ from . import console, distributed
 from .config_flag import define_config
 
 CONFIG = define_config()
-WORKDIR = console.define_path('workdir', None, 'folder of this run: checkpoints, metrics, previews')
-PARAMETERS = flags.DEFINE_bool('parameters', False, 'list all parameters with their shapes')
+WORKDIR = console.define_path('workdir', None, 'folder of this run, for checkpoints, metrics and previews')
+PARAMETERS = flags.DEFINE_bool('parameters', False, 'print a table of all parameters with their shapes')
 
 STOPPED = 143  # 128 + SIGTERM
 
 
 def main() -> int:
-    """Returns 0 when the run is complete, 143 when a signal (to any host) made it save and stop, 1 on an error."""
+    """Return 0 if the run is complete, or 143 if a signal stopped it after saving.
+
+    A signal to any host stops all hosts.
+    """
     terminal = console.Terminal()
     if not train(console.read_config(CONFIG), WORKDIR.value, terminal, PARAMETERS.value):
-        terminal.line('stopped by a signal after saving a checkpoint: run the same command to go on')
+        terminal.line('stopped by a signal after saving a checkpoint: run the same command to resume')
         return STOPPED
     return 0
 

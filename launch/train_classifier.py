@@ -2,9 +2,9 @@
 
 python -m launch.train_classifier --kind shapes --out magi_jax/evaluation/weights
 
-Existing weights are not overwritten: remove them first. New weights define another scale: scores with old and new
-weights are not comparable. The name of a score contains the hash of the weights. The classifier must be trained on the
-training split, because the score uses test clips.
+Existing weights are not overwritten: remove them first. Scores with old and new weights are not comparable, so the name
+of a score contains the hash of the weights. The classifier must be trained on the training split, because the score
+uses test clips.
 """
 
 import hashlib
@@ -23,25 +23,25 @@ from magi_jax.evaluation.classifier import FACTORS, check_gate
 
 from . import console
 
-KIND = flags.DEFINE_enum('kind', None, sorted(FACTORS), 'configuration of bouncing_objects')
-OUT = console.define_path('out', None, 'folder for <kind>.npz and <kind>.json')
-STEPS = flags.DEFINE_integer('steps', 950, 'optimizer steps')
-BATCH = flags.DEFINE_integer('batch', 32, 'clips of a step')
-VIDEOS = flags.DEFINE_integer('videos', 2048, 'of the training split, which has any number of them')
-SEED = flags.DEFINE_integer('seed', 0, 'of the clips, the parameters and the batches')
+KIND = flags.DEFINE_enum('kind', None, sorted(FACTORS), 'configuration of the dataset bouncing_objects')
+OUT = console.define_path('out', None, 'folder for KIND.npz and KIND.json')
+STEPS = flags.DEFINE_integer('steps', 950, 'number of optimizer steps')
+BATCH = flags.DEFINE_integer('batch', 32, 'batch size in clips')
+VIDEOS = flags.DEFINE_integer('videos', 2048, 'number of training videos; the training split is unlimited')
+SEED = flags.DEFINE_integer('seed', 0, 'random seed of clips, parameters and batches')
 
 CLIPS_A_VIDEO = 1
 VALIDATION_VIDEOS = 1024
 
 
 def main() -> None:
-    """Write weights and facts to --out if every factor reaches the gate; otherwise name the one that fails."""
+    """Train the classifier and write it to --out. Raise ConfigError if a factor misses its required accuracy."""
     kind, started, out = KIND.value, time.monotonic(), Path(OUT.value)
     console.check_new(out / f'{kind}.npz', out / f'{kind}.json')
     videos = tqdm(range(VIDEOS.value), unit='video', dynamic_ncols=True, desc='drawing')
     clips = list(training.draw_clips(kind, 'train', videos, CLIPS_A_VIDEO, SEED.value))
-    made = training.train(kind, clips, STEPS.value, BATCH.value, SEED.value)
-    steps = tqdm(made, total=STEPS.value, unit='step', dynamic_ncols=True)
+    updates = training.train(kind, clips, STEPS.value, BATCH.value, SEED.value)
+    steps = tqdm(updates, total=STEPS.value, unit='step', dynamic_ncols=True)
     for number, (params, loss) in enumerate(steps):  # noqa: B007, the last parameters are used
         if number % 100 == 99:
             steps.set_postfix(loss=f'{float(loss):.3f}')

@@ -1,4 +1,4 @@
-"""The folder that launch.sample writes to: no file of another call is overwritten, and calls are never mixed."""
+"""The output folder of launch.sample: files of another call are never overwritten, and two calls are never mixed."""
 
 import contextlib
 import dataclasses
@@ -13,20 +13,20 @@ from typing import Any
 from magi_jax.config import ConfigError, SamplerConfig
 
 LOCK, DRAFT, SETTINGS = '.sampling.lock', '.unfinished', 'settings.json'
-MADE = re.compile(r'\d+\.(mp4|gif)|videos\.npz|settings\.json')
-MADE_IN_BATCHES = re.compile(r'\d{6,}\.mp4|settings\.json')
+OUTPUT_NAMES = re.compile(r'\d+\.(mp4|gif)|videos\.npz|settings\.json')
+BATCH_OUTPUT_NAMES = re.compile(r'\d{6,}\.mp4|settings\.json')
 
 
 @contextlib.contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Make `folder` if it is not there, and hold it against other calls of launch.sample.
+def locked(folder: Path) -> Iterator[None]:
+    """Make `folder` if it does not exist, and lock it against other calls of launch.sample.
 
-    After an error, folders that were made for this call and stayed empty are removed.
+    After an error, remove the folders that this call made and that are still empty.
 
     Raises:
-      ConfigError: it is a file, or another call is writing to it.
+      ConfigError: `folder` is a file, or another call is writing to it.
     """
-    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f'{folder} is a file: give a folder as --out')
     folder.mkdir(parents=True, exist_ok=True)
@@ -41,22 +41,22 @@ def claimed(folder: Path) -> Iterator[None]:
             finally:
                 (folder / LOCK).unlink()
     finally:
-        for path in new:
+        for path in new_folders:
             with contextlib.suppress(OSError):  # not empty
                 path.rmdir()
 
 
 def check_no_videos(folder: Path) -> None:
     """Raise ConfigError if `folder` holds videos of launch.sample."""
-    if made := _made(folder):
-        raise ConfigError(f'{folder} holds files of another call ({_shown(made)}): give another --out')
+    if files := _output_files(folder):
+        raise ConfigError(f'{folder} holds files of another call ({_first_names(files)}): give another --out')
 
 
 @contextlib.contextmanager
-def all_at_once(folder: Path) -> Iterator[Path]:
-    """Give an empty folder; its files are moved to `folder` when the block ends, unless by an error."""
+def write_together(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder; move its files to `folder` when the block ends without an error."""
     draft = folder / DRAFT
-    shutil.rmtree(draft, ignore_errors=True)  # of a call that was killed
+    shutil.rmtree(draft, ignore_errors=True)  # left by a killed call
     draft.mkdir()
     try:
         yield draft
@@ -66,31 +66,31 @@ def all_at_once(folder: Path) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def keep_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Write down what the videos of a folder are, and remove files that a killed call left half-written.
+def write_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Write the settings of the videos in a folder, and remove partial files of an interrupted call.
 
     Raises:
-      ConfigError: the folder holds videos that were made with other settings, or not by --batch or --stream.
+      ConfigError: the folder holds videos with other settings, or videos written without --batch and --stream.
     """
-    path, made = folder / SETTINGS, _made(folder)
-    videos = [name for name in made if name != SETTINGS]
-    if any(not MADE_IN_BATCHES.fullmatch(name) for name in made) or (videos and SETTINGS not in made):
-        raise ConfigError(f'{folder} holds files of another call ({_shown(made)}): give another --out')
-    if SETTINGS in made:
+    path, files = folder / SETTINGS, _output_files(folder)
+    videos = [name for name in files if name != SETTINGS]
+    if any(not BATCH_OUTPUT_NAMES.fullmatch(name) for name in files) or (videos and SETTINGS not in files):
+        raise ConfigError(f'{folder} holds files of another call ({_first_names(files)}): give another --out')
+    if SETTINGS in files:
         before = _read(path)
-        for name in settings if videos else ():  # a call that was killed before its first video left nothing to keep
+        for name in settings if videos else ():  # without videos, settings of an earlier call do not matter
             if settings[name] != before.get(name):
                 change = f'{name} = {before.get(name)!r}, not {settings[name]!r}'
-                raise ConfigError(f'{folder} holds videos made with {change}: give another --out')
-    for half in folder.glob('.*.mp4.*'):
-        half.unlink()
+                raise ConfigError(f'{folder} holds videos sampled with {change}: give another --out')
+    for partial in folder.glob('.*.mp4.*'):
+        partial.unlink()
     draft = path.with_name(f'.{path.name}')
     draft.write_text(json.dumps(settings, indent=1) + '\n')
     draft.replace(path)
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Return the settings of a file; those that it is too old to have are the defaults."""
+    """Return the settings of a file. Settings that are missing in an older file get their default values."""
     try:
         settings = json.loads(path.read_text())
     except ValueError:
@@ -101,10 +101,11 @@ def _read(path: Path) -> dict[str, Any]:
     return defaults | settings
 
 
-def _made(folder: Path) -> list[str]:
-    """Return the names of the files in `folder` that launch.sample may have made, ascending."""
-    return sorted(path.name for path in folder.iterdir() if MADE.fullmatch(path.name))
+def _output_files(folder: Path) -> list[str]:
+    """Return the names of the files in `folder` that launch.sample could have written, sorted."""
+    return sorted(path.name for path in folder.iterdir() if OUTPUT_NAMES.fullmatch(path.name))
 
 
-def _shown(names: list[str]) -> str:
+def _first_names(names: list[str]) -> str:
+    """Format the first two names, and '...' if there are more."""
     return ', '.join(names[:2]) + ', ...' * (len(names) > 2)

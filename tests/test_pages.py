@@ -50,7 +50,8 @@ def flags_of(module):
     source = (ROOT / f'launch/{module}.py').read_text()
     if 'import console, distributed' in source:
         source += (ROOT / 'launch/distributed.py').read_text()
-    names = re.findall(r"DEFINE_\w+\(\s*'(\w+)'", source)
+    names = re.findall(r"(?:DEFINE_\w+|define_path|_COUNT)\(\s*'(\w+)'", source)
+    names += ['config'] if 'define_config()' in source else []
     return {*names, *(f'no{name}' for name in names), 'config.' if 'config' in names else ''}
 
 

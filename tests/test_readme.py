@@ -64,7 +64,7 @@ def test_quickstart_makes_its_files_and_reuses_them(quickstart, cache):
         assert (OUT / name).stat().st_size > 0
     made = (OUT / 'report.html').stat().st_mtime_ns
     again = run(['bash', 'launch/quickstart.sh', 'runlocal'], cache)
-    assert again.returncode == 0 and 'nothing new' in again.stdout
+    assert again.returncode == 0 and 'the report is up to date' in again.stdout
     assert (OUT / 'report.html').stat().st_mtime_ns == made
 
 
@@ -105,7 +105,7 @@ def test_commands_of_the_report_are_those_that_made_it(quickstart, cache):
     made = (OUT / 'metrics.json').read_text()
     words = [sys.executable if word == 'python' else word for word in shlex.split(evaluation)]
     again = run(words, cache)
-    assert again.returncode == 0 and 'of an earlier call are replaced' in again.stdout, again.stderr
+    assert again.returncode == 0 and 'replacing metrics.json and report.html' in again.stdout, again.stderr
     assert (OUT / 'metrics.json').read_text() == made and shown_commands(OUT) == [whole, evaluation]
 
 

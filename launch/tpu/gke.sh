@@ -1,32 +1,36 @@
 #!/usr/bin/env bash
-# A training run on GKE: a JobSet (launch/tpu/jobset.yaml) with one pod per TPU host, restarted together and resuming.
+# Runs a training on GKE: a JobSet (launch/tpu/jobset.yaml) with one pod per TPU host. All pods restart together, and the
+# training resumes.
 #
-#   launch/tpu/gke.sh build --image IMAGE                        the image from launch/tpu/Dockerfile, pushed
-#   launch/tpu/gke.sh render --name N --tpu v6e:4x4 ... -- COMMAND   the manifest on stdout
-#   launch/tpu/gke.sh run    (the same)                          applies it
-#   launch/tpu/gke.sh status | logs | delete --name N            of a run; delete sends SIGTERM, so it saves first
+#   launch/tpu/gke.sh build --image IMAGE                        builds and pushes the image of launch/tpu/Dockerfile
+#   launch/tpu/gke.sh render --name N --tpu v6e:4x4 ... -- COMMAND   prints the manifest
+#   launch/tpu/gke.sh run    (the same flags)                    applies the manifest
+#   launch/tpu/gke.sh status | logs --name N                     shows the state or the output of a run
+#   launch/tpu/gke.sh delete --name N                            deletes a run; SIGTERM makes it save first
 #
-# Flags, as --flag VALUE or --flag=VALUE, or one "flag=VALUE" a line in a file given as --settings FILE:
-#   --name NAME         of the JobSet; lower-case letters, digits and dashes
-#   --tpu KIND:TOPOLOGY v4:2x2x4, v5e:4x4, v5p:2x2x4, v6e:16x16, ... as for launch.compile
-#   --image IMAGE       in Artifact Registry, in the cluster's region
-#   --bucket BUCKET     Cloud Storage bucket, mounted at /bucket in every pod: put --workdir below it
-#   --slices N          equal slices, joined by the data-centre network (default 1)
-#   --tier TIER         spot, on-demand (default) or a reservation's name
-#   --chips N           of a host; default 4 (1 for topology 1x1). 8 for the v5e and v6e machines with 8 chips (2x4)
-#   --restarts N        before the run counts as failed (default 100: a preemption counts, too)
-#   --grace SECONDS     between SIGTERM and the end (default 600)
-#   --namespace NAME    (default default)   --service-account NAME   that may write the bucket (default default)
-#   --dry-run           prints every command and runs none
+# Flags, as --flag VALUE or --flag=VALUE, or in a file given as --settings FILE, with one "flag=VALUE" per line:
+#   --name NAME         name of the JobSet: lower-case letters, digits and dashes
+#   --tpu KIND:TOPOLOGY slice, as for launch.compile: v4:2x2x4, v5e:4x4, v5p:2x2x4, v6e:16x16, ...
+#   --image IMAGE       image in Artifact Registry, in the region of the cluster
+#   --bucket BUCKET     Cloud Storage bucket, mounted at /bucket in every pod; put --workdir inside it
+#   --slices N          number of equal slices, connected by the data-centre network (default 1)
+#   --tier TIER         price tier: spot, on-demand (default) or the name of a reservation
+#   --chips N           chips per host (default 4, or 1 for topology 1x1); 8 for v5e and v6e machines with 8 chips (2x4)
+#   --restarts N        restarts until the run counts as failed (default 100); each preemption is one
+#   --grace SECONDS     time from SIGTERM to SIGKILL (default 600)
+#   --namespace NAME    Kubernetes namespace (default: default)
+#   --service-account NAME   Kubernetes service account with write access to the bucket (default: default)
+#   --dry-run           prints all commands and runs none
 #
-# The cluster has to exist: node pools of the slice's machine type and topology (one a slice), JobSet installed, the
-# Cloud Storage FUSE driver enabled, workload identity for the service account. `xpk cluster create` sets all that up.
+# The cluster must exist already. It needs one node pool per slice, with its machine type and topology, the JobSet
+# controller, the Cloud Storage FUSE driver, and workload identity for the service account. `xpk cluster create` sets up
+# all of this.
 #
-# What decides the cost
+# Costs
 # - Node pools cost as long as their nodes exist, with or without a run: let them scale to 0, or delete them.
-# - spot nodes are the cheapest and may be taken away at any moment; the JobSet then waits for new ones and resumes.
-#   They end seconds after the warning, whatever --grace says: keep train.checkpoint_every low.
-# - `python -m launch.compile` tells without a TPU which topology a config fits on.
+# - spot nodes are the cheapest and can be preempted at any time. The JobSet then waits for new nodes and resumes.
+#   Spot nodes stop seconds after the warning, even with a longer --grace: keep train.checkpoint_every low.
+# - `python -m launch.compile` shows without a TPU which topology a config fits on.
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 
@@ -57,27 +61,27 @@ execute() {
 set_flag() {
   case "$1" in
     name | tpu | image | bucket | tier | namespace | service-account)
-      # What goes into the manifest as it is must not be able to change its structure.
-      [[ $2 =~ ^[A-Za-z0-9_./:@-]+$ ]] || fail "--$1 '$2' has characters that no such name has"
+      # The value is copied into the manifest, so it must not contain YAML syntax.
+      [[ $2 =~ ^[A-Za-z0-9_./:@-]+$ ]] || fail "--$1 '$2' has invalid characters: use only letters, digits and _./:@-"
       printf -v "${1//-/_}" %s "$2"
       ;;
     slices | chips | restarts | grace)
-      [[ $2 =~ ^[0-9]+$ ]] || fail "--$1 $2 is not a whole number"
+      [[ $2 =~ ^[0-9]+$ ]] || fail "--$1 $2 is not a whole number: give digits only"
       printf -v "$1" %s "$2"
       ;;
     settings) read_settings "$2" ;;
-    *) fail "no flag --$1; see --help" ;;
+    *) fail "unknown flag --$1: see --help" ;;
   esac
 }
 
 read_settings() {
   local line
-  [[ -r $1 ]] || fail "no settings file $1"
+  [[ -r $1 ]] || fail "settings file $1 does not exist or is not readable: check --settings"
   while IFS= read -r line || [[ -n $line ]]; do
     case "$line" in
       '' | '#'*) ;;
       *=*) set_flag "${line%%=*}" "${line#*=}" ;;
-      *) fail "$1: '$line' is not flag=VALUE" ;;
+      *) fail "$1: '$line' is not flag=VALUE: see --help" ;;
     esac
   done <"$1"
 }
@@ -98,11 +102,11 @@ read_flags() {
         set_flag "${flag#--}" "${1#*=}"
         ;;
       --*)
-        (($# > 1)) || fail "$1 needs a value"
+        (($# > 1)) || fail "$1 needs a value: see --help"
         set_flag "${1#--}" "$2"
         shift
         ;;
-      *) fail "'$1' is no flag; the command goes after --" ;;
+      *) fail "'$1' is not a flag: put the command after --" ;;
     esac
     shift
   done
@@ -110,7 +114,7 @@ read_flags() {
 
 need() {
   local flag
-  for flag in "$@"; do [[ -n ${!flag} ]] || fail "--$flag is needed; see --help"; done
+  for flag in "$@"; do [[ -n ${!flag} ]] || fail "--$flag is missing: see --help"; done
 }
 
 accelerator() {
@@ -119,20 +123,20 @@ accelerator() {
     v5e) echo tpu-v5-lite-podslice ;;
     v5p) echo tpu-v5p-slice ;;
     v6e) echo tpu-v6e-slice ;;
-    *) fail "--tpu $tpu: the kinds are v4, v5e, v5p, v6e" ;;
+    *) fail "--tpu $tpu has an unknown kind: choose v4, v5e, v5p or v6e" ;;
   esac
 }
 
-# Chips of a topology such as 4x4 (v5e, v6e) or 2x2x4 (v4, v5p).
+# chips_of KIND TOPOLOGY: prints the number of chips of 4x4 (v5e, v6e) or 2x2x4 (v4, v5p).
 chips_of() {
   local pattern='^[0-9]+x[0-9]+$' edge product=1
   if [[ $1 == v4 || $1 == v5p ]]; then pattern='^[0-9]+x[0-9]+x[0-9]+$'; fi
-  [[ $2 =~ $pattern ]] || fail "--tpu $tpu: v5e and v6e have topologies like 4x4, v4 and v5p like 2x2x4"
+  [[ $2 =~ $pattern ]] || fail "--tpu $tpu has an invalid topology: v5e and v6e need one like 4x4, v4 and v5p like 2x2x4"
   for edge in ${2//x/ }; do product=$((product * 10#$edge)); done
   echo "$product"
 }
 
-# json WORD...: as a JSON list, which is a YAML list as well.
+# json WORD...: prints the words as a JSON list, which is also a YAML list.
 json() {
   local word list=''
   for word in "$@"; do
@@ -140,7 +144,7 @@ json() {
     word="${word//\"/\\\"}"
     word="${word//$'\n'/\\n}"
     word="${word//$'\t'/\\t}"
-    word="${word//\$(/\$\$(}" # Kubernetes would put a variable here
+    word="${word//\$(/\$\$(}" # Kubernetes would expand a variable here
     list+="${list:+, }\"$word\""
   done
   printf '[%s]' "$list"
@@ -152,14 +156,14 @@ render() {
   all="$(chips_of "$kind" "$topology")" || return
   chips="${chips:-$((all < 4 ? all : 4))}"
   ((all > 0 && chips > 0 && slices > 0 && all % chips == 0)) ||
-    fail "--tpu $tpu: $all chips cannot be divided over hosts of $chips; see --chips"
-  ((slices == 1 || all > chips)) || fail "--tpu $tpu: slices of a single host cannot be joined; --slices must be 1"
+    fail "--tpu $tpu: $all chips cannot be divided over hosts of $chips: change --chips"
+  ((slices == 1 || all > chips)) || fail "--tpu $tpu: slices of a single host cannot be connected: give --slices 1"
   case "$tier" in
     on-demand) ;;
     spot) tier_line='cloud.google.com/gke-spot: "true"' ;;
     *) tier_line="cloud.google.com/reservation-name: \"$tier\"" ;;
   esac
-  # Word by word, the command last: what a value contains is not looked at again.
+  # Replace one placeholder after the other and the command last, so that text in the command is not replaced.
   while IFS= read -r line; do
     if [[ $line == *@TIER@* && -z $tier_line ]]; then continue; fi
     for word in NAME="$name" NAMESPACE="$namespace" RESTARTS="$restarts" SLICES="$slices" HOSTS=$((all / chips)) \
@@ -210,7 +214,7 @@ main() {
       need name
       kube delete jobset "$name"
       ;;
-    *) fail "no subcommand $action; see --help" ;;
+    *) fail "unknown subcommand $action: see --help" ;;
   esac
 }
 

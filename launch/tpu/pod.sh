@@ -1,41 +1,44 @@
 #!/usr/bin/env bash
-# A training run on a Cloud TPU slice (TPU VMs, queued resources): one command on every worker, also after preemptions.
+# Runs a training on a Cloud TPU slice (TPU VMs, queued resources): starts one command on every worker, and restarts it
+# after preemptions.
 #
-#   launch/tpu/pod.sh create --name N --zone Z --type T    asks for the slice and waits until it is ACTIVE
-#   launch/tpu/pod.sh install ...                          this checkout's HEAD and the pinned packages on all workers
+#   launch/tpu/pod.sh create --name N --zone Z --type T    requests the slice and waits until it is ACTIVE
+#   launch/tpu/pod.sh install ...                          installs HEAD of this checkout and the pinned packages
 #   launch/tpu/pod.sh exec ... -- COMMAND                  runs a command on all workers and shows its output
-#   launch/tpu/pod.sh run ... -- COMMAND                   starts it on all workers in the background
-#   launch/tpu/pod.sh watch ... -- COMMAND                 all of the above until the command is done: creates what is
-#                                                          missing, recreates after preemption, starts the same command
-#                                                          again, which resumes
-#   launch/tpu/pod.sh status | logs | stop ...             state of slice and workers | their output | SIGTERM (saves)
-#   launch/tpu/pod.sh delete ...                           gives the slice back: only this ends its cost
+#   launch/tpu/pod.sh run ... -- COMMAND                   starts a command on all workers in the background
+#   launch/tpu/pod.sh watch ... -- COMMAND                 creates the slice, installs and runs; after a preemption it
+#                                                          creates the slice again and restarts the command, which
+#                                                          resumes; ends when the command is done
+#   launch/tpu/pod.sh status ...                           shows the state of slice and workers
+#   launch/tpu/pod.sh logs ...                             fetches the output of the workers
+#   launch/tpu/pod.sh stop ...                             sends SIGTERM to the command, which saves a checkpoint
+#   launch/tpu/pod.sh delete ...                           deletes the slice; only this ends its cost
 #
-# Flags, as --flag VALUE or --flag=VALUE, or one "flag=VALUE" a line in a file given as --settings FILE:
-#   --name NAME        of the queued resource and its nodes
-#   --zone ZONE        where; `gcloud compute tpus accelerator-types list --zone=ZONE` tells what it has
-#   --type TYPE        v4-32, v5litepod-16, v5p-32, v6e-16, ...
-#   --project PROJECT  default: gcloud's own
-#   --runtime VERSION  of the VM image; default: the one for the type
-#   --slices N         several slices joined by the data-centre network (default 1)
-#   --tier TIER        spot, on-demand (default) or reserved
-#   --bucket BUCKET    Cloud Storage bucket mounted at ~/bucket on all workers: put --workdir below it
-#   --poll SECONDS     between looks at a waiting or watched slice (default 60)
-#   --failures N       of the command or the request, after which `watch` gives up (default 3)
-#   --lines N          of each worker's output, in `logs` (default 1000)
-#   --iap              connect through Identity-Aware Proxy: workers without external addresses
-#   --yes              `delete` does not ask
-#   --dry-run          prints every command and runs none
+# Flags, as --flag VALUE or --flag=VALUE, or in a file given as --settings FILE, with one "flag=VALUE" per line:
+#   --name NAME        name of the queued resource and its nodes
+#   --zone ZONE        zone; `gcloud compute tpus accelerator-types list --zone=ZONE` lists its types
+#   --type TYPE        accelerator type: v4-32, v5litepod-16, v5p-32, v6e-16, ...
+#   --project PROJECT  project; default: that of gcloud
+#   --runtime VERSION  version of the VM image; default: the one for the type
+#   --slices N         number of slices, connected by the data-centre network (default 1)
+#   --tier TIER        price tier: spot, on-demand (default) or reserved
+#   --bucket BUCKET    Cloud Storage bucket, mounted at ~/bucket on all workers; put --workdir inside it
+#   --poll SECONDS     time between two checks of the state of the slice (default 60)
+#   --failures N       failures of the command or the request until `watch` stops (default 3)
+#   --lines N          lines of each worker's output that `logs` fetches (default 1000)
+#   --iap              connect through Identity-Aware Proxy, for workers without external addresses
+#   --yes              `delete` does not ask for confirmation
+#   --dry-run          prints all commands and runs none
 #
-# What decides the cost
-# - A slice costs from ACTIVE until it is deleted, busy or not, all its chips; waiting in the queue costs nothing.
-# - spot is the cheapest tier and may be taken away at any moment: use `watch`, and a low train.checkpoint_every.
-#   on-demand is kept until you delete it. reserved uses a reservation that the project has already bought.
-# - Quota is counted for each TPU generation, region and tier apart; without it the request is refused or fails.
+# Costs
+# - All chips of a slice cost from ACTIVE until the slice is deleted, busy or idle. Waiting in the queue costs nothing.
+# - spot is the cheapest tier and can be preempted at any time: use `watch`, and a low train.checkpoint_every.
+#   on-demand stays until you delete it. reserved uses a reservation that the project has already bought.
+# - Each TPU generation, region and tier has its own quota. Without quota the request fails.
 # - The number in a type is TensorCores for v4 and v5p (v5p-32: 16 chips), chips for v5litepod and v6e.
-#   `python -m launch.compile` tells without a TPU which slice a config fits on.
-# - Keep the bucket in the slice's region: reading across regions is slow and is billed. With hierarchical namespace its
-#   folders are renamed at once, which is how a checkpoint is completed.
+#   `python -m launch.compile` shows without a TPU which slice a config fits on.
+# - Keep the bucket in the region of the slice: reads across regions are slow and billed. Enable hierarchical namespace:
+#   a checkpoint is completed by renaming a folder, which is then atomic.
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 REMOTE=magi_jax # the project's folder in the home of every worker
@@ -51,9 +54,9 @@ fail() {
   exit 1
 }
 
-say() { echo "$(date '+%F %T') $*"; }
+log() { echo "$(date '+%F %T') $*"; }
 
-# quote WORD...: as one line that a shell reads back as the same words.
+# quote WORD...: prints the words as one line, quoted for a shell.
 quote() {
   local word line=''
   for word in "$@"; do
@@ -72,23 +75,23 @@ set_flag() {
   case "$1" in
     name | zone | type | project | runtime | tier | bucket) printf -v "$1" %s "$2" ;;
     slices | poll | failures | lines)
-      [[ $2 =~ ^[0-9]+$ ]] || fail "--$1 $2 is not a whole number"
+      [[ $2 =~ ^[0-9]+$ ]] || fail "--$1 $2 is not a whole number: give digits only"
       printf -v "$1" %s "$2"
       ;;
     settings) read_settings "$2" ;;
-    *) fail "no flag --$1; see --help" ;;
+    *) fail "unknown flag --$1: see --help" ;;
   esac
 }
 
 read_settings() {
   local line
-  [[ -r $1 ]] || fail "no settings file $1"
+  [[ -r $1 ]] || fail "settings file $1 does not exist or is not readable: check --settings"
   while IFS= read -r line || [[ -n $line ]]; do
     case "$line" in
       '' | '#'*) ;;
       iap | yes) printf -v "$line" true ;;
       *=*) set_flag "${line%%=*}" "${line#*=}" ;;
-      *) fail "$1: '$line' is not flag=VALUE" ;;
+      *) fail "$1: '$line' is not flag=VALUE: see --help" ;;
     esac
   done <"$1"
 }
@@ -111,27 +114,27 @@ read_flags() {
         set_flag "${flag#--}" "${1#*=}"
         ;;
       --*)
-        (($# > 1)) || fail "$1 needs a value"
+        (($# > 1)) || fail "$1 needs a value: see --help"
         set_flag "${1#--}" "$2"
         shift
         ;;
-      *) fail "'$1' is no flag; the command goes after --" ;;
+      *) fail "'$1' is not a flag: put the command after --" ;;
     esac
     shift
   done
 }
 
-# gcloud VERB-GROUP ARGUMENTS..., in the zone and project of the flags.
+# tpus GROUP ARGUMENTS...: runs gcloud in the zone and project of the flags.
 tpus() { execute gcloud compute tpus "$@" "--zone=$zone" ${project:+"--project=$project"}; }
 
-# connect ssh|scp ARGUMENTS..., with every worker of every slice.
+# connect ssh|scp ARGUMENTS...: connects to every worker of every slice.
 connect() {
   local flags=(--node=all --worker=all)
   if $iap; then flags+=(--tunnel-through-iap); fi
   tpus queued-resources "$@" "${flags[@]}"
 }
 
-# on_workers SUBCOMMAND... of worker.sh.
+# on_workers SUBCOMMAND...: runs worker.sh with this subcommand on every worker.
 on_workers() { connect ssh "$name" "--command=$(quote bash "$REMOTE/launch/tpu/worker.sh" "$@")"; }
 
 nodes() {
@@ -140,14 +143,15 @@ nodes() {
   for ((number = 0; slices > 1 && number < slices; number++)); do echo "$name-$number"; done
 }
 
-# State of the queued resource; of the first node that is not READY once it is ACTIVE; MISSING; UNREACHABLE.
+# Prints the state of the queued resource, or of a node that is not READY if the resource is ACTIVE. The state can also
+# be MISSING or UNREACHABLE.
 pod_state() {
   local state node
   state="$(describe queued-resources "$name" 'value(state.state)')"
   if [[ $state == ACTIVE || $dry_run == true ]]; then
     for node in $(nodes); do
       node="$(describe tpu-vm "$node" 'value(state)')"
-      if [[ $node == MISSING ]]; then node=PREEMPTED; fi # its queued resource is still there
+      if [[ $node == MISSING ]]; then node=PREEMPTED; fi # its queued resource still exists
       if [[ $node != READY ]]; then state="$node"; fi
     done
   fi
@@ -173,7 +177,7 @@ runtime_of_type() {
     v5p-*) echo v2-alpha-tpuv5 ;;
     v5litepod-*) echo v2-alpha-tpuv5-lite ;;
     v2-* | v3-* | v4-*) echo tpu-ubuntu2204-base ;;
-    *) fail "no runtime version is known for --type '$type'; give --runtime" ;;
+    *) fail "no runtime version is known for --type '$type': give --runtime" ;;
   esac
 }
 
@@ -193,7 +197,7 @@ create() {
   if [[ $state == MISSING ]]; then request || return; fi
   while true; do
     state="$(pod_state)"
-    say "$name: $state"
+    log "$name: $state"
     case "$state" in
       ACTIVE) return ;;
       MISSING | FAILED | SUSPENDED | SUSPENDING | PREEMPTED | TERMINATED) return 1 ;;
@@ -202,16 +206,16 @@ create() {
   done
 }
 
-# Not left to set -e, which is off in functions whose status is asked for: a step that fails ends the function.
+# Each step returns on failure by itself: set -e has no effect in a function whose status is tested.
 install() {
   local archive="$ROOT/runs/pod/$name.tar.gz" unpack
   if [[ -n $(git -C "$ROOT" status --porcelain) ]]; then
-    say 'note: uncommitted changes stay here; the workers get HEAD'
+    log 'warning: uncommitted changes are not installed, the workers get HEAD'
   fi
   execute mkdir -p "$ROOT/runs/pod" || return
   execute git -C "$ROOT" archive --format=tar.gz "--output=$archive" HEAD || return
   connect scp "$archive" "$name:$REMOTE.tar.gz" || return
-  # What an older HEAD had and this one has not must go; runs/ and .venv stay.
+  # Remove files that only an older HEAD had; keep runs/ and .venv.
   unpack="mkdir -p $REMOTE && cd $REMOTE && rm -rf magi_jax launch configs tests && tar -xzf ../$REMOTE.tar.gz"
   connect ssh "$name" "--command=$unpack && $(quote bash launch/tpu/worker.sh install ${bucket:+"$bucket"})"
 }
@@ -220,10 +224,10 @@ need_command() { ((${#command[@]})) || fail 'the command is missing: put it afte
 
 run() { on_workers start "${command[@]}"; }
 
-# One "worker: ..." line from each worker; "worker: bare" before the installation.
+# Prints one line "worker: STATE" for each worker; the state is "not installed" before the installation.
 workers() {
   local script="$REMOTE/launch/tpu/worker.sh"
-  connect ssh "$name" "--command=if [ -e $script ]; then bash $script status; else echo 'worker: bare'; fi"
+  connect ssh "$name" "--command=if [ -e $script ]; then bash $script status; else echo 'worker: not installed'; fi"
 }
 
 logs() {
@@ -231,7 +235,7 @@ logs() {
   execute mkdir -p "$folder"
   script="$(quote bash "$REMOTE/launch/tpu/worker.sh" tail "$lines")"
   connect ssh "$name" "--command=$script" "--output-directory=$folder"
-  say "output of the workers: $folder"
+  log "output of the workers: $folder"
 }
 
 delete() {
@@ -245,57 +249,57 @@ recreate() {
   create && install && run
 }
 
-# Gives up after too many failures, else counts one more in `failed`.
+# Counts a failure in `failed`, and exits after too many of them.
 count_failure() {
   failed=$((failed + 1))
-  say "failure $failed of $failures: $1"
-  ((failed < failures)) || fail "$failures failures; look at '$0 logs', mend the cause, then watch again"
+  log "failure $failed of $failures: $1"
+  ((failed < failures)) || fail "$failures failures: see '$0 logs', fix the cause, then run watch again"
 }
 
-# One look at the slice and what it calls for; returns 0 when the command is done.
-look() {
-  local state answers
+# Checks the slice once and does the next step; returns 0 when the command is done.
+check_once() {
+  local state states
   state="$(pod_state)"
   case "$state" in
     ACTIVE) ;;
     MISSING | SUSPENDED | SUSPENDING | PREEMPTED | TERMINATED | FAILED)
-      say "$name: $state; asking for it again"
-      if [[ $state == FAILED ]]; then count_failure 'the request could not be met'; fi
-      recreate "$state" || say 'that did not work; trying again'
+      log "$name: $state; requesting it again"
+      if [[ $state == FAILED ]]; then count_failure 'the request for the slice failed'; fi
+      recreate "$state" || log 'creating the slice failed; trying again'
       return 1
       ;;
     *)
-      say "$name: $state"
+      log "$name: $state"
       return 1
       ;;
   esac
-  if ! answers="$(workers)"; then
-    say 'the workers cannot be reached'
+  if ! states="$(workers)"; then
+    log 'the workers are unreachable'
     return 1
   fi
-  answers="$(grep -o 'worker: .*' <<<"$answers" | sort | uniq -c || true)"
-  say "${answers//$'\n'/,}"
-  case "$answers" in
-    *running*) return 1 ;; # also when others have ended: they see it and end, too
-    *bare*) install || return 1 ;;
+  states="$(grep -o 'worker: .*' <<<"$states" | sort | uniq -c || true)"
+  log "${states//$'\n'/,}"
+  case "$states" in
+    *running*) return 1 ;; # also if some have exited: the others notice it and exit too
+    *'not installed'*) install || return 1 ;;
     *idle*) ;;
     *)
-      if ! grep -qv 'exited 0$' <<<"$answers"; then return 0; fi
-      if grep -qvE 'exited (0|143)$' <<<"$answers"; then count_failure 'the command failed'; fi
+      if ! grep -qv 'exited 0$' <<<"$states"; then return 0; fi
+      if grep -qvE 'exited (0|143)$' <<<"$states"; then count_failure 'the command failed'; fi
       ;;
   esac
-  run || say 'the command could not be started; trying again'
+  run || log 'starting the command failed; trying again'
   return 1
 }
 
 watch() {
   failed=0
-  until look; do sleep "$poll"; done
-  say 'done: every worker has ended with status 0. The slice still costs: delete it'
+  until check_once; do sleep "$poll"; done
+  log 'done: every worker exited with status 0. The slice still costs money: delete it'
 }
 
-# What a preempted slice calls for, in order.
-plan_of_watch() {
+# Prints the commands that follow a preemption, for --dry-run.
+print_watch_commands() {
   pod_state >/dev/null
   workers
   recreate SUSPENDED
@@ -307,28 +311,28 @@ main() {
   if [[ $action == --help || $action == help ]]; then usage && exit; fi
   read_flags "$@"
   exec 3>&1
-  [[ -n $name && -n $zone ]] || fail '--name and --zone are needed; see --help'
-  [[ $tier =~ ^(spot|on-demand|reserved)$ ]] || fail "--tier $tier is not one of spot, on-demand, reserved"
-  ((slices > 0)) || fail '--slices must be at least 1'
+  [[ -n $name && -n $zone ]] || fail '--name or --zone is missing: give both, see --help'
+  [[ $tier =~ ^(spot|on-demand|reserved)$ ]] || fail "--tier $tier is unknown: choose spot, on-demand or reserved"
+  ((slices > 0)) || fail '--slices is 0: give at least 1'
   if [[ $action == create || $action == watch ]]; then
-    [[ -n $type ]] || fail "--type is needed to $action"
+    [[ -n $type ]] || fail "--type is missing: $action needs it"
     runtime="${runtime:-$(runtime_of_type)}"
   fi
-  if $dry_run; then say() { echo "# $*" >&3; }; fi
+  if $dry_run; then log() { echo "# $*" >&3; }; fi
   case "$action" in
-    create) create || fail "the slice was not given; '$0 delete' it before asking again" ;;
+    create) create || fail "the slice was not created: run '$0 delete' before the next try" ;;
     install) install ;;
     exec) need_command && on_workers exec "${command[@]}" ;;
     run) need_command && run ;;
-    watch) need_command && if $dry_run; then plan_of_watch; else watch; fi ;;
+    watch) need_command && if $dry_run; then print_watch_commands; else watch; fi ;;
     status)
-      say "$name: $(pod_state)"
+      log "$name: $(pod_state)"
       workers
       ;;
     logs) logs ;;
     stop) on_workers stop ;;
     delete) delete ;;
-    *) fail "no subcommand $action; see --help" ;;
+    *) fail "unknown subcommand $action: see --help" ;;
   esac
 }
 

@@ -1,23 +1,23 @@
 #!/usr/bin/env bash
-# What launch/tpu/pod.sh runs on every worker of a TPU slice, in the project's folder there. Not for calling by hand.
+# launch/tpu/pod.sh runs this script on every worker of a TPU slice, in the project folder. Do not call it by hand.
 #
-#   worker.sh install [BUCKET]   Python, .venv with requirements.txt and the tpu extra; BUCKET mounted at ~/bucket
-#   worker.sh start COMMAND...   starts the command in the background; it goes on when the connection ends
-#   worker.sh exec COMMAND...    runs the command in the foreground
-#   worker.sh status             one line: "worker: running", "worker: exited STATUS", "worker: idle"
-#   worker.sh tail LINES         the end of the command's output
-#   worker.sh stop               SIGTERM: training saves a checkpoint and ends
+#   worker.sh install [BUCKET]   installs Python and .venv with the tpu extra, and mounts BUCKET at ~/bucket
+#   worker.sh start COMMAND...   starts a command in the background; it continues when the connection closes
+#   worker.sh exec COMMAND...    runs a command in the foreground
+#   worker.sh status             prints "worker: running", "worker: exited STATUS" or "worker: idle"
+#   worker.sh tail LINES         prints the last lines of the command's output
+#   worker.sh stop               sends SIGTERM; training then saves a checkpoint and exits
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-STATE=runs/pod # holds pid, exit and log of the command
+STATE=runs/pod # files pid, exit and log of the command
 MOUNT=~/bucket
 
-# The command, and everything it started, form the process group whose number is in the file pid.
+# The command and all its child processes form one process group. The file pid holds its number.
 is_running() {
   [[ -s $STATE/pid ]] && kill -0 -- "-$(<"$STATE/pid")" 2>/dev/null
 }
 
-# Ubuntu 22.04, the image of TPU VMs, has no finished Python >= 3.11 of its own.
+# Ubuntu 22.04, the image of TPU VMs, does not include Python >= 3.11 with venv.
 install_python() {
   local name
   for name in python3.12 python3.11; do
@@ -45,7 +45,7 @@ mount_bucket() {
 
 install() {
   if is_running; then
-    echo 'error: a command is running here; stop it before installing' >&2
+    echo 'error: a command is running on this worker: stop it before installing' >&2
     return 1
   fi
   install_python
@@ -62,7 +62,7 @@ start() {
   fi
   mkdir -p "$STATE"
   rm -f "$STATE/exit"
-  # The outer shell outlives a SIGTERM to its group, so that it can note how the command ended.
+  # The outer shell ignores SIGTERM to its group, so that it can record the exit status of the command.
   # shellcheck disable=SC2016
   setsid nohup bash -c 'trap : TERM; status=0; "$@" || status=$?; echo "$status" >"$0/exit"' "$STATE" "$@" \
     >>"$STATE/log" 2>&1 </dev/null &
@@ -76,7 +76,7 @@ status() {
   elif [[ -s $STATE/exit ]]; then
     echo "worker: exited $(<"$STATE/exit")"
   elif [[ -s $STATE/pid ]]; then
-    echo 'worker: exited 137' # killed, or the machine was restarted: nobody could note how it ended
+    echo 'worker: exited 137' # killed, or the machine was restarted, so no exit status was recorded
   else
     echo 'worker: idle'
   fi

@@ -200,7 +200,7 @@ def test_stored_latents_stand_in_for_videos_that_are_gone(splits, tokenizer, mon
         def __len__(self):
             return 1
 
-        def cut(self, index, flip, frames):
+        def read_frames(self, index, flip, frames):
             assert (index, flip) == (0, (False, False))
             encoded = tokenizer.encode(video[None, np.asarray(frames)] / np.float32(127.5) - 1)
             return {'mean': np.asarray(encoded)[0]}

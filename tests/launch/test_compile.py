@@ -86,7 +86,7 @@ def test_meshes_of_the_shipped_configs_lie_on_their_slices(environment):
 
 @needs_libtpu
 def test_a_slice_that_does_not_exist(environment):
-    assert_one_line(_compile(environment, '--topology', 'v5e:3x5'), 'libtpu knows no slice v5e:3x5')
+    assert_one_line(_compile(environment, '--topology', 'v5e:3x5'), 'libtpu does not know the slice v5e:3x5')
 
 
 def test_without_the_compiler_the_extra_is_named(monkeypatch):
@@ -105,7 +105,9 @@ def test_a_program_that_fits():
 def test_a_program_that_does_not_fit_says_what_to_do():
     config, chip = Config(train=TrainConfig(remat='none')), CHIPS['v5e']
     ways = fit.suggestions(config, chip, REPORT | {'hbm_needed': 40 * GIB})
-    assert ways[0].startswith('--config.train.remat=') and ways[1].startswith('--topology v5e:8x8: by arithmetic')
+    assert ways[0].startswith('--config.train.remat=') and ways[1].startswith(
+        '--topology v5e:8x8: large enough by arithmetic'
+    )
     assert not [way for way in fit.suggestions(config, chip, REPORT | {'target': 'sample'}) if 'remat' in way]
     assert 'no slice of v5e is large enough' in fit.suggestions(config, chip, REPORT | {'hbm_needed': 1e13})[-1]
     failed = {name: REPORT[name] for name in ('topology', 'mesh', 'target', 'remat', 'hbm_available', 'clips')}

@@ -106,9 +106,9 @@ def test_only_help_with_a_config_explains_it(arguments, value):
 
 def test_texts_name_the_commands_of_this_installation(monkeypatch):
     text = 'run launch.train (python -m launch.train --config launch/a.py) or see magi_jax.launch.sample, launch.'
-    assert commands.as_called_here(text) == text
+    assert commands.qualify_commands(text) == text
     monkeypatch.setattr(commands, '__package__', 'magi_jax.launch')
-    assert commands.as_called_here(text) == (
+    assert commands.qualify_commands(text) == (
         'run magi_jax.launch.train (python -m magi_jax.launch.train --config launch/a.py)'
         ' or see magi_jax.launch.sample, launch.'
     )

@@ -140,4 +140,4 @@ def test_killed_it_goes_on_to_the_same_bytes(latents, environment, tmp_path):
     assert process.returncode == -9 and not (reports.parent / prepared.SUMMARY).exists()
     do(command)
     assert_same_files(whole, reports.parent)
-    assert 'is whole: 4 shards' in do(encode(root, '--check', f'--data_dir={tmp_path}'))
+    assert 'is complete: 4 shards' in do(encode(root, '--check', f'--data_dir={tmp_path}'))

@@ -107,7 +107,7 @@ def test_two_processes_compare_themselves_before_they_work_together(tmp_path, vi
         started.append(subprocess.Popen(words, env=environment, cwd=ROOT, text=True, **pipes))
     said = [process.communicate(timeout=300) for process in started]
     assert [process.returncode for process in started] == [1, 1], said
-    assert 'hosts [1] have another config than host 0' in said[0][0]
+    assert 'hosts [1] and host 0 differ in config' in said[0][0]
     assert re.search(r'^ok +collectives +fsdp: all-reduce', said[0][0], re.M), said
     assert re.search(r'^skipped +workdir +needs hosts', said[0][0], re.M) and 'FAILED' not in said[1][0]
 
@@ -121,7 +121,7 @@ def test_collectives_are_checked_along_every_axis(facts, monkeypatch):
         off_by_one = dataclasses.replace(sound, run=lambda x, axis, run=sound.run: run(x, axis).at[-1].add(1))
         monkeypatch.setattr(collectives, 'COLLECTIVES', {name: off_by_one})
         status, text = run_named(facts, 'collectives')['collectives']
-        assert status == 'FAILED' and f'{name} along mesh.data gave wrong numbers on cpu:0, cpu:1' in text
+        assert status == 'FAILED' and f'{name} along mesh.data gave wrong values on cpu:0, cpu:1' in text
 
 
 def test_versions():
@@ -143,7 +143,7 @@ def test_hosts_must_agree():
     host = {'time': 100.0, 'config': 'a', 'requirements': 'b', 'code': 'c'}
     assert preflight_checks.host_differences([host, host | {'time': 101.0}]) == []
     (other,) = preflight_checks.host_differences([host, host, host | {'code': 'x'}])
-    assert other.startswith('hosts [2] have another code than host 0')
+    assert other.startswith('hosts [2] and host 0 differ in code')
     (late,) = preflight_checks.host_differences([host, host | {'time': 160.0}])
     assert 'clocks are 60 s apart' in late and 'NTP' in late
 
@@ -161,7 +161,7 @@ def test_bucket_is_no_folder(facts):
 
 
 def test_folder_that_hosts_do_not_share(facts):
-    assert 'what hosts [0] write' in run_named(facts, 'checkpoint')['checkpoint'][1]
+    assert 'files of hosts [0]' in run_named(facts, 'checkpoint')['checkpoint'][1]
 
 
 def test_checkpoint_is_compared(facts, monkeypatch):
@@ -174,7 +174,7 @@ def test_checkpoint_is_compared(facts, monkeypatch):
             return jax.tree.map(lambda x: x.at[-1].add(1), super().restore(abstract))
 
     monkeypatch.setattr(preflight_checks, 'Checkpoints', Forgetful)
-    assert 'is not what was written' in run_named(facts, 'workdir', 'checkpoint')['checkpoint'][1]
+    assert 'differs from the saved one' in run_named(facts, 'workdir', 'checkpoint')['checkpoint'][1]
 
 
 def test_folder_of_another_experiment(facts):
@@ -234,9 +234,9 @@ def test_step_is_held_against_the_data(facts, fake_step):
     status, text = run_named(facts, 'step')['step']
     assert status == 'ok' and 'loss 2.0000' in text and 'raise data.threads' not in text
     facts.clips_per_second = 1.0
-    assert 'more than the data gives: raise data.threads' in run_named(facts, 'step')['step'][1]
+    assert 'more than the data delivers: raise data.threads' in run_named(facts, 'step')['step'][1]
     facts.parameters = 10**9
-    assert 'not run (--step auto, 1,000,000,000 parameters)' in run_named(facts, 'step')['step'][1]
+    assert 'not run (--step=auto, 1,000,000,000 parameters)' in run_named(facts, 'step')['step'][1]
     facts.step = 'always'
     fake_step.bad = 1
     assert run_named(facts, 'step')['step'] == (
@@ -264,7 +264,7 @@ def test_unexpected_errors_are_failures_of_their_check_and_bugs_keep_their_trace
     assert told == ('FAILED', 'broken', 'INTERNAL: link down')
     with pytest.raises(KeyError):
         list(preflight.run_checks((broken(KeyError('bug')),), facts, timeout=60))
-    assert issubclass(ConfigError, console.EXPECTED)
+    assert issubclass(ConfigError, console.EXPECTED_ERRORS)
 
 
 def test_a_bug_in_a_check_leaves_no_watchdog(facts):

@@ -163,7 +163,7 @@ def test_a_killed_set_is_completed_and_no_other(sample, command, environment, tm
     assert 0 < len(before) < 6 and all(len(read_video(path)) == 40 for path in before)
     resumed = sample(*asked, '--stream', frames=40)
     assert resumed.returncode == 0, resumed.stderr
-    assert f'{6 - len(before)} videos of 40 frames made, 6 in {folder}' in resumed.stdout
+    assert f'{6 - len(before)} videos of 40 frames sampled; 6 videos are in {folder}' in resumed.stdout
     assert all(path.stat().st_mtime_ns == when for path, when in before.items())
     assert len(list(folder.iterdir())) == 7  # the settings too, and nothing half
     expected = generator.sample(frames=40, num=6, seed=3).astype(int)
@@ -172,7 +172,7 @@ def test_a_killed_set_is_completed_and_no_other(sample, command, environment, tm
         assert np.argmin(errors) == number and errors[number] < 0.25 * np.partition(errors, 1)[1], errors
     assert_one_line(
         run_forked(command(*asked[:-1], '4', frames=40), environment),
-        f'{folder} holds videos made with seed = 3, not 4',
+        f'{folder} holds videos sampled with seed = 3, not 4',
         '--out',
     )
 

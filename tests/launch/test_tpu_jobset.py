@@ -78,13 +78,13 @@ def test_jobset_settings(project, fake):
 @pytest.mark.parametrize(
     ('flags', 'said'),
     [
-        (['--tpu=v5e:2x2x4'], 'topologies like 4x4'),
-        (['--tpu=v5p:4x4'], 'topologies like 4x4'),
-        (['--tpu=v9:4x4'], 'the kinds are v4, v5e, v5p, v6e'),
+        (['--tpu=v5e:2x2x4'], 'invalid topology: v5e and v6e need one like 4x4'),
+        (['--tpu=v5p:4x4'], 'invalid topology: v5e and v6e need one like 4x4'),
+        (['--tpu=v9:4x4'], 'unknown kind: choose v4, v5e, v5p or v6e'),
         (['--tpu=v6e:2x3'], '6 chips cannot be divided over hosts of 4'),
-        (['--tpu=v6e:2x2', '--slices=2'], 'slices of a single host cannot be joined'),
+        (['--tpu=v6e:2x2', '--slices=2'], 'slices of a single host cannot be connected'),
         (['--tpu=v6e:4x4', '--image=a\nb: c'], '--image'),
-        ([], '--tpu is needed'),
+        ([], '--tpu is missing'),
     ],
 )
 def test_gke_mistakes_are_one_line(project, fake, flags, said):

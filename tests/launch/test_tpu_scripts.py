@@ -136,16 +136,16 @@ def test_watch_plans_everything_in_order(project, fake):
 @pytest.mark.parametrize(
     ('arguments', 'said'),
     [
-        (['create', *POD, '--wheels=4'], 'no flag --wheels'),
-        (['create', *POD, 'python'], "'python' is no flag; the command goes after --"),
-        (['create', '--name=a', '--zone=b'], '--type is needed'),
+        (['create', *POD, '--wheels=4'], 'unknown flag --wheels'),
+        (['create', *POD, 'python'], "'python' is not a flag: put the command after --"),
+        (['create', '--name=a', '--zone=b'], '--type is missing'),
         (['create', '--name=a', '--zone=b', '--type=v9-8'], 'no runtime version is known'),
-        (['create', *POD, '--tier=cheap'], '--tier cheap is not one of spot, on-demand, reserved'),
+        (['create', *POD, '--tier=cheap'], '--tier cheap is unknown: choose spot, on-demand or reserved'),
         (['create', *POD, '--slices=two'], '--slices two is not a whole number'),
         (['create', '--name'], '--name needs a value'),
-        (['status', '--name=a'], '--name and --zone are needed'),
+        (['status', '--name=a'], '--name or --zone is missing: give both'),
         (['run', *POD], 'the command is missing'),
-        (['explode', *POD], 'no subcommand explode'),
+        (['explode', *POD], 'unknown subcommand explode'),
     ],
 )
 def test_pod_mistakes_are_one_line(project, fake, arguments, said):
@@ -181,7 +181,7 @@ def test_watch_recreates_after_preemption_and_starts_the_same_command(project, f
     states = ['ACTIVE', 'SUSPENDED', 'NOT_FOUND', 'WAITING_FOR_RESOURCES', 'PROVISIONING', 'ACTIVE']
     calls, said = watch(project, fake, states, ['worker: running;worker: running', 'worker: running', ALL_DONE])
     assert calls == ['status', *RECREATE, 'status', 'status']
-    assert 'pod: SUSPENDED; asking for it again' in said and 'done: every worker has ended' in said
+    assert 'pod: SUSPENDED; requesting it again' in said and 'done: every worker exited with status 0' in said
 
 
 @pytest.mark.parametrize('node', ['PREEMPTED', 'NOT_FOUND'])
@@ -193,14 +193,14 @@ def test_watch_sees_a_lost_node_of_an_active_resource(project, fake, node):
 def test_watch_waits_when_the_cloud_or_the_workers_do_not_answer(project, fake):
     states = ['UNAVAILABLE', 'DELETING', 'ACTIVE']
     calls, said = watch(project, fake, states, ['UNAVAILABLE', 'worker: running', ALL_DONE])
-    assert calls == ['status'] * 3 and 'pod: UNREACHABLE' in said and 'the workers cannot be reached' in said
+    assert calls == ['status'] * 3 and 'pod: UNREACHABLE' in said and 'the workers are unreachable' in said
 
 
 def test_watch_starts_from_nothing(project, fake):
     calls, _ = watch(project, fake, ['NOT_FOUND', 'NOT_FOUND', 'ACTIVE'], [ALL_DONE])
     assert calls == [*RECREATE[1:], 'status']
     (fake / 'calls').unlink()
-    assert watch(project, fake, ['ACTIVE'], ['worker: bare', ALL_DONE])[0] == [
+    assert watch(project, fake, ['ACTIVE'], ['worker: not installed', ALL_DONE])[0] == [
         'status', 'scp', 'install', 'start', 'status',
     ]  # fmt: skip
 
@@ -212,7 +212,7 @@ def test_watch_starts_a_stopped_command_again_and_gives_up_on_a_failing_one(proj
     calls, said = watch(
         project, fake, ['ACTIVE'], ['worker: exited 1;worker: exited 0'], flags=['--failures=2'], status=1
     )
-    assert calls == ['status', 'start', 'status'] and '2 failures; look at' in said
+    assert calls == ['status', 'start', 'status'] and '2 failures: see' in said
 
 
 def test_watch_gives_up_when_the_request_cannot_be_met(project, fake):
