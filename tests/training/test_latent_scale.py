@@ -42,6 +42,6 @@ def test_a_scale_is_measured_once_and_remembered(tmp_path, monkeypatch):
     assert (told['statistics'], told['clips'], told['source_sha256']) == ('measured', 8, 'abc')
     own = dataclasses.replace(load_tokenizer(tmp_path / 'toy').config, kind='autoencoder_kl')
     save_tokenizer(unmeasured.replace(config=own), tmp_path / 'own', {})
-    with pytest.raises(ConfigError, match='is known'):
+    with pytest.raises(ConfigError, match='is already known'):
         own = dataclasses.replace(own, path=str(tmp_path / 'own'))
         measure_scale(Config(data=data, tokenizer=own), 7, lambda videos, total: videos)
