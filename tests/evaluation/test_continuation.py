@@ -78,7 +78,7 @@ def test_one_video_gives_clips_that_do_not_overlap(splits, tokenizer):
     splits['test'] = Videos(50, 17, 10)
     clips = opened(tokenizer)
     assert clips.places == [(0, 0), (1, 0), (0, 16), (0, 32)]
-    assert re.search('64 clips requested; the split holds 4 .of 16 raw frames, no overlap. in 2 videos', clips.notes[0])
+    assert re.search('64 clips requested, but the split has 4 .of 16 raw frames, no overlap. in 2 v', clips.notes[0])
     assert opened(tokenizer, clips=3).places == clips.places[:3] and not opened(tokenizer, clips=3).notes
     strided = opened(tokenizer, frames=5, interval=4)
     assert strided.places == [(0, 0), (1, 0), (0, 17)]
@@ -102,7 +102,7 @@ def test_frames_and_context_suit_the_run(splits, tokenizer, data, changes, expec
 
 def test_context_that_fills_the_clips_of_the_run_is_refused(splits, tokenizer):
     splits['test'] = Videos(20)
-    with pytest.raises(ConfigError, match='--frames 16 leaves nothing to generate after 16 given frames'):
+    with pytest.raises(ConfigError, match='--frames 16 leaves nothing to generate after 16 context frames'):
         opened(tokenizer, context=16)
 
 
@@ -208,5 +208,5 @@ def test_stored_latents_stand_in_for_videos_that_are_gone(splits, tokenizer, mon
     monkeypatch.setattr(continuation_clips.latents, 'describe', lambda data: described)
     monkeypatch.setattr(continuation_clips.latents, 'LatentSource', Stored)
     clips = opened(tokenizer, dataclasses.replace(DATA, source='my_latents'), clips=1)
-    assert 'decoded from the stored latents, since their videos cannot be read: no split test' in clips.notes[0]
+    assert 'decoded from stored latents, because the videos cannot be read: no split test' in clips.notes[0]
     np.testing.assert_allclose(clips.read([0])[0].astype(int), video[:16], atol=1)
