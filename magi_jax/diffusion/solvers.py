@@ -83,8 +83,8 @@ def ode_sample(
         target = clean + weights[i] * (clean - before)
         signal = jnp.where(i > 0, process.sqrt_abar[i - 1], 1.0)
         noise = jnp.where(i > 0, process.sqrt_one_minus_abar[i - 1], 0.0)
-        kept = noise / process.sqrt_one_minus_abar[i]
-        return (kept * x + (signal - kept * process.sqrt_abar[i]) * target, clean), None
+        ratio = noise / process.sqrt_one_minus_abar[i]
+        return (ratio * x + (signal - ratio * process.sqrt_abar[i]) * target, clean), None
 
     start = temperature * noise_source(jnp.asarray(process.steps))
     steps = jnp.arange(process.steps)[::-1]
@@ -98,7 +98,7 @@ def _extrapolation_weights(process: Process) -> jax.Array:
     """
     position = jnp.log(process.sqrt_abar) - jnp.log(process.sqrt_one_minus_abar)
     step = position[:-1] - position[1:]  # h_1 .. h_{S-1}
-    weights = jnp.where(process.timestep[:-2] > 0, step[:-1] / (2 * step[1:]), 0.0)  # of i = 1 .. S-2
+    weights = jnp.where(process.timestep[:-2] > 0, step[:-1] / (2 * step[1:]), 0.0)  # for i = 1 .. S-2
     return jnp.pad(weights, (1, process.steps - 1 - len(weights)))
 
 

@@ -9,7 +9,7 @@ from optax.contrib import MuonDimensionNumbers, muon
 
 from magi_jax.config import OptimConfig
 
-MOMENTUM = 0.95  # of Muon (Jordan et al. 2024)
+MOMENTUM = 0.95  # momentum of Muon (Jordan et al. 2024)
 # Coefficients of Muon's polynomial for each iteration. Separate tuples make optax run a loop, which compiles faster.
 ITERATIONS = 5 * ((3.4445, -4.7750, 2.0315),)
 ADAM_RMS = 0.2  # RMS of a Muon update, so that AdamW's learning rates suit Muon as well (Liu et al. 2025)
