@@ -20,7 +20,7 @@ Generate = Callable[[np.ndarray, int, np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class Course:
+class MetricByFrame:
     """One metric per generated frame, averaged over clips."""
 
     generated: np.ndarray  # float [S,L]
@@ -60,12 +60,12 @@ class Continuation:
     Attributes:
       name: name of the protocol with its flags.
       clips: the real clips.
-      courses: values of each metric by name.
+      metrics: values of each metric by name.
     """
 
     name: str
     clips: RealContinuations
-    courses: dict[str, Course]
+    metrics: dict[str, MetricByFrame]
 
     def to_json(self) -> dict[str, Any]:
         """Return all numbers and their settings as JSON types."""
@@ -74,13 +74,13 @@ class Continuation:
             'protocol': self.name,
             'settings': dataclasses.asdict(protocol) | {'clips': len(self.clips), 'split': self.clips.split},
             'frames': list(range(protocol.context + 1, protocol.frames + 1)),
-            **{name: course.to_json() for name, course in self.courses.items()},
+            **{name: values.to_json() for name, values in self.metrics.items()},
             'notes': list(self.clips.notes),
         }
 
 
 @dataclasses.dataclass(frozen=True)
-class Shown:
+class ExampleClips:
     """Example clips of the first seed, uint8 [B,T,H,W,3] each."""
 
     real: np.ndarray
@@ -92,9 +92,9 @@ def score_continuation(
     clips: RealContinuations,
     generate: Generate,
     seed: int,
-    shown: int,
+    example_count: int,
     progress: Callable[[Iterable[Any], int], Iterator[Any]] = lambda batches, total: iter(batches),
-) -> tuple[Continuation, Shown]:
+) -> tuple[Continuation, ExampleClips]:
     """Continue every clip with every seed, and compare the generated frames with the real ones.
 
     Args:
@@ -102,7 +102,7 @@ def score_continuation(
       clips: result of `open_clips`.
       generate: function that continues a batch of clips.
       seed: first seed; further seeds are seed + 1, seed + 2, ...
-      shown: number of example clips to return.
+      example_count: number of example clips to return.
       progress: wrapper of the iterator over batches; its second argument is their number.
     """
     context, seeds = clips.protocol.context, clips.protocol.seeds
@@ -115,18 +115,18 @@ def score_continuation(
         real = clips.read(numbers)
         video = generate(real[:, :context], seed + draw, numbers)
         if examples is None:
-            examples = Shown(real[:shown], video[:shown])
+            examples = ExampleClips(real[:example_count], video[:example_count])
         truth = real[:, context:]
         for metric, compare in METRICS.items():
             generated[metric][draw].append(compare(video[:, context:], truth))
             if not draw:
                 still = pixels.repeat_last_context(real[:, :context], truth.shape[1])
                 repeated[metric].append(compare(still, truth))
-    courses = {
-        metric: Course(np.stack([_mean(parts) for parts in generated[metric]]), _mean(repeated[metric]))
+    metrics = {
+        metric: MetricByFrame(np.stack([_mean(parts) for parts in generated[metric]]), _mean(repeated[metric]))
         for metric in METRICS
     }
-    return Continuation(name, clips, courses), examples
+    return Continuation(name, clips, metrics), examples
 
 
 def _mean(parts: list[np.ndarray]) -> np.ndarray:

@@ -137,7 +137,7 @@ def test_numbers_are_means_over_clips_and_deviations_over_seeds(scored, monkeypa
     real = clips.read(range(3))
     videos = [_noisy(clips)(real[:, :5], seed, np.arange(3)) for seed in (7, 8)]
     for metric, compare in continuation.METRICS.items():
-        course = result.courses[metric]
+        course = result.metrics[metric]
         by_seed = np.stack([compare(video[:, 5:], real[:, 5:]).astype(float).mean(axis=0) for video in videos])
         np.testing.assert_allclose(course.generated, by_seed, rtol=1e-6)
         np.testing.assert_allclose(course.by_frame[1], by_seed.std(axis=0, ddof=1), rtol=1e-6)
@@ -148,7 +148,7 @@ def test_numbers_are_means_over_clips_and_deviations_over_seeds(scored, monkeypa
     np.testing.assert_array_equal(shown.generated, videos[0][:2])
     monkeypatch.setattr(continuation, 'BATCH', 2)
     again, _ = continuation.score_continuation(result.name, clips, _noisy(clips), 7, 2)
-    np.testing.assert_allclose(again.courses['psnr'].generated, result.courses['psnr'].generated, rtol=1e-12)
+    np.testing.assert_allclose(again.metrics['psnr'].generated, result.metrics['psnr'].generated, rtol=1e-12)
 
 
 def test_json_says_what_the_numbers_depend_on(scored):
@@ -163,7 +163,7 @@ def test_json_says_what_the_numbers_depend_on(scored):
 def test_page_shows_playing_pairs_and_numbers(scored):
     result, shown = scored
     page = continuation_report.render_continuation(result, shown, {'run': 'r'}, ['python -m x'], {'a': 1})
-    course = result.courses['psnr']
+    course = result.metrics['psnr']
     assert page.count('image/webp') == 2 and 'alt="clip 2: real on the left, generated on the right"' in page
     said = [f'{course.mean:.2f} ± {course.std:.2f} dB (over 2 seeds)', f'{course.repeated.mean():.2f} dB', 'SSIM']
     for text in [*said, 'better than a still picture', 'python -m x', '5 frames given', 'id="results"']:
