@@ -1,9 +1,9 @@
-"""The schema of an experiment: frozen dataclasses, filled once from a ConfigDict.
+"""The schema of an experiment: frozen dataclasses, built once from a ConfigDict.
 
-A config file (`configs/*.py`) starts from `default()`, sets what differs and returns the ConfigDict; `from_config_dict`
-turns it into a `Config`. A field that is unknown, of the wrong type or out of its range is a `ConfigError` that names
-it. What must hold between fields is in `config_checks.py`. Fields marked A1..A23 settle an ambiguity of the MAGI paper
-(arXiv 2501.12389): the default is the reading we recommend.
+A config file (`configs/*.py`) starts from `default()`, sets the fields that differ and returns the ConfigDict.
+`from_config_dict` turns it into a `Config`. A field that is unknown, of the wrong type or out of range raises a
+`ConfigError` that names it. `config_checks.py` checks fields against each other. Fields marked A1..A23 settle an
+ambiguity of the MAGI paper (arXiv 2501.12389); the default is the recommended reading.
 """
 
 import dataclasses
@@ -22,42 +22,42 @@ Remat = Literal['none', 'dots', 'named', 'block', 'offload']
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Which videos, and how clips are cut from them."""
+    """Dataset, and how clips are cut from its videos."""
 
     source: str = 'bouncing_objects/shapes'  # a TFDS name, or 'video_folder'
-    path: Annotated[str, PATH] = ''  # TFDS data_dir or the folder of videos; '' = ~/.cache/magi_jax
+    path: Annotated[str, PATH] = ''  # TFDS data_dir or folder of videos; '' = ~/.cache/magi_jax
     train_split: str = 'train'
     eval_split: str = 'validation'
     height: Annotated[int, Range(1, 8192)] = 64
     width: Annotated[int, Range(1, 8192)] = 64
-    frames: Annotated[int, Range(1, 65_536)] = 16  # raw frames of a clip
-    # A17: first frames that are encoded alone, as a context is: omni's latents see the future
+    frames: Annotated[int, Range(1, 65_536)] = 16  # video frames of a clip
+    # A17: first frames that are encoded separately, as in sampling; omni encodes a frame with the frames after it
     context_frames: Annotated[int, Range(0, 65_536)] = 0
-    # A6: interval ~ U{1..min(max_interval, what the video allows)}, labelled with the true one
+    # A6: interval ~ U{1..min(max_interval, largest that fits the video)}; the label is the interval drawn
     max_interval: Annotated[int, Range(1, 65_536)] = 25
     flip_horizontal: bool = True
     flip_vertical: bool = False
-    batch_size: Annotated[int, Range(1, 2**20)] = 128  # clips of one optimizer step, over all hosts
+    batch_size: Annotated[int, Range(1, 2**20)] = 128  # clips per optimizer step, on all hosts together
     threads: Annotated[int, Range(0, 1024)] = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
-    """The frozen video <-> latent map, or the one being trained when objective = 'autoencoder'."""
+    """The frozen tokenizer between videos and latents, or the one being trained if objective = 'autoencoder'."""
 
-    # Ours, none, and the published ones (tokenizers/published.py), whose folders launch.convert_weights writes.
+    # autoencoder_kl is trained here, identity keeps pixels, launch.convert_weights imports the published ones
     kind: Literal['autoencoder_kl', 'identity', 'sd_vae', 'kl16', 'cosmos_cv8x8x8', 'cosmos_cv4x8x8', 'omni'] = (
         'autoencoder_kl'
     )
-    # folder of a finished autoencoder run or of converted weights (weights + latent statistics)
+    # tokenizer folder of a finished autoencoder run or of converted weights: weights and latent statistics
     path: Annotated[str, PATH] = ''
     channels: Annotated[int, Range(1, 65_536)] = 4  # latent channels c
-    downsample: Annotated[int, Range(1, 1024)] = 8  # pixels per latent, each axis of a frame
-    width: Annotated[int, Range(1, 65_536)] = 64  # convolution width; of published kinds: of their first level
-    # of autoencoder_kl: residual blocks on the latents' grid; it runs in every generator step
+    downsample: Annotated[int, Range(1, 1024)] = 8  # pixels per latent along each axis of a frame
+    width: Annotated[int, Range(1, 65_536)] = 64  # convolution width; for published kinds, width of the first level
+    # autoencoder_kl only: residual blocks at latent resolution; the encoder runs in every step of generator training
     encoder_blocks: Annotated[int, Range(0, 1024)] = 1
-    decoder_blocks: Annotated[int, Range(0, 1024)] = 2  # of autoencoder_kl
-    dtype: Literal['float32', 'bfloat16'] = 'float32'  # in which a frozen tokenizer computes; norms stay in float32
+    decoder_blocks: Annotated[int, Range(0, 1024)] = 2  # autoencoder_kl only
+    dtype: Literal['float32', 'bfloat16'] = 'float32'  # compute dtype of a frozen tokenizer; norms stay in float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,12 +66,13 @@ class HeadConfig:
 
     width: Annotated[int, Range(1, 65_536)] = 1024
     blocks: Annotated[int, Range(0, 1024)] = 3
-    # independent (t, noise) draws per token and step, MAR's diffusion_batch_mul
+    # independent (t, noise) samples per token and step; MAR's diffusion_batch_mul
     repeats: Annotated[int, Range(1, 4096)] = 4
     timesteps: Annotated[int, Range(2, 1_000_000)] = 1000
     prediction: Literal['noise', 'clean', 'velocity'] = 'noise'
-    bound_weight: Annotated[float, Range(0)] = 1.0  # of the variational bound, which trains the variance half (MAR: 1)
-    readout: bool = False  # adds a linear map of the condition to the prediction: a direct way for its gradient
+    # weight of the variational bound, which trains the variance half (MAR: 1)
+    bound_weight: Annotated[float, Range(0)] = 1.0
+    readout: bool = False  # add a linear map of the condition to the prediction, as a shortcut for its gradient
     position_table: Literal['shared', 'per_frame'] = 'shared'  # A13: [N,D] or [T,N,D]
 
 
@@ -80,40 +81,41 @@ class ModelConfig:
     """The spatial-temporal transformer. Defaults: the paper's 20 blocks of width 1280."""
 
     width: Annotated[int, Range(4, 65_536)] = 1280  # D
-    blocks: Annotated[int, Range(1, 4096)] = 20  # each one spatial and one temporal layer
+    blocks: Annotated[int, Range(1, 4096)] = 20  # each with one spatial and one temporal layer
     heads: Annotated[int, Range(1, 4096)] = 16
     mlp_width: Annotated[int, Range(1, 2**18)] = 5120
-    patch: Annotated[int, Range(1, 1024)] = 2  # latents per token, each axis
+    patch: Annotated[int, Range(1, 1024)] = 2  # latents per token along each axis
     dropout: Annotated[float, Range(0, 0.999)] = 0.1
     teacher_forcing: Literal['complete', 'masked'] = 'complete'  # CTF or MTF
-    mlp_layers: Literal['both', 'temporal'] = 'both'  # A10: which layers of a block carry an MLP
+    mlp_layers: Literal['both', 'temporal'] = 'both'  # A10: layers of a block that have an MLP
     frame_table: Literal['position', 'frame', 'full'] = 'position'  # A5: learned [N,D], [D] or [T,N,D] per frame type
     shared_projection: bool = True  # A9: observed and masked frames share Linear(C -> D)
     noise_embedding: Literal['concat_channel', 'concat_token', 'add'] = 'concat_channel'  # A3
-    embed_at: Literal['input', 'every_block'] = 'input'  # A11: where interval and temporal positions are added
+    embed_at: Literal['input', 'every_block'] = 'input'  # A11: where interval and time embeddings are added
     input_norm: bool = True  # LayerNorm before block 1 (MAR's z_proj_ln)
     head: HeadConfig = HeadConfig()
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskingConfig:
-    """What is hidden and what is disturbed in training."""
+    """Masking and noise in training."""
 
     ratio_mean: Annotated[float, Range(-10, 10)] = 1.0
     ratio_std: Annotated[float, Range(0, 10, above=True)] = 0.25
     ratio_min: Annotated[float, Range(0, 1)] = 0.7
     ratio_max: Annotated[float, Range(0, 1, above=True)] = 1.0
-    draw_per: Literal['frame', 'clip', 'batch'] = 'frame'  # A7: 'clip': one ratio and order a clip; 'batch': one ratio
-    # A1, A2: std of each level; 0 = clean, trained
+    # A7: 'clip': one ratio and order per clip; 'batch': one ratio per batch
+    draw_per: Literal['frame', 'clip', 'batch'] = 'frame'
+    # A1, A2: standard deviation of each noise level; level 0 is clean and trained as well
     noise_std: Annotated[tuple[Annotated[float, Range(0, 1000)], ...], Range(1, 1000)] = (
         0.0, 0.14, 0.28, 0.42, 0.56, 0.7,
     )  # fmt: skip
     noise_per: Literal['clip', 'frame'] = 'clip'  # A4
-    noise_visible: bool = False  # A8: also on the visible tokens of masked frames (CTF)
-    noise_masked_teacher: bool = True  # A14: noise on the inputs of MTF
+    noise_visible: bool = False  # A8: add noise to the visible tokens of masked frames as well (CTF)
+    noise_masked_teacher: bool = True  # A14: add noise to the inputs of MTF
     first_frame_loss: bool = True  # A22
     posterior_noise: bool = True  # latents are posterior samples (MAR), not means
-    # how often a clip's masked frames see no other frame, for guidance (GameNGen: 0.1)
+    # probability that the masked frames of a clip attend to no other frame, for guidance (GameNGen: 0.1)
     history_dropout: Annotated[float, Range(0, 1)] = 0.0
 
 
@@ -129,14 +131,14 @@ class AutoencoderLossConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """AdamW as in MAR, its weight decay sparing biases, norms and the diffusion head; or Muon."""
+    """AdamW as in MAR, without weight decay on biases, norms and the diffusion head; or Muon."""
 
-    # muon: hidden matrices follow their orthogonalised momentum, the rest AdamW (training/optim.py)
+    # muon: orthogonalised momentum for hidden matrices, AdamW for other parameters (training/optim.py)
     name: Literal['adamw', 'muon'] = 'adamw'
     learning_rate: Annotated[float, Range(0)] = 1e-4
     warmup_steps: Annotated[int, Range(0, INT32)] = 10_000
     schedule: Literal['constant', 'cosine', 'linear'] = 'constant'  # A23
-    decay_fraction: Annotated[float, Range(0, 1)] = 1.0  # last part of training over which cosine or linear falls to 0
+    decay_fraction: Annotated[float, Range(0, 1)] = 1.0  # last fraction of training, which cosine and linear cover
     b1: Annotated[float, Range(0, 1, below=True)] = 0.9
     b2: Annotated[float, Range(0, 1, below=True)] = 0.95
     eps: Annotated[float, Range(0, above=True)] = 1e-8
@@ -149,7 +151,7 @@ class OptimConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """The loop's lengths and schedules, in optimizer steps."""
+    """Length and schedules of training, in optimizer steps."""
 
     steps: Annotated[int, Range(0, INT32)] = 145_000
     log_every: Annotated[int, Range(1, INT32)] = 50
@@ -159,8 +161,8 @@ class TrainConfig:
     checkpoint_every: Annotated[int, Range(1, INT32)] = 5_000
     keep_checkpoints: Annotated[int, Range(1, INT32)] = 3
     compute_dtype: Literal['bfloat16', 'float32'] = 'bfloat16'
-    remat: Remat = 'none'  # what the backward pass computes again: layers/blocks.py POLICIES
-    # blocks in one turn of the loop over depth; all of them: fewer copies, longer compilation
+    remat: Remat = 'none'  # what the backward pass recomputes: POLICIES in layers/blocks.py
+    # blocks per iteration of the loop over depth; more need fewer copies and compile longer
     unroll: Annotated[int, Range(1, 4096)] = 1
 
 
@@ -170,29 +172,29 @@ class SamplerConfig:
 
     mask_steps: Annotated[int, Range(1, 65_536)] = 64  # K
     denoise_steps: Annotated[int, Range(2, 1_000_000)] = 100
-    solver: Literal['ancestral', 'ddim', 'dpm++'] = 'ancestral'  # paper: ancestral; the others get by with fewer steps
-    # A15: scales the noise of ancestral steps; the start of the others, which add none
+    solver: Literal['ancestral', 'ddim', 'dpm++'] = 'ancestral'  # paper: ancestral; the others need fewer steps
+    # A15: scale of the noise in ancestral steps; for the other solvers, scale of the initial noise
     temperature: Annotated[float, Range(0, 100)] = 1.0
-    # n-th generated frame: temperature + this * 10^-n (VideoMAR: 0.9 and 1)
+    # the n-th generated frame has temperature + temperature_decay * 10^-n (VideoMAR: 0.9 and 1)
     temperature_decay: Annotated[float, Range(0, 100)] = 0.0
-    # of a video's first two frames: what there is, and how it moves
+    # temperature of a video's first two frames, which decide content and motion
     opening_temperature: Annotated[float, Range(0, 100)] = 1.0
-    # 1 = off; above, away from what no history suggests: needs masking.history_dropout (A15)
+    # 1 = off; above 1, away from the prediction without history; needs masking.history_dropout (A15)
     guidance: Annotated[float, Range(0, 100)] = 1.0
-    guidance_schedule: Literal['linear', 'constant'] = 'linear'  # linear: grows with the revealed part (MAR)
+    guidance_schedule: Literal['linear', 'constant'] = 'linear'  # linear: grows with the revealed fraction (MAR)
     # bound on predicted clean tokens, in standard deviations of the latents; inf = none
     x0_clip: Annotated[float, Range(0, above=True, also=(INF,))] = 3.0
     start: Annotated[int, Range(1, 999_999)] = 999  # first diffusion timestep
-    spacing: Literal['even', 'trailing'] = 'even'  # of the timesteps: even: down to 0 (MAR); trailing: none near 0
-    long_video: Literal['slide', 'interpolate'] = 'slide'  # A12: how frames beyond the training length get positions
-    keep_frames: Annotated[int, Range(1, 65_536)] = 8  # 'slide': frames kept as context when the window is full
-    context_level: Annotated[int, Range(0, 999)] = 0  # A2: noise level that finished frames are labelled with
-    context_noise: bool = False  # A2: and whether that noise is really added
+    spacing: Literal['even', 'trailing'] = 'even'  # of timesteps; even: down to 0 (MAR); trailing: none near 0
+    long_video: Literal['slide', 'interpolate'] = 'slide'  # A12: positions of frames beyond the trained length
+    keep_frames: Annotated[int, Range(1, 65_536)] = 8  # 'slide': frames that stay as context when the window is full
+    context_level: Annotated[int, Range(0, 999)] = 0  # A2: noise level embedded with finished frames
+    context_noise: bool = False  # A2: add the noise of that level to finished frames
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis; -1 = all that remain."""
+    """Number of devices along each mesh axis; -1 = all remaining devices."""
 
     data: Annotated[int, Range(1, 2**20, also=(-1,))] = -1
     fsdp: Annotated[int, Range(1, 2**20, also=(-1,))] = 1
@@ -218,7 +220,7 @@ class Config:
 
 
 def default() -> ConfigDict:
-    """Return the default experiment as a mutable ConfigDict: the start of every config file."""
+    """Return the default experiment as a mutable ConfigDict, from which every config file starts."""
     return to_config_dict(Config())
 
 
@@ -238,7 +240,7 @@ def from_config_dict(values: ConfigDict | dict) -> Config:
 
 
 def override(group: Any, assignments: list[str]) -> Any:
-    """Return a config group with some fields replaced by texts such as 'temperature=0.9'.
+    """Return a config group with some fields replaced, given as texts such as 'temperature=0.9'.
 
     Raises:
       ConfigError: a text without '=', an unknown field, or a value that is not of its type or range.
@@ -250,14 +252,14 @@ def override(group: Any, assignments: list[str]) -> Any:
             raise ConfigError(f'{text!r} is not FIELD=VALUE: choose a field of {", ".join(hints)}')
         try:
             parsed = value if hints[name] is str or typing.get_origin(hints[name]) is Literal else json.loads(value)
-        except ValueError:  # not JSON, or an int of thousands of digits
+        except ValueError:  # not JSON, or an int with thousands of digits
             parsed = float(value) if value in ('inf', '-inf', 'nan') else value
         changes[name] = parsed
     return replace_fields(group, changes)
 
 
 def replace_fields(group: Any, changes: dict[str, Any]) -> Any:
-    """Return a config group with some fields replaced, each checked as `from_config_dict` does.
+    """Return a config group with some fields replaced, each checked as in `from_config_dict`.
 
     Raises:
       ConfigError: a field is unknown, or its value is not of the declared type, choice or range.
@@ -269,6 +271,6 @@ def replace_fields(group: Any, changes: dict[str, Any]) -> Any:
 
 
 def field_help(group: type) -> dict[str, str]:
-    """Return what each field of a config group may hold, in words: {name: 'from 1 to 65536'}."""
+    """Return the allowed values of each field of a config group in words: {name: 'from 1 to 65536'}."""
     hints = typing.get_type_hints(group, include_extras=True)
     return {name: describe(hint) for name, hint in hints.items()}

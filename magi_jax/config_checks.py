@@ -1,21 +1,24 @@
-"""What must hold between the fields of a config, checked before anything long runs; ranges are in `config.py`."""
+"""Checks of config fields against each other, made before anything long runs.
+
+Ranges of single fields are in `config.py`.
+"""
 
 from magi_jax.config import Config, ConfigError
 
-MOST_CLIPS = 2**31 - 1  # a clip's number in the run is an int32
+MAX_CLIPS = 2**31 - 1  # the number of a clip in a run is an int32
 
 
 def check_config(config: Config) -> None:
     """Check the fields of a run against each other.
 
     Raises:
-      ConfigError: two fields do not fit; the message names both.
+      ConfigError: two fields contradict each other; the message names both.
     """
     data, optim, steps = config.data, config.optim, config.train.steps
-    if steps * data.batch_size > MOST_CLIPS:
+    if steps * data.batch_size > MAX_CLIPS:
         raise ConfigError(
-            f'train.steps = {steps} x data.batch_size = {data.batch_size} is more than {MOST_CLIPS} clips:'
-            f' choose train.steps up to {MOST_CLIPS // data.batch_size}'
+            f'train.steps = {steps} x data.batch_size = {data.batch_size} is more than {MAX_CLIPS} clips:'
+            f' choose train.steps up to {MAX_CLIPS // data.batch_size}'
         )
     if data.batch_size % optim.accumulate:
         raise ConfigError(
@@ -42,10 +45,10 @@ def _check_masking(config: Config) -> None:
 
 
 def check_sampler(config: Config) -> None:
-    """Check the sampler's fields against the model that they sample from.
+    """Check the sampler's fields against the model to sample from.
 
     Raises:
-      ConfigError: two fields do not fit; the message names both.
+      ConfigError: two fields contradict each other; the message names both.
     """
     sampler, timesteps, levels = config.sampler, config.model.head.timesteps, len(config.masking.noise_std)
     if sampler.start >= timesteps:
@@ -65,6 +68,6 @@ def check_sampler(config: Config) -> None:
         )
     if sampler.guidance != 1 and not config.masking.history_dropout:
         raise ConfigError(
-            f'sampler.guidance = {sampler.guidance} needs a run that was trained with masking.history_dropout > 0:'
-            ' 1 turns it off'
+            f'sampler.guidance = {sampler.guidance} needs a run trained with masking.history_dropout > 0:'
+            ' set sampler.guidance = 1, which turns it off'
         )

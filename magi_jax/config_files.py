@@ -24,24 +24,25 @@ def find_config_file(name: str) -> Path:
     """Return the path of a config file.
 
     Args:
-      name: a path; where there is no such file, a shipped one: 'quickstart' or 'configs/quickstart.py'.
+      name: path of a config file; if there is no such file, name of a shipped one: 'quickstart' or
+        'configs/quickstart.py'.
 
     Raises:
-      ConfigError: no such file, and the message lists the shipped ones; or a file without `get_config`.
+      ConfigError: the file does not exist (the message lists the shipped ones), or it does not define `get_config`.
     """
     path = Path(name).expanduser()
     is_shipped = path.stem in shipped_names() and path.suffix in ('', '.py') and str(path.parent) in ('.', 'configs')
     if path.is_file() and (path.suffix or not is_shipped):
         if 'get_config' not in path.read_text(errors='replace'):
-            raise ConfigError(f'{name} is no config file: it must define get_config(variants), as {SHIPPED}/*.py do')
+            raise ConfigError(f'{name} is not a config file: define get_config(variants) in it, as {SHIPPED}/*.py do')
         return path
     if is_shipped:
         return SHIPPED / f'{path.stem}.py'
-    raise ConfigError(f'no config file {name!r}: give the path of one, or one of {", ".join(shipped_names())}')
+    raise ConfigError(f'there is no config file {name!r}: give a path, or one of {", ".join(shipped_names())}')
 
 
 def import_config(name: str) -> types.ModuleType:
-    """Return the module of a config file, executed anew. Raise ConfigError as `find_config_file` does."""
+    """Execute a config file and return its module. Raise ConfigError as `find_config_file` does."""
     path = find_config_file(name)
     spec = importlib.util.spec_from_file_location(f'config_{path.stem}', path)
     module = importlib.util.module_from_spec(spec)

@@ -1,4 +1,4 @@
-"""What a config field may hold, declared with its type: ranges of numbers, and paths in which `~` is expanded.
+"""Rules for the values of config fields, declared with the type: number ranges, and paths with `~`.
 
 batch_size: Annotated[int, Range(1, 2**20)] = 128
 path: Annotated[str, PATH] = ''
@@ -14,14 +14,14 @@ TYPES = {int: 'a whole number', float: 'a number', bool: 'True or False', str: '
 
 
 class ConfigError(ValueError):
-    """A config that cannot be used; the message names the field and what to do."""
+    """A config or argument that cannot be used. The message names the field and what to do."""
 
 
 class Rule(Protocol):
-    """What an annotation demands of a value that has the right type already."""
+    """A check of a value that already has the right type."""
 
     def apply(self, value: Any, path: str) -> Any:
-        """Return the value to keep. Raise ConfigError, naming the field `path`, if it is not allowed."""
+        """Return the value to keep. Raise ConfigError, naming the field `path`, if the value is not allowed."""
 
     def describe(self) -> str:
         """Return the allowed values in words."""
@@ -29,14 +29,14 @@ class Rule(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`, both included; of a tuple, how many values it has. NaN is never allowed.
+    """Numbers from `low` to `high`, both included; for a tuple, its length. NaN is never allowed.
 
     Attributes:
       low: smallest value.
       high: largest value.
-      above: `low` itself is not allowed.
-      below: `high` itself is not allowed.
-      also: further values, outside the range: -1 or inf, where they have a meaning of their own.
+      above: True if `low` itself is not allowed.
+      below: True if `high` itself is not allowed.
+      also: further allowed values outside the range, such as -1 or inf, if they have a special meaning.
     """
 
     low: float
@@ -69,7 +69,7 @@ class Range:
 
 @dataclasses.dataclass(frozen=True)
 class PathRule:
-    """A path of this machine: `~` stands for the home folder."""
+    """A local path in which `~` stands for the home folder."""
 
     def apply(self, value: str, path: str) -> str:
         """Return `value` with `~` expanded."""
@@ -88,16 +88,16 @@ def expand_path(text: str) -> str:
     """Return a path with a leading `~` or `~user` replaced by the home folder.
 
     Raises:
-      ConfigError: there is no such home folder. The path would name a folder called `~`.
+      ConfigError: the home folder is unknown. Otherwise a folder named `~` would be made.
     """
     expanded = os.path.expanduser(text)
     if expanded.startswith('~'):
-        raise ConfigError(f'the home folder in {text!r} is unknown: write the path in full, or set HOME')
+        raise ConfigError(f'the home folder in {text!r} is unknown: write the full path, or set HOME')
     return expanded
 
 
 def build(cls: type, values: Any, path: str) -> Any:
-    """Return the dataclass `cls` made of a dict of its fields, groups included.
+    """Build the dataclass `cls` from a dict of its fields, nested groups included.
 
     Raises:
       ConfigError: a field is unknown, or its value is not of the declared type, choice or range.
@@ -112,7 +112,7 @@ def build(cls: type, values: Any, path: str) -> Any:
 
 
 def convert(hint: Any, value: Any, path: str) -> Any:
-    """Check `value` of the field `path` against its annotation and return the value to keep.
+    """Check `value` of the field `path` against its annotation, and return the value to keep.
 
     Ints are accepted for floats and lists for tuples; nothing else is converted.
     """
@@ -125,7 +125,7 @@ def convert(hint: Any, value: Any, path: str) -> Any:
 
 
 def describe(hint: Any) -> str:
-    """Return what a field with this annotation may hold, in words."""
+    """Return the allowed values of a field with this annotation in words."""
     kind, *rules = [hint.__origin__, *hint.__metadata__] if typing.get_origin(hint) is Annotated else [hint]
     if typing.get_origin(kind) is Literal:
         return ' or '.join(map(str, typing.get_args(kind)))
@@ -143,7 +143,7 @@ def _typed(kind: Any, value: Any, path: str) -> Any:
     if origin is tuple and isinstance(value, (tuple, list)):
         return tuple(convert(args[0], item, f'{path}[{i}]') for i, item in enumerate(value))
     if kind is float and type(value) is int:
-        return float(min(max(value, -(10**300)), 10**300))  # larger ints have no float
+        return float(min(max(value, -(10**300)), 10**300))  # larger ints overflow
     if type(value) is kind:
         return value
     raise ConfigError(f'{path} = {value!r} is of type {type(value).__name__}: give {TYPES.get(kind, "a list")}')

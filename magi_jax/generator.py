@@ -40,15 +40,15 @@ from magi_jax.tokenizers.pixels import to_float, to_uint8
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Generator:
-    """A finished or still training run, ready to sample from.
+    """A finished or unfinished training run, ready to sample from.
 
     Attributes:
-      config: of the run; `sampler` may be replaced with `with_sampler`.
-      weights: the average's, as `sampling_weights` makes them, whole on every device of every host.
-      tokenizer: the one that the run was trained with.
-      workdir: the run's folder.
-      step: of the checkpoint that the weights are from.
-      params: EMA parameters {'trunk', 'head'} in float32, as NumPy arrays: what `save_pretrained` writes.
+      config: config of the run; `with_sampler` replaces its `sampler`.
+      weights: EMA parameters after `sampling_weights`, replicated on every device of every host.
+      tokenizer: tokenizer of the run.
+      workdir: folder of the run.
+      step: step of the checkpoint.
+      params: EMA parameters {'trunk', 'head'} in float32 as NumPy arrays, which `save_pretrained` writes.
     """
 
     config: Config
@@ -66,7 +66,7 @@ class Generator:
         return f'Generator({run}, tokenizer={self.config.tokenizer.kind})'
 
     def with_sampler(self, sampler: SamplerConfig) -> 'Generator':
-        """The same model under other sampler settings."""
+        """Return the same model with other sampler settings."""
         return dataclasses.replace(self, config=dataclasses.replace(self.config, sampler=sampler))
 
     def sample(
@@ -82,35 +82,35 @@ class Generator:
         progress: bool | Progress = True,
         **sampler: Any,
     ) -> np.ndarray:
-        """Videos that continue `context`, or begin from nothing; shared among the devices of all hosts.
+        """Sample videos that continue `context`, or unconditional videos, on the devices of all hosts.
 
-        Several hosts must make the same call; each gets all videos.
+        Several hosts must make the same call. Each host gets all videos.
 
         Args:
-          context: uint8 [B, c, H, W, 3], c >= 0 first frames of each video; None: unconditional. A temporal tokenizer
-            takes certain c only, e.g. 1 + 4k.
-          frames: length of the videos, context included; any from 1.
-          num: videos from nothing when there is no context.
-          interval: raw frames between two frames, 1..data.max_interval of the run.
-          seed: 0 to 2^32 - 1; same seed, same videos.
-          numbers: [B] of the videos among all of this seed, whose draws they decide: a large set can be made in parts.
+          context: first frames of each video, uint8 [B, c, H, W, 3] with c >= 0; None for unconditional videos. A
+            temporal tokenizer accepts certain c only, e.g. 1 + 4k.
+          frames: length of the videos, context included; at least 1.
+          num: number of unconditional videos.
+          interval: frame interval in raw frames, 1..data.max_interval of the run.
+          seed: seed from 0 to 2^32 - 1; the same seed gives the same videos.
+          numbers: numbers [B] of the videos among all videos of this seed, so that a large set can be sampled in parts.
             None: 0..B-1.
-          per_device_batch: videos that a device makes together. With it, videos are bit-identical on any number of
-            devices. None: all.
-          progress: True shows a bar in a terminal or notebook, False none. A function is called for each part, as in
-            `sampling.stream.sample_clips`.
+          per_device_batch: number of videos per device and part. If it is set, videos are bit-identical on any number
+            of devices. None: all videos in one part.
+          progress: True for a progress bar in a terminal or notebook, False for none. A function is called for each
+            part, as in `sampling.stream.sample_clips`.
           **sampler: fields of `SamplerConfig` for this call, e.g. temperature=0.9, denoise_steps=10.
 
         Returns:
           uint8 [B, frames, H, W, 3].
 
         Raises:
-          ConfigError: an argument is not allowed or does not fit the run.
+          ConfigError: an argument is not allowed or does not match the run.
         """
         request = _Request(context, frames, num, interval, seed, numbers)
         parts, count = self._with_fields(sampler)._inputs(request, per_device_batch)
-        shown = contextlib.nullcontext(progress) if callable(progress) else frame_bar(len(parts), bool(progress))
-        with shown as watch:
+        bar = contextlib.nullcontext(progress) if callable(progress) else frame_bar(len(parts), bool(progress))
+        with bar as watch:
             return np.concatenate([gather_to_hosts(sample_clips(**part, progress=watch)) for part in parts])[:count]
 
     def stream(
@@ -124,20 +124,21 @@ class Generator:
         numbers: Sequence[int] | None = None,
         **sampler: Any,
     ) -> Iterator[np.ndarray]:
-        """The frames of the same videos one after the other, context first, in memory that does not grow.
+        """Return an iterator over the frames of the same videos, context first, in constant memory.
 
-        Arguments are those of `sample`. While a frame is handed out, the next one is being made.
+        Arguments are those of `sample`. While the caller handles a frame, the devices compute the next one.
 
         Returns:
           An iterator over `frames` arrays uint8 [B, H, W, 3].
 
         Raises:
-          ConfigError: as `sample`; also if the tokenizer is not frame-wise.
+          ConfigError: as in `sample`; also if the tokenizer is not frame-wise.
         """
         request = _Request(context, frames, num, interval, seed, numbers)
         (inputs,), count = self._with_fields(sampler)._inputs(request, per_device_batch=None)
-        given, made = np.moveaxis(inputs['context'][:count], 1, 0), stream_clips(**inputs)
-        return itertools.chain(given, (gather_to_hosts(frame)[:count] for frame in _ahead(made)))
+        context_frames, new_frames = np.moveaxis(inputs['context'][:count], 1, 0), stream_clips(**inputs)
+        new_frames = (gather_to_hosts(frame)[:count] for frame in _prefetch_to_host(new_frames))
+        return itertools.chain(context_frames, new_frames)
 
     def _with_fields(self, fields: dict[str, Any]) -> 'Generator':
         if not fields:
@@ -146,10 +147,13 @@ class Generator:
         return self.with_sampler(replace_sampler_fields(self.config.sampler, fields, arguments))
 
     def _inputs(self, request: '_Request', per_device_batch: int | None) -> tuple[list[dict[str, Any]], int]:
-        """Arguments of `sample_clips` for each part, all devices having as many; and how many videos were asked for."""
+        """Return the arguments of `sample_clips` for each part, and the number of requested videos.
+
+        Every device gets the same number of clips.
+        """
         mesh, (context, numbers) = _mesh(), request.checked(self.config.data)
         shape = clip_shape(self.config, self.tokenizer)
-        alike = {
+        shared = {
             'sampler': VideoSampler(self.config, shape, sampling_layout(self.config.model, shape, mesh)),
             'weights': self.weights,
             'tokenizer': replicate(mesh, self.tokenizer),
@@ -159,21 +163,24 @@ class Generator:
 
         def part(rows: np.ndarray) -> dict[str, Any]:
             intervals, keys = np.full(rows.shape, request.interval, np.int32), clip_keys(request.seed, numbers[rows])
-            return alike | {'context': context[rows], 'interval': intervals, 'keys': keys}
+            return shared | {'context': context[rows], 'interval': intervals, 'keys': keys}
 
         return [part(rows) for rows in _parts(mesh, len(context), per_device_batch)], len(context)
 
     def reconstruct(self, video: np.ndarray, per_device_batch: int | None = None) -> np.ndarray:
-        """What the tokenizer keeps of videos: as good as the samples of this run can be.
+        """Encode and decode videos with the tokenizer, which bounds the quality of samples of this run.
 
-        Shared among the devices of all hosts, all of which must make the same call.
+        The devices of all hosts share the work. All hosts must make the same call.
 
         Args:
-          video: uint8 [B, T, H, W, 3], of a length and size that the tokenizer takes (else ConfigError).
+          video: uint8 [B, T, H, W, 3].
           per_device_batch: as in `sample`.
 
         Returns:
           uint8 [B, T, H, W, 3].
+
+        Raises:
+          ConfigError: the tokenizer does not accept this length or size.
         """
         return reconstruct(self.tokenizer, video, per_device_batch)
 
@@ -181,7 +188,7 @@ class Generator:
         """Return how the tokens of the frame after `video` attend to each frame, before any of them is revealed.
 
         Args:
-          video: uint8 [B, T, H, W, 3] with T below the trained length.
+          video: uint8 [B, T, H, W, 3] with T less than the trained length.
           interval: as in `sample`.
 
         Returns:
@@ -202,16 +209,16 @@ class Generator:
         """Write weights, config, tokenizer and model card to a folder that `load` reads on any machine.
 
         Args:
-          folder: new, empty or an older one of this function.
-          name: what the model card calls the model; None: the folder's name.
-          license: Hub identifier of the weights' licence, e.g. 'apache-2.0'.
-          metrics: a metrics.json of `launch.evaluate` for the model card; None: the one in the run's folder, if any.
+          folder: new or empty folder, or one that this function wrote before.
+          name: name of the model in its card; None for the name of the folder.
+          license: Hub identifier of the licence of the weights, e.g. 'apache-2.0'.
+          metrics: metrics.json of `launch.evaluate` for the model card; None for the one in the folder of the run.
 
         Raises:
-          ConfigError: the folder holds something else, or this generator was not made by `load`.
+          ConfigError: the folder holds other files, or this generator does not come from `load`.
         """
         if self.params is None:
-            raise ConfigError('this Generator has no float32 parameters to save: make it with magi_jax.load')
+            raise ConfigError('this Generator has no float32 parameters to save: create it with magi_jax.load')
         facts = read_facts(self.workdir, self.step)
         if metrics is not None:
             facts |= {'metrics': read_results(metrics)}
@@ -219,15 +226,15 @@ class Generator:
         save_pretrained(folder, self.config, self.tokenizer, self.params, facts, name, license, self.workdir)
 
     def push_to_hub(self, name: str, *, private: bool = False, **card: Any) -> str:
-        """Save to the Hugging Face Hub repository `name`, made if missing, and return its address.
+        """Save to the Hugging Face Hub repository `name`, which is created if missing. Return its address.
 
         Args:
           name: 'user/name'.
-          private: whether a new repository is private.
+          private: True to make a new repository private.
           **card: `license` and `metrics` of `save_pretrained`.
 
         Raises:
-          ConfigError: `pip install 'magi_jax[hub]'` is missing, or the Hub refused.
+          ConfigError: the Hub client is missing (`pip install 'magi_jax[hub]'`), or the upload failed.
         """
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, name=name, **card)
@@ -236,7 +243,7 @@ class Generator:
 
 @dataclasses.dataclass(frozen=True)
 class _Request:
-    """What `Generator.sample` and `Generator.stream` are called with."""
+    """The arguments of `Generator.sample` and `Generator.stream`."""
 
     context: np.ndarray | None
     frames: int
@@ -246,7 +253,7 @@ class _Request:
     numbers: Sequence[int] | None
 
     def checked(self, data: DataConfig) -> tuple[np.ndarray, np.ndarray]:
-        """Return context [B, c, H, W, 3] and numbers [B] of the videos. Raise ConfigError if a run on `data` cannot."""
+        """Return context [B, c, H, W, 3] and numbers [B] of the videos. Raise ConfigError for wrong arguments."""
         check_whole('frames', self.frames, 1)
         check_whole('num', self.num, 1)
         check_whole('interval', self.interval, 1, data.max_interval, 'data.max_interval of this run')
@@ -267,7 +274,7 @@ class _Request:
 
 
 def reconstruct(tokenizer: Tokenizer, video: np.ndarray, per_device_batch: int | None = None) -> np.ndarray:
-    """`Generator.reconstruct` of a tokenizer alone."""
+    """Encode and decode videos as `Generator.reconstruct` does, with a tokenizer alone."""
     mesh, video = _mesh(), check_videos('video', video)
     tokenizer, sharding = replicate(mesh, tokenizer), batch_sharding(mesh)
     parts = (shard(sharding, video[rows]) for rows in _parts(mesh, len(video), per_device_batch))
@@ -283,12 +290,12 @@ def load(workdir: str | os.PathLike, revision: str | None = None) -> Generator:
     """Load the newest checkpoint of a training run, or weights that `save_pretrained` wrote.
 
     Args:
-      workdir: folder of a run or of `save_pretrained`, or 'user/name' of the Hugging Face Hub, downloaded once.
+      workdir: folder of a run or of `save_pretrained`, or 'user/name' on the Hugging Face Hub, downloaded once.
       revision: branch, tag or commit of a Hub repository.
 
     Raises:
-      FileNotFoundError: no run, checkpoint or tokenizer there.
-      ConfigError: the run trained no generator, or a file is not what `save_pretrained` wrote.
+      FileNotFoundError: the folder has no run, checkpoint or tokenizer.
+      ConfigError: the run is not a generator run, or a file differs from the one that `save_pretrained` wrote.
     """
     workdir = find_folder(workdir, revision)
     if is_pretrained(workdir):
@@ -297,14 +304,14 @@ def load(workdir: str | os.PathLike, revision: str | None = None) -> Generator:
         return Generator(config, weights, tokenizer, str(workdir), step, params)
     config = load_config(workdir)
     if config.objective == 'autoencoder':
-        raise ConfigError(f'{workdir} holds an autoencoder, not a generator; give the --workdir of a generator run')
+        raise ConfigError(f'{workdir} holds an autoencoder, not a generator: give the --workdir of a generator run')
     if config.tokenizer.kind == 'identity':
         tokenizer = create_tokenizer(config.tokenizer, jax.random.key(0), config.data.height, config.data.width)
     else:
         tokenizer = load_tokenizer(Path(workdir) / 'tokenizer')
     boxed = jax.eval_shape(make_objective(config, tokenizer).init, jax.random.key(0))
-    everywhere = replicated_sharding(_mesh())
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), nn.unbox(boxed))
+    replicated = replicated_sharding(_mesh())
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), nn.unbox(boxed))
     checkpoints = Checkpoints(workdir)
     params = checkpoints.restore({'ema': abstract})['ema']
     checkpoints.close()
@@ -319,12 +326,12 @@ def _parts(mesh: Mesh, count: int, per_device_batch: int | None) -> list[np.ndar
 
 
 def _mesh() -> Mesh:
-    """All devices of all hosts, along the data axis."""
+    """Return a mesh of all devices of all hosts along the data axis."""
     return make_mesh(MeshConfig())
 
 
-def _ahead(frames: Iterator[jax.Array]) -> Iterator[jax.Array]:
-    """The same, each handed out once the next one is dispatched and its own way to the host has begun."""
+def _prefetch_to_host(frames: Iterator[jax.Array]) -> Iterator[jax.Array]:
+    """Yield each frame after the next one is dispatched and its own copy to the host has started."""
     waiting = None
     for frame in frames:
         if frame.is_fully_addressable:

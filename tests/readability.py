@@ -54,13 +54,14 @@ def python_texts(source: str) -> Iterator[tuple[int, str]]:
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type != tokenize.COMMENT:
             continue
-        if token.start[0] != last + 1 and block:
+        inline = bool(token.line[: token.start[1]].strip())  # beside code: a text of its own
+        if block and (inline or token.start[0] != last + 1):
             yield start, ' '.join(block)
             block = []
         if not block:
             start = token.start[0]
         block.append(token.string.lstrip('# '))
-        last = token.start[0]
+        last = -1 if inline else token.start[0]
     if block:
         yield start, ' '.join(block)
 

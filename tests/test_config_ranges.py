@@ -124,7 +124,7 @@ def test_sampler_fields_given_as_text_are_checked_too():
         ({'sampler': {'denoise_steps': 2000}}, r'sampler\.denoise_steps = 2000 .*: choose .* from 2 to 1000'),
         ({'sampler': {'start': 1000}}, r'sampler\.start = 1000 .*: choose sampler\.start from 1 to 999'),
         ({'sampler': {'context_level': 6}}, r'sampler\.context_level = 6 .*: choose .* from 0 to 5'),
-        ({'sampler': {'guidance': 2.0}}, r'masking\.history_dropout > 0: 1 turns it off'),
+        ({'sampler': {'guidance': 2.0}}, r'masking\.history_dropout > 0: set sampler\.guidance = 1'),
         ({'masking': {'ratio_min': 0.8, 'ratio_max': 0.7}}, r'ratio_min = 0\.8 is more than masking\.ratio_max = 0\.7'),
         ({'data': {'batch_size': 7}, 'optim': {'accumulate': 2}}, r'accumulate = 2: choose data\.batch_size = 8'),
         ({'train': {'steps': 2**31 - 1}}, r'train\.steps = 2147483647 x data\.batch_size = 128 .*: choose'),

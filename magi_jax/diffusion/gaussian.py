@@ -1,6 +1,7 @@
 """Training targets, the learned-range variance loss and the reverse step, for any process table (improved DDPM, MAR).
 
 The network's output [..., 2C] has two halves: the prediction (noise, clean token or velocity) and the variance logits.
+
 Dimension key: ... any leading axes (one diffusion step index i for each), C token width.
 """
 
@@ -16,14 +17,17 @@ Prediction = Literal['noise', 'clean', 'velocity']
 
 
 def add_noise(process: Process, clean: jax.Array, noise: jax.Array, i: jax.Array) -> jax.Array:
-    """x_i = sqrt(abar_i) clean + sqrt(1 - abar_i) noise; clean, noise [..., C], i int [...]."""
+    """Return x_i = sqrt(abar_i) clean + sqrt(1 - abar_i) noise; clean, noise [..., C], i int [...]."""
     return process.sqrt_abar[i][..., None] * clean + process.sqrt_one_minus_abar[i][..., None] * noise
 
 
 def training_target(
     process: Process, prediction: Prediction, clean: jax.Array, noise: jax.Array, i: jax.Array
 ) -> jax.Array:
-    """[..., C]: what the prediction half regresses on; velocity = sqrt(abar) noise - sqrt(1 - abar) clean."""
+    """Return the target [..., C] of the prediction half.
+
+    The velocity is sqrt(abar) noise - sqrt(1 - abar) clean.
+    """
     if prediction == 'noise':
         return noise
     if prediction == 'clean':
@@ -34,7 +38,7 @@ def training_target(
 def predicted_clean(
     process: Process, prediction: Prediction, x: jax.Array, predicted: jax.Array, i: jax.Array
 ) -> jax.Array:
-    """[..., C]: the clean token that the prediction half stands for, unclipped."""
+    """Return the clean token [..., C] that the prediction half implies, unclipped."""
     if prediction == 'clean':
         return predicted
     signal, noise = process.sqrt_abar[i][..., None], process.sqrt_one_minus_abar[i][..., None]
@@ -44,12 +48,12 @@ def predicted_clean(
 
 
 def posterior_mean(process: Process, clean: jax.Array, x: jax.Array, i: jax.Array) -> jax.Array:
-    """[..., C]: mean of q(x_{i-1} | x_i = x, x_0 = clean)."""
+    """Return the mean [..., C] of q(x_{i-1} | x_i = x, x_0 = clean)."""
     return process.posterior_clean[i][..., None] * clean + process.posterior_noisy[i][..., None] * x
 
 
 def learned_log_variance(process: Process, logits: jax.Array, i: jax.Array) -> jax.Array:
-    """[..., C]: log variance between the posterior's (logit -1) and beta's (logit 1)."""
+    """Interpolate the log variance [..., C] between the posterior (logit -1) and beta (logit 1)."""
     fraction = (logits + 1) / 2
     low, high = process.posterior_log_variance[i][..., None], process.log_beta[i][..., None]
     return fraction * high + (1 - fraction) * low
@@ -58,18 +62,20 @@ def learned_log_variance(process: Process, logits: jax.Array, i: jax.Array) -> j
 def diffusion_loss(
     process: Process, prediction: Prediction, output: jax.Array, clean: jax.Array, noise: jax.Array, i: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Squared error of the prediction, and the variational bound in bits that trains the variance half only.
+    """Return the squared error of the prediction, and the variational bound in bits.
+
+    The bound trains the variance half only: its gradient is stopped through the prediction (MAR).
 
     Args:
       process: the full process.
-      prediction: what the prediction half is.
-      output: [..., 2C] of the network at x_i = add_noise(clean, noise, i).
-      clean: [..., C].
-      noise: [..., C].
-      i: int [...].
+      prediction: quantity that the prediction half stands for.
+      output: output [..., 2C] of the network at x_i = add_noise(clean, noise, i).
+      clean: clean tokens [..., C].
+      noise: noise [..., C].
+      i: step index, int [...].
 
     Returns:
-      (mse, vb), each [...] and float32, averaged over C. The gradient of vb is stopped through the prediction (MAR).
+      (mse, vb), each float32 [...], averaged over C.
     """
     predicted, logits = jnp.split(output.astype(jnp.float32), 2, axis=-1)
     target = training_target(process, prediction, clean, noise, i)
@@ -92,11 +98,12 @@ def reverse_step(
     i: jax.Array,
     x0_clip: float,
 ) -> tuple[jax.Array, jax.Array]:
-    """Mean and log variance [..., C] of p(x_{i-1} | x_i = x).
+    """Return mean and log variance [..., C] of p(x_{i-1} | x_i = x).
 
-    A finite `x0_clip` bounds the clean token, and the log variance to the range that it is learned in; inf bounds
-    neither (MAR). Logits beyond +-1 that are harmless in training explode here: the range is narrow between
-    neighbouring timesteps (0.13 at t = 10) and wide in a respaced process (2.9), so exp overflows and samples are NaN.
+    A finite `x0_clip` bounds the clean token, and the log variance to its learned range; inf bounds neither (MAR).
+    Without the bound, logits outside [-1, 1] are harmless in training but overflow here. The learned range is narrow
+    between neighbouring timesteps (0.13 at t = 10) but wide in a respaced process (2.9). The exponential then overflows
+    and samples become NaN.
     """
     clean, logits = clipped_clean(process, prediction, output, x, i, x0_clip)
     if math.isfinite(x0_clip):
@@ -112,13 +119,16 @@ def clipped_clean(
     i: jax.Array,
     x0_clip: float,
 ) -> tuple[jax.Array, jax.Array]:
-    """The clean token in +-`x0_clip` that an output [..., 2C] at x_i = x stands for, and its variance logits."""
+    """Return the clean token that an output [..., 2C] at x_i = x implies, and its variance logits.
+
+    The clean token is clipped to +-`x0_clip`.
+    """
     predicted, logits = jnp.split(output.astype(jnp.float32), 2, axis=-1)
     return jnp.clip(predicted_clean(process, prediction, x, predicted, i), -x0_clip, x0_clip), logits
 
 
 def guided_output(output: jax.Array, blind: jax.Array, weight: jax.Array | float) -> jax.Array:
-    """[..., 2C]: the prediction half at `blind` + weight (`output` - `blind`); the variance half is of `output`."""
+    """Return [..., 2C] with the prediction `blind` + weight (`output` - `blind`) and the variance half of `output`."""
     (predicted, logits), (without, _) = (jnp.split(x, 2, axis=-1) for x in (output, blind))
     return jnp.concatenate([without + weight * (predicted - without), logits], axis=-1)
 
@@ -129,7 +139,10 @@ def _gaussian_kl(mean1: jax.Array, logvar1: jax.Array, mean2: jax.Array, logvar2
 
 
 def _discretised_log_likelihood(x: jax.Array, mean: jax.Array, log_std: jax.Array) -> jax.Array:
-    """Log probability of the bin of half-width 1/255 around x; the bins at +-0.999 take the tails (8-bit images)."""
+    """Return the log probability of the bin of half-width 1/255 around x.
+
+    The bins beyond +-0.999 include the tails (8-bit images).
+    """
     inverse_std = jnp.exp(-log_std)
     upper = _normal_cdf((x - mean + 1 / 255) * inverse_std)
     lower = _normal_cdf((x - mean - 1 / 255) * inverse_std)
@@ -138,5 +151,5 @@ def _discretised_log_likelihood(x: jax.Array, mean: jax.Array, log_std: jax.Arra
 
 
 def _normal_cdf(x: jax.Array) -> jax.Array:
-    """The tanh approximation that improved DDPM's loss, and so MAR's, is defined with."""
+    """Compute the normal CDF by the tanh approximation of the losses in improved DDPM and MAR."""
     return 0.5 * (1 + jnp.tanh(jnp.sqrt(2 / jnp.pi) * (x + 0.044715 * x**3)))

@@ -1,6 +1,6 @@
-"""The real clips that `continuation` continues, of any data source.
+"""The real clips that `continuation` continues, from any data source.
 
-B clips, T frames, H rows, W columns.
+Dimension key: B clips, T frames, H rows, W columns.
 """
 
 import dataclasses
@@ -17,19 +17,19 @@ from magi_jax.evaluation.protocols import FrameComparison, check_length
 from magi_jax.tokenizers.api import Tokenizer
 from magi_jax.tokenizers.pixels import to_uint8
 
-CONTEXT = 5  # frames that are given unless the protocol says otherwise
+CONTEXT = 5  # default number of context frames
 
 
 @dataclasses.dataclass(frozen=True)
 class RealContinuations:
-    """Real clips of one split; `len` is their number.
+    """Real clips of one split. `len` gives their number.
 
     Attributes:
-      source: of videos, as in `data.sources`.
-      protocol: without None.
-      split: where the clips come from.
+      source: source of videos, as in `data.sources`.
+      protocol: protocol without None.
+      split: split of the clips.
       places: video and first frame of each clip.
-      notes: what a reader of the numbers must know, in sentences.
+      notes: sentences that qualify the results.
     """
 
     source: Any
@@ -49,7 +49,7 @@ class RealContinuations:
 
 
 class DecodedLatents:
-    """Stored validation latents, decoded on reading: in place of videos that are no longer there."""
+    """Videos decoded from stored validation latents, for runs whose videos are no longer available."""
 
     def __init__(self, data: DataConfig, described: latents.Description, tokenizer: Tokenizer):
         self._latents = latents.LatentSource(data, described, latents.VALIDATION)
@@ -72,18 +72,18 @@ class DecodedLatents:
 
 
 def open_clips(data: DataConfig, protocol: FrameComparison, tokenizer: Tokenizer) -> RealContinuations:
-    """Choose the clips of a protocol: of the test split, else of `data.eval_split`, else of `data.train_split`.
+    """Choose the clips of a protocol from the test split, else `data.eval_split`, else `data.train_split`.
 
-    The first clip of every video comes before the second one of any; clips of a video do not overlap. Where the split
-    holds fewer clips than the protocol asks for, all are taken and a note says so.
+    The first clip of every video comes before the second clip of any video, and clips of a video do not overlap. If the
+    split has fewer clips than requested, all are taken and a note says so.
 
     Args:
-      data: of the run.
-      protocol: its frames and context may be None.
-      tokenizer: of the run.
+      data: data config of the run.
+      protocol: protocol, whose frames and context may be None.
+      tokenizer: tokenizer of the run.
 
     Raises:
-      ConfigError: no split holds a video that is long enough; or the protocol leaves nothing to generate.
+      ConfigError: no split has a video that is long enough, or the protocol leaves nothing to generate.
     """
     protocol = _completed(data, protocol, tokenizer)
     span = (protocol.frames - 1) * protocol.interval + 1
@@ -92,14 +92,14 @@ def open_clips(data: DataConfig, protocol: FrameComparison, tokenizer: Tokenizer
     if len(places) < protocol.clips:
         videos = len({video for video, _ in places})
         notes.append(
-            f'{protocol.clips} clips requested; the split holds {len(places)} (of {span} raw frames, no overlap) in '
+            f'{protocol.clips} clips requested, but the split has {len(places)} (of {span} raw frames, no overlap) in '
             f'{videos} video{"s" if videos > 1 else ""}: all were used.'
         )
     return RealContinuations(source, protocol, split, places, tuple(notes))
 
 
 def _completed(data: DataConfig, protocol: FrameComparison, tokenizer: Tokenizer) -> FrameComparison:
-    """Replace None by what suits the run."""
+    """Replace None in a protocol by values that suit the run."""
     frames = protocol.frames or data.frames
     context = protocol.context or data.context_frames
     if not context:
@@ -110,29 +110,29 @@ def _completed(data: DataConfig, protocol: FrameComparison, tokenizer: Tokenizer
 
 
 def _open_source(data: DataConfig, span: int, tokenizer: Tokenizer) -> tuple[Any, str, list[str]]:
-    """Return a source with videos of at least `span` frames, its split, and what is to be noted of it."""
-    videos, complaints = latents.source_videos_config(data), []
+    """Return a source that has a video of at least `span` frames, its split, and notes about it."""
+    videos, reasons = latents.source_videos_config(data), []
     for split in dict.fromkeys(('test', data.eval_split, data.train_split)):
         try:
             source = sources.open_source(videos, split)
         except ConfigError as error:
-            complaints.append(str(error))
+            reasons.append(str(error))
             continue
         if max(source.lengths) >= span:
-            seen = f'The clips are of the split {split!r}, which the run was trained on: no other holds such clips.'
-            return source, split, [seen] if split == data.train_split else []
-        complaints.append(f'no video of split {split!r} has the {span} raw frames of a clip')
-    reasons = '; '.join(dict.fromkeys(complaints))
+            note = f'The clips come from {split!r}, the training split: no other split has clips of this length.'
+            return source, split, [note] if split == data.train_split else []
+        reasons.append(f'no video of split {split!r} has {span} raw frames')
+    reason = '; '.join(dict.fromkeys(reasons))
     if (described := latents.describe(data)) is not None:
         decoded = DecodedLatents(data, described, tokenizer)
         if max(decoded.lengths) >= span:
-            note = f'Real frames are decoded from the stored latents, since their videos cannot be read: {reasons}.'
+            note = f'Real frames are decoded from stored latents, because the videos cannot be read: {reason}.'
             return decoded, data.eval_split, [note]
-    raise ConfigError(f'no real clips to continue: {reasons}')
+    raise ConfigError(f'no real clips to continue: {reason}')
 
 
 def _places(lengths: np.ndarray, span: int, count: int) -> list[tuple[int, int]]:
-    """Video and first frame of up to `count` clips."""
+    """Return video and first frame of up to `count` clips."""
     rounds = range(int(max(lengths)) // span)
     places = ((video, i * span) for i in rounds for video in range(len(lengths)) if (i + 1) * span <= lengths[video])
     return [place for place, _ in zip(places, range(count))]

@@ -5,13 +5,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from magi_jax.evaluation import charts, report
-from magi_jax.evaluation.continuation import Continuation, Course, Shown
+from magi_jax.evaluation.continuation import Continuation, ExampleClips, MetricByFrame
 
 UNITS = {'psnr': ('PSNR', ' dB', 2), 'ssim': ('SSIM', '', 3)}  # name, unit, decimals
 
 
 def render_continuation(
-    result: Continuation, shown: Shown, facts: Mapping[str, str], commands: Sequence[str], settings: Mapping[str, Any]
+    result: Continuation,
+    shown: ExampleClips,
+    facts: Mapping[str, str],
+    commands: Sequence[str],
+    settings: Mapping[str, Any],
 ) -> str:
     """Return the page as HTML; it loads nothing.
 
@@ -45,14 +49,14 @@ def render_continuation(
 
 def sentences(result: Continuation) -> list[str]:
     """Return what was found, a sentence for each metric."""
-    return [_sentence(name, course) for name, course in result.courses.items()]
+    return [_sentence(name, course) for name, course in result.metrics.items()]
 
 
 def table_rows(result: Continuation) -> tuple[list[str], list[list[str]]]:
     """Return heads and rows: one row for the mean and one for each generated frame."""
     heads = ['Generated frame']
     rows = [['mean'], *([str(number)] for number in result.to_json()['frames'])]
-    for name, course in result.courses.items():
+    for name, course in result.metrics.items():
         label, unit, _ = UNITS[name]
         heads += [f'{label}{unit and " (dB)"}', 'repeat last frame']
         means, stds = course.by_frame
@@ -62,7 +66,7 @@ def table_rows(result: Continuation) -> tuple[list[str], list[list[str]]]:
     return heads, rows
 
 
-def _sentence(name: str, course: Course) -> str:
+def _sentence(name: str, course: MetricByFrame) -> str:
     label, unit, _ = UNITS[name]
     repeated = float(course.repeated.mean())
     verdict = 'better than' if course.mean > repeated else 'worse than' if course.mean < repeated else 'as good as'
@@ -73,7 +77,7 @@ def _sentence(name: str, course: Course) -> str:
     )
 
 
-def _number(name: str, value: float, std: float = 0.0, course: Course | None = None) -> str:
+def _number(name: str, value: float, std: float = 0.0, course: MetricByFrame | None = None) -> str:
     decimals = UNITS[name][2]
     spread = f' ± {std:.{decimals}f}' if course is not None and len(course.generated) > 1 else ''
     return f'{value:.{decimals}f}{spread}'
@@ -81,7 +85,7 @@ def _number(name: str, value: float, std: float = 0.0, course: Course | None = N
 
 def _charts(result: Continuation) -> str:
     drawn, start = [], result.clips.protocol.context + 1
-    for name, course in result.courses.items():
+    for name, course in result.metrics.items():
         label, unit, _ = UNITS[name]
         lines = {
             'generated': list(enumerate(course.by_frame[0].tolist(), start)),

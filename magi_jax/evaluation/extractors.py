@@ -1,7 +1,7 @@
-"""Networks that features come from, and the names that results carry: a name says which weights stood behind it.
+"""Networks that compute features, and names of metrics that identify the weights behind a score.
 
-The published Fréchet video distance is of one set of weights, which is not ours to hand out. Its name is given to
-nothing else: an `Extractor` of that name needs a file that the user brings and whose SHA-256 the user states.
+The published Fréchet video distance (FVD) belongs to one set of weights, which this code does not include. Only these
+weights may use that name: an `Extractor` named FVD needs a file from the user, and its SHA-256.
 
 Dimension key: B clips, T frames, S time slots, D feature width.
 """
@@ -23,22 +23,22 @@ from magi_jax.parallel.hosts import equal_batches, gather_to_hosts, replicate, s
 from magi_jax.parallel.mesh import batch_sharding
 
 RESERVED = 'fvd'
-VARIANTS = {'i3d-tf400': (1e-3, 'tf1'), 'i3d-videogpt': (1e-5, 'torch-crop')}  # batch norm epsilon, resize
-HOW_TO_GET_FVD = (
+VARIANTS = {'i3d-tf400': (1e-3, 'tf1'), 'i3d-videogpt': (1e-5, 'torch-crop')}  # name -> (batch norm epsilon, resize)
+FVD_WEIGHTS_NEEDED = (
     'the Fréchet video distance needs the weights of I3D, which do not come with this code: give the file with '
-    '--weights and its SHA-256, from where you have the file, with --weights_sha256. It is i3d_pretrained_400.pt of '
+    '--weights, and the SHA-256 that its source states with --weights_sha256. The file is i3d_pretrained_400.pt of '
     'VideoGPT, or a .npz with the 230 variables of TF-Hub deepmind/i3d-kinetics-400/1 by name '
-    '(tf.train.load_checkpoint reads them). Without it, measure with a protocol of the embedded classifier'
+    '(tf.train.load_checkpoint reads them). Without it, use a protocol of the embedded classifier'
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class VerifiedFile:
-    """A file whose content is known to be what its user believes it is.
+    """A file whose content has the SHA-256 that its user stated.
 
     Raises:
-      ConfigError: its SHA-256 is another.
-      OSError: it cannot be read.
+      ConfigError: the file has another SHA-256.
+      OSError: the file cannot be read.
     """
 
     path: str
@@ -48,7 +48,7 @@ class VerifiedFile:
         with open(self.path, 'rb') as file:
             found = hashlib.file_digest(file, 'sha256').hexdigest()
         if found != self.sha256.lower():
-            raise ConfigError(f'{self.path} has SHA-256 {found}, not {self.sha256}: it is damaged or another file')
+            raise ConfigError(f'{self.path} has SHA-256 {found}, not {self.sha256}: give another file')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,17 +56,17 @@ class Extractor:
     """A frozen network.
 
     Attributes:
-      metric: name of the Fréchet distance of its features; the number of clips is added to it.
-      label: for tables and charts.
-      sha256: of its weights.
-      settings: what else decides the numbers.
-      window: frames that it sees at once; None: all.
-      min_frames: of a clip; the network has no features of shorter ones.
-      network: (variables, uint8 [B,T,H,W,3]) -> features float32 [B,S,D].
-      variables: its weights.
-      batch: clips that a device sees at once. It is fixed, so that a clip's features do not depend on the others'
-        number nor on that of the devices.
-      weights: the file that they came from, where the name demands one.
+      metric: name of the Fréchet distance of its features, without the number of clips.
+      label: name in tables and charts.
+      sha256: hash of the weights.
+      settings: further settings that determine the features.
+      window: number of frames of one input; None for any number.
+      min_frames: smallest number of frames of an input.
+      network: function (variables, uint8 [B,T,H,W,3]) -> features float32 [B,S,D].
+      variables: weights.
+      batch: per-device batch size. It is fixed, so that the features of a clip depend neither on the number of clips
+        nor on that of devices.
+      weights: file of the weights, if the name of the metric requires one.
     """
 
     metric: str
@@ -82,17 +82,20 @@ class Extractor:
 
     def __post_init__(self):
         if RESERVED in self.metric.lower() and (self.weights is None or self.weights.sha256.lower() != self.sha256):
-            raise ConfigError(HOW_TO_GET_FVD)
+            raise ConfigError(FVD_WEIGHTS_NEEDED)
 
     def check_frames(self, frames: int) -> None:
-        """Raise ConfigError if clips of so many frames are too short for the network."""
+        """Raise ConfigError if clips of `frames` frames are too short for the network."""
         if frames < self.min_frames:
             raise ConfigError(
                 f'clips of {frames} frames are too short for {self.label}: use --frames of at least {self.min_frames}'
             )
 
     def on(self, mesh: Mesh) -> Callable[[np.ndarray], np.ndarray]:
-        """uint8 [B,T,H,W,3] -> float32 [B,S,D], shared among the mesh's devices, whole on every host."""
+        """Return the function uint8 [B,T,H,W,3] -> float32 [B,S,D].
+
+        The devices of the mesh share the work. Every host gets all features.
+        """
         sharding = batch_sharding(mesh)
         network = jax.jit(self.network, out_shardings=sharding)
         variables = replicate(mesh, self.variables)
@@ -100,27 +103,27 @@ class Extractor:
         def features(video: np.ndarray) -> np.ndarray:
             self.check_frames(video.shape[1])
             parts = (video[rows] for rows in equal_batches(mesh, len(video), self.batch))
-            made = [gather_to_hosts(network(variables, shard(sharding, part))) for part in parts]
-            return np.concatenate(made)[: len(video)]
+            results = [gather_to_hosts(network(variables, shard(sharding, part))) for part in parts]
+            return np.concatenate(results)[: len(video)]
 
         return features
 
 
 def make_extractor(name: str, dataset: str, weights: VerifiedFile | None = None) -> Extractor:
-    """The network of a protocol.
+    """Return the network of a protocol.
 
     Args:
-      name: of `protocols.Extractor`.
-      dataset: of the protocol; the embedded classifier is of one.
-      weights: for I3D.
+      name: name in `protocols.Extractor`.
+      dataset: dataset of the protocol, which selects the embedded classifier.
+      weights: weights of I3D.
 
     Raises:
-      ConfigError: I3D without a file or with one that does not fit; a classifier that does not exist or must not score.
+      ConfigError: the file of I3D is missing or has other weights, or the classifier is missing or too inaccurate.
     """
     if name == 'classifier':
         return _embedded(dataset.partition('/')[2])
     if weights is None:
-        raise ConfigError(HOW_TO_GET_FVD)
+        raise ConfigError(FVD_WEIGHTS_NEEDED)
     variables, report = i3d.read_weights(weights.path)
     bn_eps, resize = VARIANTS[name]
     sha256 = weights.sha256.lower()

@@ -1,7 +1,9 @@
-"""Two protocols for `bouncing_objects`: frames predicted against the truth, long videos that keep their objects.
+"""Two protocols for `bouncing_objects`: predicted against real frames, and persistence of objects in long videos.
 
-B clips, C context frames, L generated frames, T = C + L, O object slots, H rows, W columns. Every curve is a list of
-plain floats over the generated frames, None where nothing could be measured, so results go straight into JSON.
+Dimension key: B clips, C context frames, L generated frames, T = C + L, O object slots, H rows, W columns.
+
+Every curve is a list of floats over the generated frames, with None where nothing could be measured. Results therefore
+go straight into JSON.
 """
 
 import dataclasses
@@ -15,46 +17,48 @@ from magi_jax.evaluation import objects, pixels
 
 Curve = list[float | None]
 
-MARGIN = 3.0  # dB that the mean PSNR must be above the better baseline
-KEPT = 0.9  # part of the real clips' value that a long video must keep up
-LAST = 8  # frames at the end over which that is averaged
-MOVING = 2.0  # pixels that a moving object gets about in MOTION_FRAMES steps; the slowest real one: over 4
+MIN_MARGIN = 3.0  # required dB of mean PSNR above the better baseline
+MIN_RATIO = 0.9  # required fraction of the value of real clips at the end of a long video
+LAST_FRAMES = 8  # number of frames at the end for that average
+MOVING = 2.0  # pixels that a moving object covers in MOTION_FRAMES steps; the slowest real one covers over 4
 MOTION_FRAMES = 8
-REVERSAL = 2.0  # pixels before and after a bounce, along one axis
+REVERSAL = 2.0  # pixels of motion before and after a bounce, along one axis
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """One protocol's numbers. `curves` are per generated frame, `numbers` over all of them."""
+    """Numbers of one protocol: `curves` per generated frame, `numbers` over all of them."""
 
-    protocol: str  # the numbers mean nothing without it
+    protocol: str  # description of the protocol
     clips: int
     context: int
     generated: int
     numbers: dict[str, float | None]
     curves: dict[str, Curve]
-    passes: dict[str, bool]  # rule in words -> kept?
+    passes: dict[str, bool]  # rule in words -> True if satisfied
 
     def to_json(self) -> dict[str, Any]:
-        """All fields as a dict of what JSON knows."""
+        """Return all fields as a dict of JSON types."""
         return dataclasses.asdict(self)
 
 
 def score_prediction(generated: np.ndarray, real: np.ndarray, labels: Mapping[str, np.ndarray] | None = None) -> Result:
-    """The continuation of C real frames against the real continuation.
+    """Compare the continuation of C real frames with the real continuation.
 
     Args:
       generated: uint8 [B,L,H,W,3], without the context.
       real: uint8 [B,C+L,H,W,3].
-      labels: of `bouncing_objects/shapes` (labels and colours [B,O], centres [B,C+L,O,2]): adds the objects' errors.
+      labels: labels of `bouncing_objects/shapes`, to measure objects as well: labels and colours [B,O], centres
+        [B,C+L,O,2].
 
     Returns:
-      curves psnr_model, psnr_<baseline>; with labels also, over the objects that are more than half visible in the
-      real frame: centre_error_model (pixels, of the found ones), centre_error_real (how well real frames are measured),
-      centre_error_repeat_last_context, found_model. numbers: the means of the curves and the margins in dB.
+      curves: psnr_model and psnr_<baseline>. With labels also, over objects that are more than half visible in the real
+        frame: centre_error_model (pixels, over found objects), centre_error_real (error of the measurement on real
+        frames), centre_error_repeat_last_context and found_model.
+      numbers: means of the curves, and margins in dB.
 
     Raises:
-      ValueError: the clips do not match, or as `objects.find_objects`.
+      ValueError: the clips do not match, or as in `objects.find_objects`.
     """
     context = real.shape[1] - generated.shape[1]
     if context < 1 or generated.shape != real[:, context:].shape:
@@ -79,50 +83,50 @@ def score_prediction(generated: np.ndarray, real: np.ndarray, labels: Mapping[st
         numbers | {'margin_mean': float(margin), 'margin_last_frame': float(last)},
         {name: _plain(values) for name, values in curves.items()},
         {
-            f'mean PSNR at least {MARGIN:g} dB above the better baseline': bool(margin >= MARGIN),
+            f'mean PSNR at least {MIN_MARGIN:g} dB above the better baseline': bool(margin >= MIN_MARGIN),
             f'PSNR above both baselines at generated frame {length}': bool(last > 0),
         },
     )
 
 
 def score_rollout(generated: np.ndarray, real: np.ndarray, labels: Mapping[str, np.ndarray], context: int) -> Result:
-    """Whether a long generated video keeps its objects; real clips of the same length are measured alike beside it.
+    """Measure how well a long generated video keeps its objects, beside real clips of the same length.
 
-    Objects that hide each other make even real curves stay below 1. Positions are not compared: a small error of the
-    speed puts an object elsewhere 64 frames later without being wrong to look at.
+    Real curves are below 1 as well, because objects hide each other. Positions are not compared: a small error of the
+    speed moves an object far away after 64 frames, but the video still looks right.
 
     Args:
-      generated: uint8 [B,T,H,W,3], its first C frames are the real context.
+      generated: uint8 [B,T,H,W,3], whose first C frames are the real context.
       real: uint8 [B,T,H,W,3].
-      labels: of `bouncing_objects/shapes`: labels and colours [B,O].
+      labels: labels of `bouncing_objects/shapes`: labels and colours [B,O].
       context: C >= 1.
 
     Returns:
-      curves <what>_model and <what>_real, as parts of all objects or clips: colour (found by their colour, with sound
-      area), shape (found, and of the right shape), count (clips with the right number of objects and none extra),
-      moving (objects that got about in the last frames), speed (pixels a frame). numbers: their means, their
-      means over the last frames (<what>_model_end), bounces of an object in 100 frames.
+      curves: <name>_model and <name>_real, as fractions of all objects or clips. Names are colour (objects found by
+        colour with plausible area), shape (found with the right shape), count (clips with the right number of objects
+        and no extra ones), moving (objects that moved in the last frames), and speed (pixels per frame).
+      numbers: means of the curves, means over the last frames (<name>_model_end), and bounces of an object in 100
+        frames.
 
     Raises:
-      ValueError: the clips do not match, or as `objects.find_objects`.
+      ValueError: the clips do not match, or as in `objects.find_objects`.
     """
     if generated.shape != real.shape or not 1 <= context < real.shape[1]:
         raise ValueError(f'cannot compare {list(generated.shape)} with {list(real.shape)} after {context} frames')
     curves, numbers, passes = {}, {}, {}
-    for who, video in {'model': generated, 'real': real}.items():
-        seen = objects.find_objects(video, labels['labels'], labels['colours'])
-        measured = {name: values[context:] for name, values in _survival(seen, labels['labels']).items()}
-        curves |= {f'{name}_{who}': values for name, values in measured.items()}
-        numbers[f'bounces_{who}'] = _bounces(seen)
+    for source, video in {'model': generated, 'real': real}.items():
+        tracked = objects.find_objects(video, labels['labels'], labels['colours'])
+        measured = {name: values[context:] for name, values in _survival(tracked, labels['labels']).items()}
+        curves |= {f'{name}_{source}': values for name, values in measured.items()}
+        numbers[f'bounces_{source}'] = _bounces(tracked)
     numbers |= {name: _mean(values) for name, values in curves.items()}
-    numbers |= {f'{name}_end': _mean(values[-LAST:]) for name, values in curves.items()}
+    numbers |= {f'{name}_end': _mean(values[-LAST_FRAMES:]) for name, values in curves.items()}
     length = real.shape[1] - context
     for name in ('colour', 'shape', 'count', 'moving'):
-        kept, possible = numbers[f'{name}_model_end'], numbers[f'{name}_real_end']
-        rule = (
-            f"{name}: at least {KEPT:.0%} of the real clips' value in the last {min(LAST, length)} of {length} frames"
-        )
-        passes[rule] = kept >= KEPT * possible
+        generated_end, real_end = numbers[f'{name}_model_end'], numbers[f'{name}_real_end']
+        last = min(LAST_FRAMES, length)
+        rule = f"{name}: at least {MIN_RATIO:.0%} of the real clips' value in the last {last} of {length} frames"
+        passes[rule] = generated_end >= MIN_RATIO * real_end
     bounces = numbers['bounces_model'], numbers['bounces_real']
     passes['bouncing: at least half as often as real objects'] = bounces[0] >= bounces[1] / 2
     return Result(
@@ -138,69 +142,72 @@ def score_rollout(generated: np.ndarray, real: np.ndarray, labels: Mapping[str, 
 
 
 def _centre_errors(generated: np.ndarray, real: np.ndarray, labels: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Curves [L] over the objects that the real frame shows by more than half."""
+    """Return curves [L] over the objects that are more than half visible in the real frame."""
     length = generated.shape[1]
     truth = labels['centres'][:, -length:]
     before = labels['centres'][:, -length - 1, None]
     model, measured = (
         objects.find_objects(video, labels['labels'], labels['colours']) for video in (generated, real[:, -length:])
     )
-    shown = measured.found & (measured.hidden < 0.5) & (measured.area > 0.5)
+    visible = measured.found & (measured.hidden < 0.5) & (measured.area > 0.5)
 
-    def over_shown(values: np.ndarray) -> np.ndarray:
-        return _frame_means(np.where(shown, values, np.nan))
+    def over_visible(values: np.ndarray) -> np.ndarray:
+        return _frame_means(np.where(visible, values, np.nan))
 
     return {
-        'centre_error_model': over_shown(np.linalg.norm(model.centre - truth, axis=-1)),
-        'centre_error_real': over_shown(np.linalg.norm(measured.centre - truth, axis=-1)),
-        'centre_error_repeat_last_context': over_shown(np.linalg.norm(before - truth, axis=-1)),
-        'found_model': over_shown(model.found.astype(float)),
+        'centre_error_model': over_visible(np.linalg.norm(model.centre - truth, axis=-1)),
+        'centre_error_real': over_visible(np.linalg.norm(measured.centre - truth, axis=-1)),
+        'centre_error_repeat_last_context': over_visible(np.linalg.norm(before - truth, axis=-1)),
+        'found_model': over_visible(model.found.astype(float)),
     }
 
 
-def _survival(seen: objects.Objects, labels: np.ndarray) -> dict[str, np.ndarray]:
-    """Curves [T]."""
-    present = np.broadcast_to(seen.present[:, None], seen.found.shape)
+def _survival(tracked: objects.Objects, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Return curves [T] of persistence and motion."""
+    present = np.broadcast_to(tracked.present[:, None], tracked.found.shape)
 
     def over_objects(values: np.ndarray) -> np.ndarray:
         return _frame_means(np.where(present, values, np.nan))
 
-    right_count = seen.count == seen.present.sum(axis=1)[:, None]
-    steps = np.linalg.norm(np.diff(seen.centre, axis=1, prepend=np.nan), axis=-1)
+    right_count = tracked.count == tracked.present.sum(axis=1)[:, None]
+    steps = np.linalg.norm(np.diff(tracked.centre, axis=1, prepend=np.nan), axis=-1)
     return {
-        'colour': over_objects(seen.found),
-        'shape': over_objects(seen.found & (seen.shape == labels[:, None])),
-        'count': (right_count & (seen.extra < objects.MIN_BODY)).mean(axis=0),
-        'moving': over_objects(_moving(seen.centre)),
+        'colour': over_objects(tracked.found),
+        'shape': over_objects(tracked.found & (tracked.shape == labels[:, None])),
+        'count': (right_count & (tracked.extra < objects.MIN_BODY)).mean(axis=0),
+        'moving': over_objects(_moving(tracked.centre)),
         'speed': over_objects(steps),
     }
 
 
 def _moving(centre: np.ndarray) -> np.ndarray:
-    """Whether an object [B,T,O,2] got about during the last steps, by the box around its centres: bool [B,T,O]."""
+    """Return bool [B,T,O]: True if an object [B,T,O,2] moved during the last steps.
+
+    The box around its recent centres decides.
+    """
     padded = np.pad(centre, [(0, 0), (MOTION_FRAMES, 0), (0, 0), (0, 0)], constant_values=np.nan)
     windows = np.lib.stride_tricks.sliding_window_view(padded, MOTION_FRAMES + 1, axis=1)
     low = np.fmin.reduce(windows, axis=-1)
     high = np.fmax.reduce(windows, axis=-1)
-    return np.linalg.norm(high - low, axis=-1) >= MOVING  # NaN, never seen, is not moving
+    return np.linalg.norm(high - low, axis=-1) >= MOVING  # an object that was never found has NaN and is not moving
 
 
-def _bounces(seen: objects.Objects) -> float | None:
-    """Changes of direction of an object in 100 frames, both axes together."""
-    turns, frames = 0, seen.present.sum() * seen.centre.shape[1]
-    for track in rearrange(seen.centre, 'b t o xy -> (b o xy) t'):
+def _bounces(tracked: objects.Objects) -> float | None:
+    """Count changes of direction per object in 100 frames, along both axes together."""
+    turns, frames = 0, tracked.present.sum() * tracked.centre.shape[1]
+    for track in rearrange(tracked.centre, 'b t o xy -> (b o xy) t'):
         turns += _reversals(track[np.isfinite(track)])
     return float(100 * turns / frames) if frames else None
 
 
 def _reversals(track: np.ndarray) -> int:
-    """How often a coordinate [T] turns round, each time after and before more than REVERSAL pixels one way."""
+    """Count reversals of a coordinate [T] with more than REVERSAL pixels of motion before and after each."""
     if not track.size:
         return 0
     turns, direction, extreme = 0, 0.0, track[0]
     for value in track[1:]:
         if direction * (value - extreme) >= 0 and direction:
-            extreme = value  # further the same way
+            extreme = value  # further in the same direction
         elif abs(value - extreme) > REVERSAL:
             turns += direction != 0
             direction, extreme = np.sign(value - extreme), value
@@ -208,7 +215,7 @@ def _reversals(track: np.ndarray) -> int:
 
 
 def _frame_means(values: np.ndarray) -> np.ndarray:
-    """Per-frame mean [T] of [B,T,O], NaN where a frame has nothing to average."""
+    """Return the mean [T] per frame of [B,T,O], NaN for a frame without values."""
     counts = np.isfinite(values).sum(axis=(0, 2))
     sums = np.nansum(values, axis=(0, 2))
     return np.divide(sums, counts, out=np.full(counts.shape, np.nan), where=counts > 0)

@@ -1,8 +1,8 @@
-"""What is measured, and how, by name: a number without its protocol cannot be compared with any other.
+"""Evaluation protocols by name. A score is comparable only to scores of the same protocol.
 
 A protocol has a base name and settings that may be changed: 'shapes_five_frame --clips 512 --seeds 2'.
 
-N clips on either side of a distance, T frames of a clip, C context frames.
+Dimension key: N clips in each set of a distance, T frames of a clip, C context frames.
 """
 
 import dataclasses
@@ -16,14 +16,14 @@ TAKES_ANY_RUN = 'use --protocol continuation, which takes any run'
 
 @dataclasses.dataclass(frozen=True)
 class FrameComparison:
-    """Clips of any run, continued and compared with the true frames: `evaluation.continuation`.
+    """Clips of any run, continued and compared with the real frames: `evaluation.continuation`.
 
     Attributes:
-      clips: N; fewer where the split holds fewer.
-      seeds: how many times each clip is continued, each time with another seed.
-      frames: T, the context included; None: `data.frames` of the run.
-      context: C; None: 5, or fewer for short clips and where the tokenizer takes no 5.
-      interval: raw frames between two frames.
+      clips: number of clips N; fewer if the split has fewer.
+      seeds: number of continuations of each clip, each with another seed.
+      frames: T, context included; None for `data.frames` of the run.
+      context: C; None for 5, or fewer if clips are short or the tokenizer does not accept 5.
+      interval: frame interval, in raw frames.
     """
 
     CHANGEABLE: ClassVar = ('clips', 'seeds', 'frames', 'context', 'interval')
@@ -36,9 +36,9 @@ class FrameComparison:
 
 @dataclasses.dataclass(frozen=True)
 class Continuations:
-    """Five real frames of `bouncing_objects/shapes` continued, at interval 1, on the first clips of the test split.
+    """Five real frames of `bouncing_objects/shapes`, continued at interval 1 on the first clips of the test split.
 
-    Frames are compared with the true ones, and objects are looked for: `evaluation.prediction`.
+    `evaluation.prediction` compares frames with the real ones and finds objects in them.
     """
 
     CHANGEABLE: ClassVar = ('clips', 'frames', 'long_clips', 'long_frames')
@@ -51,28 +51,29 @@ class Continuations:
 
 @dataclasses.dataclass(frozen=True)
 class Distances:
-    """N real clips against N generated ones through a network: `evaluation.scoring`.
+    """A distance between features of N real clips and N generated ones: `evaluation.scoring`.
 
-    The Fréchet distance uses unbiased covariances (N - 1). Beside it always stands the floor: the distance of the
-    reference clips to as many other real ones.
+    The Fréchet distance uses unbiased covariances (N - 1). It is always reported with the floor, the real-vs-real
+    baseline: the distance between the reference clips and N other real clips.
 
     Attributes:
-      dataset: what it is, for people.
-      sources: data.source of runs that it fits; a name stands for its versions too ('ucf101' for 'ucf101/split1').
-      split: of the reference clips.
-      clips: N.
-      seeds: how many times N clips are generated, each time with another seed; mean and deviation are over these.
-      frames: T, the context included: it is scored too. Of a video longer than the network's window the last window
-        counts, and the curve shows the others.
-      interval: raw frames between two frames, of real and of generated clips.
+      dataset: name of the dataset in reports.
+      sources: data.source of runs that the protocol accepts; 'ucf101' also accepts versions such as 'ucf101/split1'.
+      split: split of the reference clips.
+      clips: number of clips N in each set.
+      seeds: number of sets of N generated clips, each with another seed; mean and deviation are over these sets.
+      frames: T, context included; context frames are scored as well. If a video is longer than the window of the
+        network, the score is that of the last window, and the curve shows all windows.
+      interval: frame interval of real and generated clips, in raw frames.
       context: C.
-      context_of: clips whose first frames are continued. 'reference': the reference clips, as published numbers do it;
-        generated and reference clips then share frames. 'others': the floor's, so that a perfect model is at the floor.
-      side: pixels, square.
-      extractor: the network.
-      start: where in its video a clip begins: at any frame (drawn by a fixed seed), or at the first.
-      stills: k: the network also sees every k-th frame, from the last one back, as a clip that stands still: what
-        frames look like, whatever moves. 0: it does not.
+      context_of: clips whose first frames are continued. 'reference': the reference clips, as in published scores;
+        generated and reference clips then share frames. 'others': the clips of the floor, so that a perfect model
+        reaches the floor.
+      side: height and width in pixels.
+      extractor: name of the network.
+      start: first frame of a clip in its video: any frame (random with a fixed seed), or the first.
+      stills: k > 0 also scores every k-th frame, counted back from the last, as a clip of one repeated frame. Such
+        scores depend on appearance but not on motion. 0 for none.
     """
 
     CHANGEABLE: ClassVar = ('clips', 'seeds', 'frames', 'extractor')
@@ -91,24 +92,26 @@ class Distances:
     stills: int = 0
 
     def check(self, name: str, source: str, size: tuple[int, int], max_interval: int) -> None:
-        """Raises ConfigError unless a run on `source`, with frames of `size` (height, width), can be measured so."""
+        """Raise ConfigError if a run on `source`, with frames of `size` (height, width), cannot be measured."""
         if not any(source == known or source.startswith(f'{known}/') for known in self.sources):
             raise ConfigError(
                 f'protocol {name} needs a run on {" or ".join(self.sources)}, not on {source}: {TAKES_ANY_RUN}'
             )
         if size != (self.side, self.side):
-            raise ConfigError(f'protocol {name} is of {self.side}x{self.side} frames, the run of {size[0]}x{size[1]}')
+            frames = f'{self.side}x{self.side} frames, but the run has {size[0]}x{size[1]}'
+            raise ConfigError(f'protocol {name} needs {frames}: {TAKES_ANY_RUN}')
         if self.interval > max_interval:
             raise ConfigError(
-                f'protocol {name} needs videos at interval {self.interval}, the run knows at most {max_interval}'
+                f'protocol {name} needs interval {self.interval}, but data.max_interval of the run is {max_interval}:'
+                f' {TAKES_ANY_RUN}'
             )
 
 
-# MAGI section 5.1, the 2,048 of 16 frames of StyleGAN-V; MAGI trains and tests at interval 3.
+# MAGI section 5.1 with 2,048 clips of 16 frames as in StyleGAN-V; MAGI trains and tests at interval 3.
 _UCF101 = Distances(
     'UCF-101', ('ucf101', 'video_folder'), 'train', 2048, 4, 16, 3, 0, 'reference', 256, 'i3d-tf400'
 )  # fmt: skip
-# Five given frames, 50,000 clips. MAGI does not say at which size: 64 is the usual one, 128 is named as such.
+# 5 context frames, 50,000 clips. MAGI does not state the frame size: 64 is usual; 128 is in the name of its protocol.
 _KINETICS600 = Distances(
     'Kinetics-600', ('kinetics600', 'video_folder'), 'test', 50_000, 1, 16, 1, 5, 'reference', 64, 'i3d-tf400'
 )  # fmt: skip
@@ -131,31 +134,31 @@ PROTOCOLS: dict[str, Protocol] = {
     'ucf101_first_frame': dataclasses.replace(_UCF101, context=1),
     'kinetics600_five_frame_64px': _KINETICS600,
     'kinetics600_five_frame_128px': dataclasses.replace(_KINETICS600, side=128),
-    # MAGVIT: interval 1, 10,000 clips four times over; its generator is class-conditional, ours is not.
+    # MAGVIT: interval 1, four sets of 10,000 clips; its generator is class-conditional, ours is not.
     'magvit_ucf101': dataclasses.replace(_UCF101, clips=10_000, interval=1, side=128),
     'magvit_kinetics600': dataclasses.replace(_KINETICS600, seeds=4),
 }
 SUMMARIES = {
-    'continuation': 'any run: PSNR and SSIM of continued clips, against the true frames and a repeated last frame',
-    'bouncing_shapes': 'the quickstart: PSNR of predicted frames, and which objects a long video keeps',
-    'shapes_five_frame': 'shapes: Fréchet distance through the embedded classifier, 5 given frames',
-    'shapes_first_frame': 'shapes: the same distance, 1 given frame, of clips and of single frames',
-    'shapes_unconditional': 'shapes: the same distance, no given frame',
-    'shapes_first_frame_long': 'shapes: the same distance, 1 given frame, videos of 128 frames',
-    'digits_five_frame': 'digits: Fréchet distance through the embedded classifier, 5 given frames',
-    'digits_first_frame': 'digits: the same distance, 1 given frame',
-    'ucf101_unconditional': 'UCF-101: FVD as MAGI and StyleGAN-V measure it, no given frame; needs --weights of I3D',
-    'ucf101_first_frame': 'UCF-101: FVD as MAGI measures it, 1 given frame; needs --weights',
-    'kinetics600_five_frame_64px': 'Kinetics-600 at 64x64: FVD, 5 of 16 frames given (or --frames 17); needs --weights',
-    'kinetics600_five_frame_128px': 'Kinetics-600 at 128x128: FVD, 5 of 16 frames given; needs --weights',
-    'magvit_ucf101': 'UCF-101: FVD as MAGVIT measures it, 10,000 clips four times over; needs --weights',
-    'magvit_kinetics600': 'Kinetics-600 at 64x64: FVD as MAGVIT measures it, four times over; needs --weights',
+    'continuation': 'any run: PSNR and SSIM of continued clips, beside those of the repeated last context frame',
+    'bouncing_shapes': 'the quickstart: PSNR of predicted frames, and objects that persist in long videos',
+    'shapes_five_frame': 'shapes: Fréchet distance in features of the embedded classifier, 5 context frames',
+    'shapes_first_frame': 'shapes: the same distance, 1 context frame, for clips and single frames',
+    'shapes_unconditional': 'shapes: the same distance, unconditional',
+    'shapes_first_frame_long': 'shapes: the same distance, 1 context frame, videos of 128 frames',
+    'digits_five_frame': 'digits: Fréchet distance in features of the embedded classifier, 5 context frames',
+    'digits_first_frame': 'digits: the same distance, 1 context frame',
+    'ucf101_unconditional': 'UCF-101: FVD as in MAGI and StyleGAN-V, unconditional; needs --weights of I3D',
+    'ucf101_first_frame': 'UCF-101: FVD as in MAGI, 1 context frame; needs --weights',
+    'kinetics600_five_frame_64px': 'Kinetics-600 at 64x64: FVD, 5 of 16 (or --frames 17) are context; needs --weights',
+    'kinetics600_five_frame_128px': 'Kinetics-600 at 128x128: FVD, 5 context frames of 16; needs --weights',
+    'magvit_ucf101': 'UCF-101: FVD as in MAGVIT, four sets of 10,000 clips; needs --weights',
+    'magvit_kinetics600': 'Kinetics-600 at 64x64: FVD as in MAGVIT, four sets of clips; needs --weights',
 }
-FLAG_NAMES = {'context': 'context_frames', 'extractor': 'i3d'}  # where a flag has another name than the field
+FLAG_NAMES = {'context': 'context_frames', 'extractor': 'i3d'}  # field -> flag, if the names differ
 
 
 def _older_names() -> dict[str, tuple[str, dict[str, Any]]]:
-    """Full names of earlier versions -> base name and changed settings."""
+    """Return {full name of an earlier version: (base name, changed settings)}."""
     small = {'clips': 6, 'frames': 8, 'long_clips': 6, 'long_frames': 12}
     older: dict[str, tuple[str, dict[str, Any]]] = {'bouncing_shapes_runlocal': ('bouncing_shapes', small)}
     distances = {name: protocol for name, protocol in PROTOCOLS.items() if isinstance(protocol, Distances)}
@@ -185,14 +188,14 @@ def find_protocol(name: str, **changes: Any) -> Protocol:
       **changes: fields of the protocol; None leaves a field as it is.
 
     Raises:
-      ConfigError: there is no such protocol, it does not let a field be changed, or a value does not fit.
+      ConfigError: the protocol does not exist, a field cannot be changed, or a value is not allowed.
     """
     base, changes = _resolve(name, changes)
     protocol = PROTOCOLS[base]
     for field in changes:
         if field not in protocol.CHANGEABLE:
             known = ', '.join(f'--{FLAG_NAMES.get(each, each)}' for each in protocol.CHANGEABLE)
-            raise ConfigError(f'protocol {base} takes no --{FLAG_NAMES.get(field, field)}: it takes {known}')
+            raise ConfigError(f'protocol {base} has no flag --{FLAG_NAMES.get(field, field)}: choose one of {known}')
     changed = dataclasses.replace(protocol, **changes)
     if isinstance(changed, Distances):
         _check_distances(base, changed)
@@ -202,11 +205,11 @@ def find_protocol(name: str, **changes: Any) -> Protocol:
 
 
 def check_length(context: int | None, frames: int | None, field: str = 'frames') -> None:
-    """Raise ConfigError unless frames are left to generate after the context; None: not yet known."""
+    """Raise ConfigError unless frames remain to be generated after the context. None means not yet known."""
     if None not in (context, frames) and frames <= context:
         raise ConfigError(
-            f'--{field} {frames} leaves nothing to generate after {context} given frames: use --{field} of at least '
-            f'{context + 1}'
+            f'--{field} {frames} leaves nothing to generate after {context} context frames: use --{field} {context + 1}'
+            ' or more'
         )
 
 
@@ -221,22 +224,22 @@ def spelling(name: str, **changes: Any) -> str:
 
 
 def explained() -> str:
-    """Return one line for each base name."""
+    """Return one line of explanation for each base name."""
     return '\n'.join(f'* {name}: {SUMMARIES[name]}' for name in PROTOCOLS)
 
 
 def _resolve(name: str, changes: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     base, settings = OLDER_NAMES.get(name, (name, {}))
     if base not in PROTOCOLS:
-        raise ConfigError(f'no protocol {name}; there are: {", ".join(PROTOCOLS)}')
+        raise ConfigError(f'there is no protocol {name}: choose one of {", ".join(PROTOCOLS)}')
     return base, settings | {field: value for field, value in changes.items() if value is not None}
 
 
 def _check_distances(base: str, protocol: Distances) -> None:
     if protocol.clips < 2:
         raise ConfigError(
-            f'protocol {base} compares sets of clips and needs --clips of at least 2, not {protocol.clips}: '
+            f'protocol {base} compares sets of clips, so --clips {protocol.clips} is too few: use --clips 2 or more; '
             f'for a single clip {TAKES_ANY_RUN}'
         )
     if (protocol.extractor == 'classifier') != (PROTOCOLS[base].extractor == 'classifier'):
-        raise ConfigError(f'protocol {base} looks through the embedded classifier and takes no --i3d: leave it out')
+        raise ConfigError(f'protocol {base} uses the embedded classifier and has no flag --i3d: remove it')

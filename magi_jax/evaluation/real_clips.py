@@ -1,6 +1,6 @@
-"""The real clips of a protocol: which ones, in which order, is a function of the protocol and the dataset alone.
+"""The real clips of a protocol. Which clips, in which order, depends only on protocol and dataset.
 
-B clips, N clips of a set, T frames, H rows, W columns.
+Dimension key: B clips, N clips of a set, T frames, H rows, W columns.
 """
 
 import dataclasses
@@ -15,17 +15,17 @@ from magi_jax.data.builders import bouncing_objects as bouncing
 from magi_jax.data.transforms import clip_indices
 from magi_jax.evaluation.protocols import Distances
 
-SEED = 2025  # of which clips are taken; part of every protocol, no option
-EMBEDDED_FRAMES = 96  # of an embedded video that clips are cut from, or as many as a clip has
+SEED = 2025  # seed of the choice of clips; fixed for all protocols
+EMBEDDED_FRAMES = 96  # length of embedded videos, or that of a clip if it is longer
 
-# The clips that are compared with; as many others of the same split, for the floor; some that the model was trained on.
+# Clips to compare with; other clips of that split, for the floor (real-vs-real baseline); clips of the training split.
 Set = Literal['reference', 'others', 'training']
 SETS: tuple[Set, ...] = ('reference', 'others', 'training')
 
 
 @dataclasses.dataclass(frozen=True)
 class EmbeddedVideos:
-    """`bouncing_objects` beyond its built dataset: any number of videos a split, each drawn when it is read."""
+    """`bouncing_objects` beyond its built dataset: any number of videos per split, generated when read."""
 
     kind: str
     split: str
@@ -44,11 +44,11 @@ class RealClips:
     """Reads the sets of a protocol.
 
     Args:
-      data: of the run that is measured.
-      protocol: which clips.
+      data: data config of the run to measure.
+      protocol: protocol that defines the clips.
 
     Raises:
-      ConfigError: as `sources.open_source`; or no video is long enough.
+      ConfigError: as in `sources.open_source`, or no video is long enough.
     """
 
     def __init__(self, data: DataConfig, protocol: Distances):
@@ -60,11 +60,11 @@ class RealClips:
 
     @property
     def repeats(self) -> bool:
-        """Whether the split has too few videos for two sets, so that videos give several clips."""
+        """Whether the split has too few videos for two sets, so that some videos give several clips."""
         return len(set(self._chosen['reference'][0]) | set(self._chosen['others'][0])) < 2 * self.protocol.clips
 
     def read(self, name: Set, numbers: np.ndarray) -> np.ndarray:
-        """Clips of a set by their numbers in it, uint8 [B,T,H,W,3]."""
+        """Read clips of a set by their numbers in it, uint8 [B,T,H,W,3]."""
         videos, starts = self._chosen[name]
         protocol, source = self.protocol, self._sources[name]
         return np.stack(
@@ -75,21 +75,24 @@ class RealClips:
         )
 
     def batches(self, name: Set, size: int) -> Iterator[np.ndarray]:
-        """The whole set in order, uint8 [B,T,H,W,3] at a time."""
+        """Yield a complete set in order, in batches uint8 [B,T,H,W,3]."""
         for start in range(0, self.protocol.clips, size):
             yield self.read(name, np.arange(start, min(start + size, self.protocol.clips)))
 
     def digest(self) -> str:
-        """What tells apart sets of other datasets, for caches."""
+        """Return a text that distinguishes sets of different datasets in caches."""
         return '-'.join(f'{len(source.lengths)}x{int(np.sum(source.lengths))}' for source in self._sources.values())
 
     def _choose(self, name: Set) -> tuple[np.ndarray, np.ndarray]:
-        """Video and first frame of each clip, int [N]: all videos once, in random order, before one comes again."""
+        """Choose video and first frame of each clip, int [N].
+
+        Every video is used once, in random order, before any is used again.
+        """
         protocol, lengths = self.protocol, np.asarray(self._sources[name].lengths)
         span = (protocol.frames - 1) * protocol.interval + 1
         usable = np.flatnonzero(lengths >= span)
         if not len(usable):
-            raise ConfigError(f'no video has the {span} frames of a clip of this protocol')
+            raise ConfigError(f'no video has {span} frames, the length of a clip: use fewer --frames or longer videos')
         order = np.random.default_rng(SEED).permutation(usable)
         first = protocol.clips if name == 'others' else 0
         videos = order[np.arange(first, first + protocol.clips) % len(order)]
@@ -101,9 +104,9 @@ class RealClips:
 def _open(data: DataConfig, split: str, protocol: Distances) -> Any:
     dataset, _, kind = data.source.partition('/')
     if dataset != bouncing.BouncingObjects.name:
-        # Shorter videos are left out, not refused: published protocols do so.
+        # Shorter videos are skipped without an error, as in published protocols.
         return sources.open_source(dataclasses.replace(data, frames=1), split)
-    # A training clip must be one that the run has seen: only the built dataset's videos are.
+    # Training clips must come from the built dataset, because the run was trained on no others.
     count = bouncing.COUNTS[split] if split == data.train_split else 2 * protocol.clips
     length = max(EMBEDDED_FRAMES, (protocol.frames - 1) * protocol.interval + 1)
     return EmbeddedVideos(kind, split, np.full(count, length))

@@ -1,13 +1,13 @@
-"""Weights to share: a folder that loads on any machine, without the run that made it.
-
-  config.json         the experiment's config, without local paths
-  model.safetensors   EMA parameters in float32, named by their path in the tree: trunk/trunk/blocks/...
-  tokenizer/          config.json, model.safetensors, statistics.json (absent for tokenizer.kind = identity)
-  metrics.jsonl       training curves, where the run has them
-  manifest.json       SHA-256 of every file above, and the facts of the run
-  README.md           model card; may be edited
+"""Folders of shared weights, which load on any machine without the run that made them.
 
 The layout is that of a model repository on the Hugging Face Hub.
+
+    config.json         config of the run, without local paths
+    model.safetensors   EMA parameters in float32, named by their path in the tree: trunk/trunk/blocks/...
+    tokenizer/          config.json, model.safetensors, statistics.json (absent for tokenizer.kind = identity)
+    metrics.jsonl       training curves, if the run has them
+    manifest.json       SHA-256 of every file above, and facts about the run
+    README.md           model card; may be edited
 """
 
 import contextlib
@@ -39,26 +39,26 @@ from magi_jax.training.metrics import read_metrics
 
 MANIFEST, CARD, TOKENIZER = 'manifest.json', 'README.md', 'tokenizer'
 LOSSES = ('train/loss', 'validation/loss')
-VERSION = 1  # of the folder's layout
+VERSION = 1  # version of the folder layout
 MODEL_FILES = (CONFIG_FILE, SAFETENSORS)
 TOKENIZER_FILES = tuple(f'{TOKENIZER}/{name}' for name in (CONFIG_FILE, SAFETENSORS, STATISTICS))
 PACKAGES = ('jax', 'flax', 'optax', 'magi_jax')
-SHOWN = 3  # differences that an error message lists
+MAX_LISTED = 3  # largest number of differences in an error message
 
 
 def is_pretrained(folder: str | os.PathLike) -> bool:
-    """Return whether `save_pretrained` wrote this folder; a training run has neither file."""
+    """Return whether `save_pretrained` wrote this folder. A training run has neither of the two files."""
     return any((Path(folder) / name).exists() for name in (MANIFEST, SAFETENSORS))
 
 
 def read_facts(folder: str | os.PathLike, step: int) -> dict[str, Any]:
-    """Read what a run's folder, or one of `save_pretrained`, tells about the parameters of `step`.
+    """Read facts about the parameters of `step` from the folder of a run or of `save_pretrained`.
 
     Returns:
-      JSON values: step and versions; losses, metrics and tokenizer_statistics where the folder has them.
+      JSON values: step and versions; also losses, metrics and tokenizer_statistics if the folder has them.
 
     Raises:
-      ConfigError: its metrics.json or metrics.jsonl is damaged.
+      ConfigError: metrics.json or metrics.jsonl of the folder is damaged.
     """
     folder = Path(folder)
     if is_pretrained(folder):
@@ -79,12 +79,12 @@ def read_results(path: str | os.PathLike) -> dict[str, dict[str, float]]:
 
     Raises:
       FileNotFoundError: there is no such file.
-      ConfigError: it is no JSON of that kind.
+      ConfigError: the file does not contain such metrics.
     """
     try:
         return scalar_results(json.loads(Path(path).read_text()))
     except (ValueError, AttributeError) as error:
-        raise ConfigError(f'{path} is no metrics.json of launch.evaluate ({error}): name another file') from error
+        raise ConfigError(f'{path} is not a metrics.json of launch.evaluate ({error}): give another file') from error
 
 
 def save_pretrained(
@@ -97,28 +97,28 @@ def save_pretrained(
     license: str,
     curves: str | os.PathLike | None = None,
 ) -> None:
-    """Write a folder that `read_pretrained` reads. On several hosts, the first writes.
+    """Write a folder that `read_pretrained` reads. On several hosts, only the first writes.
 
     Args:
-      folder: new, empty or an older one of this function; other files in it are kept.
-      config: of the run; local paths are left out.
-      tokenizer: of the run.
+      folder: new or empty folder, or one that this function wrote before; other files in it are kept.
+      config: config of the run; local paths are removed.
+      tokenizer: tokenizer of the run.
       params: EMA parameters {'trunk', 'head'}.
-      facts: of `read_facts`.
-      name: what the model card calls the model: a Hub name or a folder.
-      license: Hub identifier of the weights' licence, e.g. 'apache-2.0'.
-      curves: folder whose training curves (metrics.jsonl) come along, if it has any.
+      facts: result of `read_facts`.
+      name: name of the model in its card: a Hub name or a folder.
+      license: Hub identifier of the licence of the weights, e.g. 'apache-2.0'.
+      curves: folder with training curves (metrics.jsonl) to copy, if it has any.
 
     Raises:
       ConfigError: the folder belongs to a training run or to another program.
     """
     folder = Path(folder).expanduser()
     if (folder / CONFIG_FILE).exists() and not is_pretrained(folder):
-        raise ConfigError(f'{folder} holds a {CONFIG_FILE} of something else, e.g. a training run: give another folder')
+        raise ConfigError(f'{folder} already holds another {CONFIG_FILE}, e.g. of a training run: give another folder')
     if jax.process_index() > 0:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / MANIFEST).unlink(missing_ok=True)  # until the new one is written, the folder is refused
+    (folder / MANIFEST).unlink(missing_ok=True)  # the folder cannot be loaded until the new manifest is written
     config = dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, path=''),
@@ -137,7 +137,7 @@ def save_pretrained(
         _write_text(folder / CURVES, (Path(curves) / CURVES).read_text())
         files += (CURVES,)
     else:
-        (folder / CURVES).unlink(missing_ok=True)  # of other weights
+        (folder / CURVES).unlink(missing_ok=True)  # an older file belongs to other weights
     _write_text(folder / CARD, model_card(config, facts, name, license.lower()))
     manifest = {'version': VERSION, 'sha256': {file: _sha256(folder / file) for file in files}, 'facts': facts}
     _write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + '\n')
@@ -147,10 +147,10 @@ def read_pretrained(folder: str | os.PathLike) -> tuple[Config, Tokenizer, Any, 
     """Read a folder of `save_pretrained`.
 
     Returns:
-      Config, tokenizer, EMA parameters {'trunk', 'head'} as float32 NumPy arrays, and the step they are from.
+      Config, tokenizer, EMA parameters {'trunk', 'head'} as float32 NumPy arrays, and their step.
 
     Raises:
-      ConfigError: a file is missing, was changed, or does not belong to the others; one line names it.
+      ConfigError: a file is missing, was changed, or does not match the others; one line names it.
     """
     folder = Path(folder)
     step = _check_files(folder)
@@ -162,16 +162,17 @@ def read_pretrained(folder: str | os.PathLike) -> tuple[Config, Tokenizer, Any, 
     expected = flatten_dict(nn.unbox(abstract_params(make_objective(config, tokenizer))), sep='/')
     try:
         with safetensors.safe_open(folder / SAFETENSORS, 'numpy') as file:
-            slices = {path: file.get_slice(path) for path in file.keys()}  # noqa: SIM118, it is no dict
+            slices = {path: file.get_slice(path) for path in file.keys()}  # noqa: SIM118, not a dict
             _check_tree(folder / SAFETENSORS, slices, expected)
             arrays = {path: file.get_tensor(path) for path in expected}
     except safetensors.SafetensorError as error:
-        raise ConfigError(f'{folder / SAFETENSORS} is no safetensors file ({error}): copy the folder again') from error
+        path = folder / SAFETENSORS
+        raise ConfigError(f'{path} is not a safetensors file ({error}): copy the folder again') from error
     return config, tokenizer, unflatten_dict(arrays, sep='/'), step
 
 
 def _check_files(folder: Path) -> int:
-    """Compare every file of the manifest with its hash; return the step."""
+    """Compare every file of the manifest with its hash. Return the step."""
     path = folder / MANIFEST
     if not path.is_file():
         raise ConfigError(f'{path} is missing: copy the folder again')
@@ -182,37 +183,38 @@ def _check_files(folder: Path) -> int:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f'{path} is damaged ({error!r}): copy the folder again') from error
     if version != VERSION:
-        raise ConfigError(f'{path} has version {version}, this magi_jax reads version {VERSION}: install another one')
+        raise ConfigError(f'{path} has version {version}, not {VERSION}: install another version of magi_jax')
     if not complete:
         raise ConfigError(f'{path} is damaged (it lists {", ".join(hashes)}): copy the folder again')
     for name, expected in hashes.items():
         if not (folder / name).is_file():
             raise ConfigError(f'{folder / name} is missing: copy the folder again')
         if _sha256(folder / name) != expected:
-            raise ConfigError(f'{folder / name} is not the file that was saved (SHA-256): copy the folder again')
+            raise ConfigError(f'{folder / name} differs from the saved file (SHA-256): copy the folder again')
     return step
 
 
 def _check_tree(path: Path, slices: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     """Raise ConfigError unless a file holds exactly the expected float32 arrays."""
-    faults = [f'missing {name}' for name in sorted(expected.keys() - slices.keys())]
-    faults += [f'unexpected {name}' for name in sorted(slices.keys() - expected.keys())]
+    differences = [f'missing {name}' for name in sorted(expected.keys() - slices.keys())]
+    differences += [f'unexpected {name}' for name in sorted(slices.keys() - expected.keys())]
     for name in sorted(slices.keys() & expected.keys()):
-        found, wanted = (slices[name].get_dtype(), slices[name].get_shape()), ('F32', list(expected[name].shape))
-        if found != wanted:
-            faults.append(f'{name} is {found[0]} {found[1]}, not {wanted[0]} {wanted[1]}')
-    if faults:
-        more = f' and {len(faults) - SHOWN} more' if len(faults) > SHOWN else ''
+        found, required = (slices[name].get_dtype(), slices[name].get_shape()), ('F32', list(expected[name].shape))
+        if found != required:
+            differences.append(f'{name} is {found[0]} {found[1]}, not {required[0]} {required[1]}')
+    if differences:
+        more = f' and {len(differences) - MAX_LISTED} more' if len(differences) > MAX_LISTED else ''
         raise ConfigError(
-            f'{path} does not hold the parameters of {CONFIG_FILE}: {"; ".join(faults[:SHOWN])}{more}: copy both again'
+            f'{path} does not hold the parameters of {CONFIG_FILE}: {"; ".join(differences[:MAX_LISTED])}{more}:'
+            ' copy both again'
         )
 
 
 def _last_losses(folder: Path, step: int) -> dict[str, float]:
-    """Return the last value up to `step` of each loss that the run has logged."""
+    """Return the last value up to `step` of each logged loss."""
     try:
         scalars = read_metrics(os.fspath(folder))
-    except ValueError as error:  # names the file and the line
+    except ValueError as error:  # the message names the file and the line
         raise ConfigError(str(error)) from error
     known = {name: [value for at, value in scalars.get(name, {}).items() if at <= step] for name in LOSSES}
     return {name: values[-1] for name, values in known.items() if values}
@@ -221,20 +223,20 @@ def _last_losses(folder: Path, step: int) -> dict[str, float]:
 def _versions() -> dict[str, str]:
     versions = {}
     for package in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # a checkout that is not installed
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # a checkout is not installed
             versions[package] = importlib.metadata.version(package)
     return versions
 
 
 def _write(path: Path, write: Callable[[Path], None]) -> None:
-    draft = path.with_name(f'.{path.name}.draft')
-    write(draft)
-    draft.chmod(0o644)  # safetensors makes files that only their owner can read
-    draft.replace(path)
+    temporary = path.with_name(f'.{path.name}.draft')
+    write(temporary)
+    temporary.chmod(0o644)  # safetensors writes files that only their owner can read
+    temporary.replace(path)
 
 
 def _write_text(path: Path, text: str) -> None:
-    _write(path, lambda draft: draft.write_text(text))
+    _write(path, lambda temporary: temporary.write_text(text))
 
 
 def _sha256(path: Path) -> str:

@@ -10,8 +10,8 @@ from types import ModuleType
 from magi_jax.config import ConfigError
 
 HUB_NAME = re.compile(r'[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*')
-FILES = ['*.json', '*.jsonl', '*.safetensors']  # and those in tokenizer/: a pattern's * matches slashes, too
-# Packages whose errors are of the network, the name or the login; they share no base class.
+FILES = ['*.json', '*.jsonl', '*.safetensors']  # also those in tokenizer/, because * matches slashes
+# Packages that raise errors of network, name or login; these errors have no common base class.
 CLIENT_PACKAGES = ('huggingface_hub', 'hf_xet', 'httpx', 'httpx2', 'httpcore', 'requests')
 INSTALL = "pip install 'magi_jax[hub]'"
 
@@ -19,15 +19,15 @@ INSTALL = "pip install 'magi_jax[hub]'"
 def find_folder(name: str | os.PathLike, revision: str | None = None) -> Path:
     """Return the local folder of a path or of a Hub name such as 'user/name', which is downloaded once.
 
-    A name is a path when it, or its first part, is a local folder.
+    A name is a local path if it exists, or if its parent folder exists.
 
     Args:
-      name: of the folder or repository.
+      name: path of the folder or name of the repository.
       revision: branch, tag or commit of a Hub repository.
 
     Raises:
-      ConfigError: the Hub cannot give the repository; the message tells why.
-      FileNotFoundError: no such folder, and the name cannot be one of the Hub, or the Hub's client is not installed.
+      ConfigError: the download failed; the message says why.
+      FileNotFoundError: there is no such folder, and the name is not a Hub name or the Hub client is not installed.
     """
     path, text = Path(name).expanduser(), str(name)
     if path.exists() or not HUB_NAME.fullmatch(text) or path.parent.exists():
@@ -35,28 +35,30 @@ def find_folder(name: str | os.PathLike, revision: str | None = None) -> Path:
     try:
         client = _client()
     except ModuleNotFoundError:
-        raise FileNotFoundError(f'there is no folder {text}; to load it from the Hugging Face Hub: {INSTALL}') from None
+        raise FileNotFoundError(f'there is no folder {text}: to download it from the Hub, run {INSTALL}') from None
     try:
         return Path(client.snapshot_download(text, revision=revision, allow_patterns=FILES))
     except Exception as error:
         if not _is_of_client(error):
             raise
         raise ConfigError(
-            f'{text} is no folder here, and the Hugging Face Hub did not give it ({_first_line(error)}):'
-            ' check name, network and login'
+            f'there is no folder {text}, and its download from the Hugging Face Hub failed'
+            f' ({_first_line(error)}): check name, network and login'
         ) from error
 
 
 def push_folder(folder: str | os.PathLike, name: str, private: bool) -> str:
-    """Upload a folder of `save_pretrained` to the Hub repository `name`, made if missing; return its address.
+    """Push a folder of `save_pretrained` to the Hub repository `name`. Return its address.
+
+    The repository is created if it is missing.
 
     Raises:
-      ConfigError: the Hub's client is not installed, or the Hub refused; the message tells why.
+      ConfigError: the Hub client is not installed, or the upload failed; the message says why.
     """
     try:
         client = _client()
     except ModuleNotFoundError:
-        raise ConfigError(f'pushing to the Hugging Face Hub needs its client: {INSTALL}') from None
+        raise ConfigError(f'the client of the Hugging Face Hub is not installed: run {INSTALL}') from None
     try:
         address = client.create_repo(name, private=private, exist_ok=True)
         client.upload_folder(repo_id=name, folder_path=os.fspath(folder), commit_message='Weights from magi_jax')
@@ -64,7 +66,7 @@ def push_folder(folder: str | os.PathLike, name: str, private: bool) -> str:
         if not _is_of_client(error):
             raise
         raise ConfigError(
-            f'the Hugging Face Hub did not take {name} ({_first_line(error)}): check name, network and login'
+            f'uploading {name} to the Hugging Face Hub failed ({_first_line(error)}): check name, network and login'
         ) from error
     return str(address)
 

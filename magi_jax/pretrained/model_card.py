@@ -1,4 +1,4 @@
-"""The model card of shared weights: README.md with the header that the Hugging Face Hub reads, from the run's facts."""
+"""The model card of shared weights: README.md with the header that the Hugging Face Hub reads."""
 
 import dataclasses
 import json
@@ -9,7 +9,7 @@ from magi_jax.config import Config
 
 PAPER = '2501.12389'
 TAGS = ('magi_jax', 'jax', 'flax', 'video-generation', 'video-prediction', 'autoregressive', f'arxiv:{PAPER}')
-# Parts of a metrics.json that are settings, curves or paths, not results.
+# Keys of a metrics.json whose values are settings, curves or paths instead of results.
 NOT_RESULTS = {'settings', 'extractor', 'run', 'curves', 'curve', 'stills', 'pixels', 'draws', 'passes', 'clips'}
 
 
@@ -17,22 +17,22 @@ def model_card(config: Config, facts: Mapping[str, Any], name: str, license: str
     """Return the text of README.md.
 
     Args:
-      config: of the run.
-      facts: of `folder.read_facts`, with the number of parameters.
-      name: of the Hub repository or folder, as `magi_jax.load` takes it.
-      license: Hub identifier of the weights' licence; 'unknown' if nobody named one.
+      config: config of the run.
+      facts: result of `folder.read_facts`, and the number of parameters.
+      name: name of the Hub repository or folder, as `magi_jax.load` takes it.
+      license: Hub identifier of the licence of the weights; 'unknown' if there is none.
     """
     parts = [_header(license), _introduction(config, name), _use(config, name), _table(_training(config, facts))]
     parts += list(_results(facts))
     if license == 'unknown':
-        parts.append('Nobody has named a licence for these weights: ask their author before you use them.')
+        parts.append('These weights have no stated licence: ask their author before you use them.')
     settings = json.dumps(dataclasses.asdict(config), indent=1)
     parts.append(f'<details><summary>config.json</summary>\n\n```json\n{settings}\n```\n\n</details>')
     return '\n\n'.join(parts) + '\n'
 
 
 def scalar_results(metrics: Any) -> dict[str, dict[str, float]]:
-    """Reduce a metrics.json of `launch.evaluate` to its numbers: protocol -> name -> value."""
+    """Reduce a metrics.json of `launch.evaluate` to its numbers: {protocol: {name: value}}."""
     results = {}
     for result in metrics if isinstance(metrics, list) else [metrics]:
         numbers = dict(_numbers(result, ''))
@@ -54,7 +54,7 @@ def _introduction(config: Config, name: str) -> str:
         f'# {name}\n\n'
         f'MAGI ([arXiv {PAPER}](https://arxiv.org/abs/{PAPER})) in JAX: masked autoregressive video generation, trained'
         f' on `{data.source}`. The model continues videos of {data.height}x{data.width} pixels frame by frame,'
-        ' or starts from nothing. The weights are the EMA parameters of the run, in float32.'
+        ' or generates them without context. The weights are the EMA parameters of the run, in float32.'
     )
 
 
@@ -100,7 +100,7 @@ def _table(rows: Mapping[str, str]) -> str:
 
 
 def _numbers(value: Any, name: str) -> Iterator[tuple[str, float]]:
-    """Yield (dotted name, value) of every number below `value`, leaving out `NOT_RESULTS` and lists."""
+    """Yield (dotted name, value) of every number below `value`, without `NOT_RESULTS` and lists."""
     if isinstance(value, dict):
         for key in value:
             if key not in NOT_RESULTS:

@@ -1,4 +1,4 @@
-"""Attention of a new frame to the frames before it, to look at.
+"""Attention of a new frame to the frames before it, for inspection.
 
 Dimension key: B clips, T frames, N tokens of a frame, C token width, L blocks, H heads, D width, F cache slots.
 """
@@ -25,26 +25,26 @@ LAYER, PROJECTION = 'temporal_attention', 'qkv'  # names of the modules in layer
 def attention_to_past(
     sampler: VideoSampler, weights: Weights, tokenizer: Tokenizer, video: np.ndarray, interval: int
 ) -> np.ndarray:
-    """Return the attention weights of the temporal layers when the frame after `video` is predicted, all hidden.
+    """Return the temporal attention weights when the frame after `video` is predicted with all its tokens hidden.
 
     Args:
-      sampler: of the trained model, on one device.
-      weights: of `sampling_weights`.
-      tokenizer: the model's own, frame-wise.
+      sampler: sampler of the trained model, on one device.
+      weights: result of `sampling_weights`.
+      tokenizer: tokenizer of the model, frame-wise.
       video: uint8 [B, T, H, W, 3], 1 <= T < trained frames.
-      interval: raw frames between two frames.
+      interval: frame interval, in raw frames.
 
     Returns:
-      float32 [L, B, H, N, T + 1], summing to 1 over the frames; the last is the new frame itself.
+      float32 [L, B, H, N, T + 1], which sums to 1 over frames; the last frame is the new one.
 
     Raises:
-      ConfigError: T does not fit, or the tokenizer is temporal.
+      ConfigError: T is not allowed, or the tokenizer is temporal.
     """
     frames, trained = video.shape[1], sampler.shape.frames
     if not tokenizer.frame_wise or not 1 <= frames < trained:
         raise ConfigError(
-            f'attention needs a frame-wise tokenizer and 1..{trained - 1} frames, not {tokenizer.config.kind} and'
-            f' {frames} frames: give fewer or more'
+            f'attention of {frames} frames with tokenizer {tokenizer.config.kind} is not available: give 1 to'
+            f' {trained - 1} frames to a model with a frame-wise tokenizer'
         )
     tokens = patchify(tokenizer.encode(to_float(jnp.asarray(video))), sampler.config.model.patch)
     intervals = jnp.full(len(video), interval, jnp.int32)
@@ -60,7 +60,7 @@ def attention_to_past(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _projections(sampler: VideoSampler, weights: Weights, state: VideoState) -> tuple[jax.Array, jax.Array]:
-    """Queries and own keys [L, B, 1, N', D] of the frame that is to come."""
+    """Return queries and own keys [L, B, 1, N', D] of the next frame."""
     clips, tokens = len(state.interval), sampler.shape.tokens
     hidden = jnp.zeros((clips, tokens, sampler.shape.token_width)), jnp.ones((clips, tokens), bool)
     _, captured = sampler.trunk.apply(

@@ -1,4 +1,4 @@
-"""One frame by masked modelling: K steps reveal its tokens in random order, each drawn by the diffusion head (MAR).
+"""One frame by masked modelling: K steps reveal its tokens in random order; the diffusion head samples them (MAR).
 
 Dimension key: B clips, N tokens of a frame, C token width, D width, K mask steps, R largest number revealed in a step.
 """
@@ -20,12 +20,12 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class FrameNetworks:
-    """The two networks of a frame, with parameters and context closed over.
+    """The two networks of a frame, with parameters and context bound.
 
     Attributes:
-      condition: (tokens [B, N, C], mask bool [B, N]) -> z [B, N, D].
-      denoiser: z [B, R, D] -> the denoiser of these tokens; called once for all their denoise steps.
-      blind: as `condition`, without what came before the frame: guidance leads away from it. None: no guidance.
+      condition: function (tokens [B, N, C], mask bool [B, N]) -> z [B, N, D].
+      denoiser: function z [B, R, D] -> denoiser of these tokens, called once for all their denoise steps.
+      blind: same as `condition` without the frames before; guidance moves away from it. None for no guidance.
     """
 
     condition: Callable[[Array, Array], Array]
@@ -35,7 +35,7 @@ class FrameNetworks:
 
 @dataclasses.dataclass(frozen=True)
 class RevealRecipe:
-    """How tokens are drawn: mask steps K, the denoising process and its sampler settings."""
+    """Settings of token sampling: mask steps K, the denoising process and the sampler fields."""
 
     mask_steps: int
     process: Process
@@ -48,16 +48,16 @@ class RevealRecipe:
 
 
 def sample_frame(networks: FrameNetworks, recipe: RevealRecipe, clip_keys: Array, shape: tuple[int, int]) -> Array:
-    """Draws the N tokens of one frame for every clip.
+    """Sample the N tokens of one frame for every clip.
 
-    The counts of the K steps are known on the host, so every step runs the head on one static bucket of R rows; rows
-    past a step's count are computed and dropped (under 3 % of a frame's work). Steps that reveal nothing (K > N) are
-    left out.
+    The host knows how many tokens each of the K steps reveals, so every step runs the head on one static bucket of R
+    rows. Rows beyond the count of a step are computed and dropped, which is under 3 % of the work. Steps that reveal
+    nothing (K > N) are skipped.
 
     Args:
       networks: trunk and head.
       recipe: sampler settings.
-      clip_keys: [B] keys of this frame, one a clip.
+      clip_keys: keys [B] of this frame, one per clip.
       shape: (N, C).
 
     Returns:
@@ -81,30 +81,30 @@ def sample_frame(networks: FrameNetworks, recipe: RevealRecipe, clip_keys: Array
             denoiser = networks.denoiser(z)
         else:
             blind_z = jnp.take_along_axis(networks.blind(values, mask), chosen[..., None], axis=1)
-            revealed = 1.0 if recipe.guidance_schedule == 'constant' else revealed_part(first, tokens)
+            revealed = 1.0 if recipe.guidance_schedule == 'constant' else revealed_fraction(first, tokens)
             both = networks.denoiser(jnp.concatenate([z, blind_z]))
             denoiser = _guided(both, 1 + (recipe.guidance - 1) * revealed)
         step_keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(clip_keys)
-        drawn = _draw_tokens(denoiser, recipe, step_keys, (bucket, width))
+        sampled = _sample_tokens(denoiser, recipe, step_keys, (bucket, width))
         target = jnp.where(jnp.arange(bucket)[None] < count, chosen, tokens)
-        values = values.at[rows, target].set(drawn, mode='drop')
+        values = values.at[rows, target].set(sampled, mode='drop')
         return (values, mask.at[rows, target].set(False, mode='drop')), None
 
     start = jnp.zeros((clip_keys.shape[0], tokens, width)), jnp.ones((clip_keys.shape[0], tokens), bool)
     return jax.lax.scan(reveal, start, (jnp.arange(1, len(steps) + 1), steps))[0][0]
 
 
-def revealed_part(hidden: Array | np.ndarray, tokens: int) -> Array | np.ndarray:
-    """Return the part of a frame's tokens by which MAR's linear guidance has grown: (N - m) / N.
+def revealed_fraction(hidden: Array | np.ndarray, tokens: int) -> Array | np.ndarray:
+    """Return the fraction of revealed tokens that scales linear guidance in MAR: (N - m) / N.
 
-    `hidden` is m, the tokens still hidden after a mask step. MAR never counts fewer than one: the last step has
-    (N - 1) / N.
+    `hidden` is m, the number of tokens still hidden after a mask step. MAR counts at least one token, so the fraction
+    in the last step is 1 - 1/N.
     """
     return (tokens - hidden.clip(1)) / tokens
 
 
-def _draw_tokens(denoiser: Denoiser, recipe: RevealRecipe, keys: Array, shape: tuple[int, int]) -> Array:
-    """keys [B], shape (R, C) -> tokens [B, R, C]."""
+def _sample_tokens(denoiser: Denoiser, recipe: RevealRecipe, keys: Array, shape: tuple[int, int]) -> Array:
+    """Sample tokens [B, R, C] for keys [B] and shape (R, C)."""
 
     def noise(i: Array) -> Array:
         return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, i), shape))(keys)
@@ -114,9 +114,9 @@ def _draw_tokens(denoiser: Denoiser, recipe: RevealRecipe, keys: Array, shape: t
 
 
 def _guided(denoiser: Denoiser, weight: Array) -> Denoiser:
-    """The denoiser led away from what the blind conditions suggest.
+    """Return a denoiser whose output is moved away from that of the blind conditions.
 
-    `denoiser` is of both, [seeing, blind] clips: one pass, for a step's time is mostly latency.
+    `denoiser` evaluates both halves of [with history, blind] clips in one pass, because a step is dominated by latency.
     """
 
     def guided(x: Array, t: Array) -> Array:

@@ -11,30 +11,30 @@ Progress = Callable[[Iterator[Any], int], Iterator[Any]]  # (new frames, their n
 
 
 @contextlib.contextmanager
-def frame_bar(parts: int, shown: bool) -> Iterator[Progress]:
-    """Give a `progress` of `sample_clips` that shows one bar for all frames of all parts.
+def frame_bar(parts: int, enabled: bool) -> Iterator[Progress]:
+    """Give a `progress` function for `sample_clips` that shows one bar for all frames of all parts.
 
-    The first process shows it, in a terminal or notebook only. Each frame is then waited for: its dispatch alone would
-    fill the bar at once.
+    Only the first process shows it, and only in a terminal or notebook. It then waits for each frame, because dispatch
+    alone would fill the bar at once.
 
     Args:
-      parts: how often `progress` will be called.
-      shown: False: no bar.
+      parts: number of calls of `progress`.
+      enabled: False for no bar.
     """
-    disable = None if shown and jax.process_index() == 0 else True  # None: shown if stderr is a terminal
+    disable = None if enabled and jax.process_index() == 0 else True  # None: tqdm shows the bar if stderr is a terminal
     with tqdm(unit='frame', dynamic_ncols=True, leave=False, disable=disable) as bar:
 
-        def progress(made: Iterator[Any], total: int) -> Iterator[Any]:
+        def progress(frames: Iterator[Any], total: int) -> Iterator[Any]:
             if bar.disable:
-                return made
+                return frames
             if bar.total is None:
                 bar.reset(parts * total)
-            return _counted(made, bar)
+            return _counted(frames, bar)
 
         yield progress
 
 
-def _counted(made: Iterator[Any], bar: tqdm) -> Iterator[Any]:
-    for frame in made:
+def _counted(frames: Iterator[Any], bar: tqdm) -> Iterator[Any]:
+    for frame in frames:
         yield jax.block_until_ready(frame)
         bar.update()

@@ -1,4 +1,4 @@
-"""What the video sampler carries from frame to frame.
+"""The state that the video sampler carries from frame to frame.
 
 Dimension key: B clips, W frame slots of the window, N tokens of a frame, C token width.
 """
@@ -12,16 +12,16 @@ from magi_jax.layers.layout import CLIPS, COPIED, SITES
 
 @flax.struct.dataclass
 class VideoState:
-    """Everything that the next frame depends on.
+    """All inputs of the next frame besides the weights.
 
     Attributes:
       cache: keys and values of the finished frames in the window, capacity W.
-      window: float32 [B, W, N, C], their tokens as the model observed them, in the cache's slots.
-      positions: float32 [W], temporal position of each slot in the trained table.
-      interval: int32 [B], raw frames between two frames.
-      clip_keys: [B] keys, one a clip: a clip's video does not depend on the batch it is drawn in.
-      frame: int32 scalar, number of the next frame in the video.
-      context: int32 scalar, number of frames that were given, not generated.
+      window: tokens of these frames as the model observed them, in the slots of the cache, float32 [B, W, N, C].
+      positions: temporal position of each slot in the trained table, float32 [W].
+      interval: frame interval in raw frames, int32 [B].
+      clip_keys: keys [B], one per clip, so that a clip does not depend on its batch.
+      frame: number of the next frame in the video, int32 scalar.
+      context: number of context frames, int32 scalar.
     """
 
     cache: KVCache

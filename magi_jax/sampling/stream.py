@@ -1,4 +1,4 @@
-"""From pixels to pixels: whole videos, or frame by frame in memory that does not grow with their length.
+"""Sampling from pixels to pixels: complete videos, or frame by frame in constant memory.
 
 Dimension key: B clips, N tokens of a frame, C token width, H W pixels.
 """
@@ -20,7 +20,7 @@ Array = jax.Array
 
 
 def clip_keys(seed: int, numbers: Sequence[int]) -> Array:
-    """[B] keys: clip `numbers[i]` of a seed is the same in any batch."""
+    """Return keys [B], one per clip. Clip `numbers[i]` of a seed is the same in any batch."""
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.asarray(numbers))
 
 
@@ -32,41 +32,41 @@ def sample_clips(
     frames: int,
     interval: Array,
     keys: Array,
-    progress: Callable[[Iterator[Array], int], Iterator[Array]] = lambda made, total: made,
+    progress: Callable[[Iterator[Array], int], Iterator[Array]] = lambda frames, total: frames,
     sharding: jax.sharding.Sharding | None = None,
 ) -> Array:
-    """Whole videos at once.
+    """Sample complete videos.
 
-    The context is encoded alone. Of a temporal tokenizer, the whole video is made and decoded: as many latent frames as
-    cover `frames`, of which the last may stand for more; those are cut off.
+    The context is encoded on its own. With a temporal tokenizer, the complete video is generated and then decoded. Its
+    latent frames may decode to more than `frames` frames; the extra ones are cut off.
 
     Args:
-      sampler: of the trained model.
-      weights: of `sampling_weights`.
-      tokenizer: the model's own.
-      context: uint8 [B, c, H, W, 3], c >= 0 as `tokenizer.latent_shape` allows: kept, as the first frames.
-      frames: length of the videos, context included; any.
-      interval: int32 [B], raw frames between two frames.
-      keys: [B], of `clip_keys`.
-      progress: wraps the iterator over new frames, told their number.
-      sharding: where the clips lie; weights and tokenizer must lie on the same devices. None: the default device.
+      sampler: sampler of the trained model.
+      weights: result of `sampling_weights`.
+      tokenizer: tokenizer of the model.
+      context: first frames of the videos, uint8 [B, c, H, W, 3]; c >= 0 as `tokenizer.latent_shape` allows.
+      frames: length of the videos, context included; any length.
+      interval: frame interval in raw frames, int32 [B].
+      keys: keys [B], result of `clip_keys`.
+      progress: wrapper of the iterator over new frames; its second argument is their number.
+      sharding: sharding of the clips; weights and tokenizer must be on the same devices. None: the default device.
 
     Returns:
       uint8 [B, frames, H, W, 3].
 
     Raises:
-      ConfigError: the tokenizer cannot take so many context frames, or as `VideoSampler.start`.
+      ConfigError: the tokenizer does not accept this number of context frames, or as in `VideoSampler.start`.
     """
     context, tokens, state, new = _begin(sampler, weights, tokenizer, context, frames, interval, keys, sharding)
-    made = list(progress(sampler.frames(weights, state, new), new))
-    if not made:
+    new_tokens = list(progress(sampler.frames(weights, state, new), new))
+    if not new_tokens:
         return context
-    made, given, patch = jnp.stack(made, axis=1), context.shape[1], sampler.config.model.patch
+    new_tokens, context_frames, patch = jnp.stack(new_tokens, axis=1), context.shape[1], sampler.config.model.patch
     if tokenizer.frame_wise:
-        video = _decode(tokenizer, made, patch, sampler.shape.rows * patch)
+        video = _decode(tokenizer, new_tokens, patch, sampler.shape.rows * patch)
     else:
-        video = _decode(tokenizer, jnp.concatenate([tokens, made], axis=1), patch, sampler.shape.rows * patch)
-        video = video[:, given:frames]
+        video = _decode(tokenizer, jnp.concatenate([tokens, new_tokens], axis=1), patch, sampler.shape.rows * patch)
+        video = video[:, context_frames:frames]
     return jnp.concatenate([context, video], axis=1)
 
 
@@ -80,13 +80,13 @@ def stream_clips(
     keys: Array,
     sharding: jax.sharding.Sharding | None = None,
 ) -> Iterator[Array]:
-    """The frames behind the context, uint8 [B, H, W, 3] each, as they are dispatched.
+    """Return an iterator over the frames after the context, uint8 [B, H, W, 3], as they are dispatched.
 
-    Arguments are those of `sample_clips`. Nothing of a frame is kept but what the window holds, so under
-    `sampler.long_video = 'slide'` memory does not grow.
+    Arguments are those of `sample_clips`. Only the window is kept, so memory does not grow if `sampler.long_video` is
+    'slide'.
 
     Raises:
-      ConfigError: the tokenizer is temporal: what a latent frame decodes to depends on those before it.
+      ConfigError: the tokenizer is temporal, so a decoded frame depends on earlier latent frames.
     """
     if not tokenizer.frame_wise:
         raise ConfigError(
@@ -95,8 +95,8 @@ def stream_clips(
         )
     _, _, state, new = _begin(sampler, weights, tokenizer, context, frames, interval, keys, sharding)
     patch = sampler.config.model.patch
-    made = sampler.frames(weights, state, new)  # lazily; what is wrong with the arguments is said before
-    return (_decode_frame(tokenizer, tokens, patch, sampler.shape.rows * patch) for tokens in made)
+    new_tokens = sampler.frames(weights, state, new)  # a lazy iterator; arguments were checked before
+    return (_decode_frame(tokenizer, tokens, patch, sampler.shape.rows * patch) for tokens in new_tokens)
 
 
 def _begin(
@@ -109,12 +109,15 @@ def _begin(
     keys: Array,
     sharding: jax.sharding.Sharding | None,
 ) -> tuple[Array, Array, VideoState, int]:
-    """The context where the clips lie and its tokens, the state behind it, and how many latent frames are to come."""
+    """Prepare sampling of the frames after the context.
+
+    Return the context on its devices, its tokens, the state after it, and the number of latent frames to generate.
+    """
     if context.shape[1] > frames:
         raise ConfigError(
-            f'{context.shape[1]} context frames are more than the {frames} frames asked for: raise frames'
+            f'{context.shape[1]} context frames are more than the {frames} frames requested: raise frames'
         )
-    # Not device_put, which knows only the devices of this host.
+    # jit and not device_put, which reaches only the devices of this host.
     place = jax.jit(lambda *arrays: arrays, out_shardings=sharding)
     context, interval, keys = place(jnp.asarray(context), jnp.asarray(interval, jnp.int32), keys)
     tokens, length = _encode(tokenizer, context, sampler.config.model.patch), tokenizer.latent_frames(frames)

@@ -1,4 +1,4 @@
-"""Frame-by-frame video sampling with a KV cache (MAGI §4, §A.4): prefill, then predict and commit frame after frame.
+"""Frame-by-frame video sampling with a KV cache (MAGI §4, §A.4): prefill, then predict and append each frame.
 
 Dimension key: B clips, W frame slots of the window, N tokens of a frame, C token width, D width.
 """
@@ -26,30 +26,30 @@ from magi_jax.sampling.token_denoiser import token_denoiser
 
 Array = jax.Array
 Params = dict[str, Any]
-Weights = dict[str, Any]  # {'trunk', 'head'}, of `sampling_weights`
+Weights = dict[str, Any]  # {'trunk', 'head'} from `sampling_weights`
 
-OPENING_FRAMES = 2  # content, then motion; what follows is determined up to chance
+OPENING_FRAMES = 2  # they decide content and motion; later frames follow from them
 
-CONTEXT_NOISE = 2**32 - 1  # folded into a clip's key where frames fold in their number
+CONTEXT_NOISE = 2**32 - 1  # folded into the key of a clip, in place of a frame number
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def sampling_weights(config: Config, params: Params) -> Weights:
-    """Parameters {'trunk', 'head'} of a run -> what its sampler reads: the trunk's kernels in the dtype of products.
+    """Convert the parameters {'trunk', 'head'} of a run for its sampler: trunk kernels in the compute dtype.
 
-    Once for all frames: with parameters in float32 at hand in every frame, a device would hold both.
+    The conversion runs once for all frames. Within each frame, a device would hold both copies.
     """
     return {**params, 'trunk': prepare_params(params['trunk'], 'blocks', jnp.dtype(config.train.compute_dtype))}
 
 
 @dataclasses.dataclass(frozen=True)
 class VideoSampler:
-    """The sampler of one trained model; hashable, so that its jitted methods compile once per shape.
+    """The sampler of one trained model. It is hashable, so its jitted methods compile once per shape.
 
     Attributes:
-      config: of the run.
-      shape: of the trained clips.
-      layout: where clips and sites lie among devices.
+      config: config of the run.
+      shape: shape of the trained clips.
+      layout: layout of clips and sites on devices.
     """
 
     config: Config
@@ -62,50 +62,50 @@ class VideoSampler:
 
     @property
     def head(self) -> DiffusionHead:
-        """Float32 always: the first reverse steps multiply the network's error by hundreds (spec of MAR's sampler)."""
+        """The head in float32: the first reverse steps amplify its error several hundred times."""
         return DiffusionHead(self.config.model.head, self.shape.token_width, jnp.float32)
 
     def window_size(self, frames: int) -> int:
-        """Frame slots W for a video of `frames` frames.
+        """Return the number of frame slots W for a video of `frames` frames.
 
-        'slide' holds the trained length and moves on; 'interpolate' holds the whole video, rounded up to a power of two
-        so that all lengths of a bucket share one compilation.
+        'slide' holds the trained length and slides. 'interpolate' holds the complete video, rounded up to a power of
+        two, so that similar lengths share one compilation.
         """
         if self.config.sampler.long_video == 'slide' or frames <= self.shape.frames:
             return self.shape.frames
         return 1 << (frames - 1).bit_length()
 
     def start(self, weights: Weights, context: Array, frames: int, interval: Array, clip_keys: Array) -> VideoState:
-        """The state after the context.
+        """Return the state after the context.
 
         Args:
-          weights: of `sampling_weights`.
-          context: float32 [B, c, N, C] clean tokens of the context frames, c >= 0; of more than fit the window the last
-            ones count.
-          frames: length of the whole video, context included.
-          interval: int32 [B], 1 <= interval <= shape.intervals.
-          clip_keys: [B] keys.
+          weights: result of `sampling_weights`.
+          context: clean tokens of the context frames, float32 [B, c, N, C], c >= 0; if they exceed the window, only the
+            last ones are used.
+          frames: length of the video, context included.
+          interval: frame interval in raw frames, int32 [B], 1 <= interval <= shape.intervals.
+          clip_keys: keys [B].
 
         Raises:
-          ConfigError: more context frames than the video has frames, a window that keeps no room to generate, or
-            sampler fields that do not fit the model.
+          ConfigError: the context is longer than the video, `keep_frames` leaves no room to generate, or sampler fields
+            do not match the model.
         """
         check_sampler(self.config)
         if context.shape[1] > frames:
             raise ConfigError(
-                f'{context.shape[1]} context frames are more than the {frames} frames asked for: raise frames'
+                f'{context.shape[1]} context frames are more than the {frames} frames requested: raise frames'
             )
         slots, trained = self.window_size(frames), self.shape.frames
         if frames > slots and not 0 < self.config.sampler.keep_frames < slots:
             raise ConfigError(
-                f'sampler.keep_frames = {self.config.sampler.keep_frames} must lie in 1..{slots - 1}'
-                f' (trained frames - 1) for a video of {frames} frames'
+                f'sampler.keep_frames = {self.config.sampler.keep_frames} does not allow a video of {frames} frames:'
+                f' choose 1 to {slots - 1} (trained frames - 1)'
             )
         positions = stretched_positions(frames if slots > trained else trained, trained)
         positions = jnp.pad(jnp.asarray(positions), (0, max(0, slots - len(positions))), mode='edge')
-        kept = context[:, -slots:]
-        window = jnp.pad(kept, ((0, 0), (0, slots - kept.shape[1]), (0, 0), (0, 0)))
-        return self._prefill(weights, window, positions, interval, clip_keys, kept.shape[1], context.shape[1])
+        used = context[:, -slots:]
+        window = jnp.pad(used, ((0, 0), (0, slots - used.shape[1]), (0, 0), (0, 0)))
+        return self._prefill(weights, window, positions, interval, clip_keys, used.shape[1], context.shape[1])
 
     @functools.partial(jax.jit, static_argnums=0)
     def _prefill(
@@ -122,12 +122,12 @@ class VideoSampler:
             return self._read_window(weights['trunk'], state, filled, window.shape[1])
 
         inputs = (COPIED, CLIPS, COPIED, CLIPS, CLIPS, COPIED, COPIED)
-        whole = self.layout.over_devices(prefill, inputs, STATE_LAYOUT)
-        return whole(weights, window, positions, interval, clip_keys, filled, frame)
+        sharded = self.layout.over_devices(prefill, inputs, STATE_LAYOUT)
+        return sharded(weights, window, positions, interval, clip_keys, filled, frame)
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
     def next_frame(self, weights: Weights, state: VideoState) -> tuple[VideoState, Array]:
-        """Draws one frame -> (state with the frame committed, its clean tokens float32 [B, N, C]). Donates `state`."""
+        """Sample one frame. Return the state after it and its clean tokens float32 [B, N, C]. Donate `state`."""
         return self.layout.over_devices(self._next_frame, (COPIED, STATE_LAYOUT), (STATE_LAYOUT, CLIPS))(weights, state)
 
     def _next_frame(self, weights: Weights, state: VideoState) -> tuple[VideoState, Array]:
@@ -150,7 +150,7 @@ class VideoSampler:
         return self._commit(trunk, state, tokens, position), tokens
 
     def frames(self, weights: Weights, state: VideoState, count: int) -> Iterator[Array]:
-        """Yields the clean tokens [B, N, C] of `count` new frames as they are dispatched. Donates `state`."""
+        """Yield the clean tokens [B, N, C] of `count` new frames as they are dispatched. Donate `state`."""
         for _ in range(count):
             state, tokens = self.next_frame(weights, state)
             yield tokens
@@ -178,7 +178,7 @@ class VideoSampler:
         return empty_cache(model.blocks, clips, slots, sites, model.width, jnp.dtype(self.config.train.compute_dtype))
 
     def _observed(self, tokens: Array, numbers: Array, clip_keys: Array) -> Array:
-        """Clean tokens [B, R, N, C] of frames `numbers` [R] as the model is to observe them (A2)."""
+        """Return the tokens that the model observes for clean tokens [B, R, N, C] of frames `numbers` [R] (A2)."""
         sampler, masking = self.config.sampler, self.config.masking
         if not sampler.context_noise:
             return tokens
@@ -195,22 +195,22 @@ class VideoSampler:
         return self.trunk.apply(trunk, tokens, level, interval, positions, cache, method=Magi.observe)
 
     def _commit(self, trunk: Weights, state: VideoState, tokens: Array, position: Array) -> VideoState:
-        """Encodes the finished frame as an observation and appends its keys and values."""
+        """Encode the finished frame as an observation, and append its keys and values to the cache."""
         observed = self._observed(tokens[:, None], state.frame[None], state.clip_keys)
         k, v = self._observe(trunk, observed, position[None], state.interval, state.cache)
         window = jax.lax.dynamic_update_slice_in_dim(state.window, observed, state.cache.length, axis=1)
         return state.replace(cache=append(state.cache, k, v, 1), window=window, frame=state.frame + 1)
 
     def _slide(self, trunk: Weights, state: VideoState) -> VideoState:
-        """Restarts a full window from its last `keep_frames` frames: positions stay inside the trained ones."""
-        keep = min(max(self.config.sampler.keep_frames, 1), state.window.shape[1])  # any number is fine until it slides
+        """Restart a full window from its last `keep_frames` frames, so that positions stay within the trained range."""
+        keep = min(max(self.config.sampler.keep_frames, 1), state.window.shape[1])  # unused unless the window slides
         window = jnp.roll(state.window, keep, axis=1)
         return self._read_window(trunk, state.replace(window=window), keep, keep)
 
     def _read_window(self, trunk: Weights, state: VideoState, filled: Array | int, rows: int) -> VideoState:
-        """Fills the cache with the first `filled` <= `rows` frames of the window, by one causal pass over `rows`."""
+        """Fill the cache with the first `filled` <= `rows` frames of the window by one causal pass over `rows`."""
         clips, slots = state.window.shape[:2]
-        nothing = self._empty_cache(clips, 0)
-        k, v = self._observe(trunk, state.window[:, :rows], state.positions[:rows], state.interval, nothing)
+        empty = self._empty_cache(clips, 0)
+        k, v = self._observe(trunk, state.window[:, :rows], state.positions[:rows], state.interval, empty)
         cache = self._empty_cache(clips, slots)
         return state.replace(cache=append(cache, k, v, filled))

@@ -1,4 +1,4 @@
-"""What happens on a schedule beside the optimizer steps: validation, preview videos, export of a finished tokenizer."""
+"""Work on a schedule beside the optimizer steps: validation, preview videos, export of a finished tokenizer."""
 
 import dataclasses
 import functools
@@ -27,8 +27,8 @@ from magi_jax.tokenizers.statistics import measure_statistics
 
 STATISTICS_BATCHES = 64
 PREVIEW_CLIPS = 4
-STRIP = 14  # pixels of a row's name
-FIELDS = 'video', 'mean', 'log_variance', 'interval', 'example'  # of a batch; other labels stay behind
+LABEL_HEIGHT = 14  # height of the label of a row in pixels
+MODEL_INPUTS = 'video', 'mean', 'log_variance', 'interval', 'example'  # entries of a batch; labels are dropped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Validation:
     """The fixed clips of every validation and preview.
 
     Attributes:
-      batches: this host's rows of the batches, as training has them; a part batch at the end is left out.
-      preview: the clips that previews show, the same on all hosts.
+      batches: rows of this host in each validation batch; a partial last batch is left out.
+      preview: clips of previews, the same on all hosts.
     """
 
     batches: list[dict[str, np.ndarray]]
@@ -45,21 +45,24 @@ class Validation:
 
 
 def read_validation(config: Config, mesh: Mesh) -> Validation:
-    """Reads the first clips of the validation split; of fewer than a batch, some twice if the devices need them."""
+    """Read the first clips of the validation split.
+
+    If there are fewer than one batch, some are repeated until every device has one.
+    """
     clips, size = validation_clips(config.data), config.data.batch_size
     count = min(config.train.eval_batches, len(clips) // size)
     batches = np.arange(count * size).reshape(count, size) if count else [padded_rows(mesh, len(clips))]
-    shares = [batch[host_rows(mesh, len(batch))] for batch in batches]
-    shown = range(min(PREVIEW_CLIPS, len(clips)))
-    return Validation([_unlabelled(clips.read(share)) for share in shares], _unlabelled(clips.read(shown)))
+    host_parts = [batch[host_rows(mesh, len(batch))] for batch in batches]
+    preview_rows = range(min(PREVIEW_CLIPS, len(clips)))
+    return Validation([_model_inputs(clips.read(part)) for part in host_parts], _model_inputs(clips.read(preview_rows)))
 
 
-def _unlabelled(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: batch[name] for name in FIELDS if name in batch}
+def _model_inputs(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: batch[name] for name in MODEL_INPUTS if name in batch}
 
 
 def mean_metrics(metrics: list[dict[str, jax.Array]], prefix: str) -> dict[str, float]:
-    """Averages metrics of equal batches and puts `prefix` before their names."""
+    """Average metrics of equal batches, and put `prefix` before their names."""
     host = jax.device_get(metrics)
     return {f'{prefix}{name}': float(np.mean([entry[name] for entry in host])) for name in host[0]}
 
@@ -67,17 +70,17 @@ def mean_metrics(metrics: list[dict[str, jax.Array]], prefix: str) -> dict[str, 
 def preview(
     config: Config, mesh: Mesh, params: Any, tokenizer: Tokenizer | None, clips: dict[str, np.ndarray]
 ) -> np.ndarray:
-    """Clips above the model's version of them, each row under its name: uint8 [T, 2(H+14), B*W, 3] on every host.
+    """Render clips above the model's version of them: uint8 [T, 2(H+14), B*W, 3] on every host.
 
-    Reconstructions for an autoencoder; for a generator, continuations of each clip's first frame. Of latents only
-    reconstructions of the clips are known, and the upper row is named so.
+    An autoencoder shows reconstructions. A generator shows continuations of the first frame of each clip. If the data
+    are latents, the real clips are not available: the upper row then shows their reconstructions, and is labelled so.
 
     Args:
-      config: of the run.
-      mesh: of the run; all its hosts make the clips together.
-      params: EMA parameters, as they lie on the mesh.
-      tokenizer: of a generator.
-      clips: video uint8 [B, T, H, W, 3], or `mean` of its latents, decoded here, and interval int32 [B].
+      config: config of the run.
+      mesh: mesh of the run; all its hosts compute the clips together.
+      params: EMA parameters, sharded on the mesh.
+      tokenizer: tokenizer of a generator; None for an autoencoder.
+      clips: interval int32 [B], and video uint8 [B, T, H, W, 3] or `mean` of its latents, which are decoded here.
     """
     count = len(clips['interval'])
     rows = padded_rows(mesh, count)
@@ -87,12 +90,12 @@ def preview(
     else:
         video = gather_to_hosts(_decode(tokenizer, shard(batch_sharding(mesh), clips['mean'][rows])))
     if config.objective == 'autoencoder':
-        made = _reconstruct(trained_tokenizer(config, params), shard(batch_sharding(mesh), video))
+        generated = _reconstruct(trained_tokenizer(config, params), shard(batch_sharding(mesh), video))
     else:
         shape = clip_shape(config, tokenizer)
         sampler = VideoSampler(config, shape, sampling_layout(config.model, shape, mesh))
         weights = jax.jit(functools.partial(sampling_weights, config), out_shardings=replicated_sharding(mesh))(params)
-        made = sample_clips(
+        generated = sample_clips(
             sampler,
             weights,
             tokenizer,
@@ -103,41 +106,41 @@ def preview(
             sharding=batch_sharding(mesh),
         )
     upper, lower = row_names(config.objective, clips)
-    return labelled_rows({upper: video[:count], lower: gather_to_hosts(made)[:count]})
+    return labelled_rows({upper: video[:count], lower: gather_to_hosts(generated)[:count]})
 
 
 def row_names(objective: str, clips: dict[str, np.ndarray]) -> tuple[str, str]:
-    """Return the names of a preview's two rows: of latents the real clip is not at hand, only its reconstruction."""
+    """Return the labels of a preview's two rows. Clips of latents have only a reconstruction, not the real frames."""
     upper = 'real' if 'video' in clips else 'reconstruction'
     return upper, 'reconstruction' if objective == 'autoencoder' else 'generated'
 
 
 def labelled_rows(rows: dict[str, np.ndarray]) -> np.ndarray:
-    """Place clips uint8 [B, T, H, W, 3] side by side, a row for each entry, under a strip with the entry's name.
+    """Place clips uint8 [B, T, H, W, 3] side by side: one row per entry, under a strip with its name.
 
     Returns:
-      uint8 [T, R(H+14), B*W, 3] of R rows.
+      uint8 [T, R(H+14), B*W, 3] for R rows.
     """
     parts = []
     for name, clips in rows.items():
         row = np.concatenate(list(clips), axis=2)
-        strip = Image.new('RGB', (row.shape[2], STRIP))
+        strip = Image.new('RGB', (row.shape[2], LABEL_HEIGHT))
         ImageDraw.Draw(strip).text((2, 1), name, fill='white')
-        parts += [np.broadcast_to(np.asarray(strip), (len(row), STRIP, row.shape[2], 3)), row]
+        parts += [np.broadcast_to(np.asarray(strip), (len(row), LABEL_HEIGHT, row.shape[2], 3)), row]
     return np.concatenate(parts, axis=1)
 
 
 def trained_tokenizer(config: Config, params: Any) -> Tokenizer:
-    """The autoencoder being trained, with latent statistics 0, 1."""
+    """Return the autoencoder being trained, with latent mean 0 and std 1."""
     channels = config.tokenizer.channels
     zeros, ones = np.zeros(channels, np.float32), np.ones(channels, np.float32)
     return Tokenizer(params, zeros, ones, dataclasses.replace(config.tokenizer, path=''))
 
 
 def export_tokenizer(config: Config, params: Any, folder: Path) -> None:
-    """Measures the latent statistics of a finished autoencoder on training clips and writes its folder.
+    """Measure the latent statistics of a finished autoencoder on training clips, and write its folder.
 
-    All hosts call it; the first does the work, a matter of seconds.
+    All hosts call it. The first host does the work, which takes seconds.
     """
     tokenizer = trained_tokenizer(config, gather_to_hosts(params))
     if jax.process_index() > 0:

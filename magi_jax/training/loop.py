@@ -1,6 +1,7 @@
-"""The training loop, read top-down: config and work folder in, checkpoints, metrics and preview videos out.
+"""The training loop, read top-down: it turns config and work folder into checkpoints, metrics and preview videos.
 
-Every host runs it and calls the same collectives in the same order; `Console` and `MetricWriter` speak for the first.
+Every host runs it and calls the same collectives in the same order. `Console` and `MetricWriter` write on the first
+host only.
 """
 
 import contextlib
@@ -38,26 +39,26 @@ from magi_jax.training.workdir_lock import locked
 
 TOKENIZER_FOLDER = 'tokenizer'
 COMPILATION_TIME = 'a small model takes about 15 to 60 s on an idle CPU, a large one minutes; the next start is quicker'
-INIT = 2  # purpose of randomness, beside those of training/step.py
+INIT = 2  # key for initialization, beside those in training/step.py
 
 
 class Console(Protocol):
-    """Where the loop speaks to a person; `launch/` has the real one."""
+    """Output to the terminal; `launch/` implements it."""
 
     def line(self, text: str) -> None:
-        """Shows a line."""
+        """Print a line."""
 
     def progress(self, initial: int, total: int) -> Any:
-        """A bar with `update(n)`, `set_postfix(**values)` and `close()`."""
+        """Return a progress bar with `update(n)`, `set_postfix(**values)` and `close()`."""
 
 
 class NonFiniteError(FloatingPointError):
-    """Loss or a gradient is not finite; the message names the step and the first bad leaf."""
+    """The loss or a gradient is not finite. The message names the step and the first bad leaf."""
 
 
 @dataclasses.dataclass
 class Run:
-    """Everything a run is made of, ready for its next step."""
+    """All parts of a run, ready for its next step."""
 
     config: Config
     workdir: Path
@@ -73,20 +74,20 @@ class Run:
 
 
 def train(config: Config, workdir: str, console: Console, parameter_table: bool = False) -> bool:
-    """Train until `config.train.steps`, going on from the newest checkpoint of `workdir` if there is one.
+    """Train until `config.train.steps`, and resume from the newest checkpoint of `workdir` if there is one.
 
     Args:
-      config: of the run.
-      workdir: its folder; only one process, or one group of hosts, may train in it at a time.
-      console: where progress is shown.
-      parameter_table: show every parameter with its shape, not only their number.
+      config: config of the run.
+      workdir: work folder; only one process, or one group of hosts, may train in it at a time.
+      console: output for progress.
+      parameter_table: True to print every parameter with its shape, not only their number.
 
     Returns:
-      True when the run is complete; False when SIGTERM or SIGINT to any host stopped it after a checkpoint.
+      True if the run is complete; False if SIGTERM or SIGINT on any host stopped it after a checkpoint.
 
     Raises:
-      ConfigError: the config does not fit the devices, the data, the tokenizer or the work folder.
-      NonFiniteError: training diverged; the last checkpoint is from before.
+      ConfigError: the config does not match the devices, the data, the tokenizer or the work folder.
+      NonFiniteError: training diverged; the last checkpoint is older and finite.
     """
     check_config(config)
     with locked(Path(workdir)):
@@ -114,7 +115,7 @@ def _is_complete(config: Config, workdir: Path) -> bool:
 
 
 def prepare(config: Config, workdir: Path, console: Console, parameter_table: bool = False) -> Run:
-    """Config -> mesh, tokenizer, objective, a fresh or restored, sharded state, opened data and compiled step."""
+    """Prepare a run: mesh, tokenizer, fresh or restored state, data and compiled steps."""
     mesh = make_mesh(config.mesh)
     check_batch(mesh, config.data.batch_size, config.optim.accumulate)
     tokenizer = _frozen_tokenizer(config, workdir)
@@ -127,9 +128,9 @@ def prepare(config: Config, workdir: Path, console: Console, parameter_table: bo
         state = factory.init(jax.random.fold_in(jax.random.key(config.seed), INIT))
     else:
         state = TrainState.from_items(checkpoints.restore(factory.abstract().items()))
-        console.line(f'going on from the checkpoint of step {int(state.step)} in {workdir}')
+        console.line(f'resuming from the checkpoint of step {int(state.step)} in {workdir}')
     console.line(_parameters(state.params, parameter_table))
-    # Opened before the long compilation: a mistake in the data shows at once.
+    # Data are opened before the long compilation, so that mistakes in them are reported at once.
     rows = hosts.host_rows(mesh, config.data.batch_size)
     batches = train_batches(config.data, config.seed, int(state.step), rows)
     validation = hooks.read_validation(config, mesh)
@@ -143,7 +144,7 @@ def prepare(config: Config, workdir: Path, console: Console, parameter_table: bo
 
 
 def _parameters(params: Any, table: bool) -> str:
-    """Return how many parameters there are, or all of them with their shapes."""
+    """Return the number of parameters as text, or a table of all of them."""
     if table:
         return parameter_overview.get_parameter_overview(params, include_stats=False)
     sizes = [leaf.size for leaf in jax.tree.leaves(params)]
@@ -151,28 +152,31 @@ def _parameters(params: Any, table: bool) -> str:
 
 
 def _frozen_tokenizer(config: Config, workdir: Path) -> Tokenizer | None:
-    """The generator's tokenizer, kept in the work folder from the first start on: a run never changes its latents."""
+    """Load the generator's tokenizer from the work folder.
+
+    The first start copies it there, so that the latents of a run never change.
+    """
     if config.objective == 'autoencoder':
         return None
-    kept = workdir / TOKENIZER_FOLDER
-    if config.tokenizer.kind == 'identity' or not kept.exists():
+    saved = workdir / TOKENIZER_FOLDER
+    if config.tokenizer.kind == 'identity' or not saved.exists():
         tokenizer = open_tokenizer(config.tokenizer, config.data.height, config.data.width)
         if config.tokenizer.kind == 'identity':
             return tokenizer
-    if jax.process_index() == 0 and not kept.exists():
-        draft = kept.with_name(f'.{TOKENIZER_FOLDER}.draft')
+    if jax.process_index() == 0 and not saved.exists():
+        draft = saved.with_name(f'.{TOKENIZER_FOLDER}.draft')
         shutil.rmtree(draft, ignore_errors=True)
         shutil.copytree(config.tokenizer.path, draft)
-        draft.rename(kept)
+        draft.rename(saved)
     hosts.barrier('tokenizer copied')
-    tokenizer, path = load_tokenizer(kept), config.tokenizer.path
+    tokenizer, path = load_tokenizer(saved), config.tokenizer.path
     if path and Path(path).exists() and fingerprint(load_tokenizer(path)) != fingerprint(tokenizer):
         raise ConfigError(f'{workdir} was started with another tokenizer than {path}: use another --workdir')
     return tokenizer
 
 
 def _check_latents(config: Config, tokenizer: Tokenizer | None) -> None:
-    """Raises ConfigError if `config.data` names latents that are not those of this tokenizer."""
+    """Raise ConfigError if `config.data` names latents of another tokenizer."""
     described, source = describe(config.data), config.data.source
     if described is None:
         return
@@ -180,12 +184,12 @@ def _check_latents(config: Config, tokenizer: Tokenizer | None) -> None:
         raise ConfigError(f'{source} holds latents: train an autoencoder on its videos, {described.source}')
     if described.fingerprint != fingerprint(tokenizer):
         raise ConfigError(
-            f'{source} holds latents of another tokenizer, or with other statistics: run launch.encode_latents again'
+            f'{source} holds latents of another tokenizer or of other statistics: run launch.encode_latents again'
         )
 
 
 def _compile(tokenizer: Tokenizer | None, config: Config, mesh: Mesh, console: Console) -> TrainStep:
-    """Compiles the step before the first batch and reports what it needs."""
+    """Compile the training step before the first batch, and report its memory and FLOPs."""
     devices = f'{mesh.size} {jax.devices()[0].device_kind} device(s)'
     console.line(f'compiling the training step for {devices}: {COMPILATION_TIME}')
     started = time.perf_counter()
@@ -198,12 +202,12 @@ def _compile(tokenizer: Tokenizer | None, config: Config, mesh: Mesh, console: C
             f'; per device {memory.argument_size_in_bytes / 2**20:.0f} MiB arguments,'
             f' {memory.temp_size_in_bytes / 2**20:.0f} MiB temporary'
         )
-    console.line(f'{text}; {cost.get("flops", float("nan")) / 1e9:.1f} GFLOP (a scanned layer counted once)')
+    console.line(f'{text}; {cost.get("flops", float("nan")) / 1e9:.1f} GFLOP (scanned layers are counted once)')
     return compiled
 
 
 def _run_steps(run: Run, writer: MetricWriter, stop: StopSignals) -> None:
-    """The steps themselves, with logging, validation, previews and checkpoints on their schedules."""
+    """Run the optimizer steps, with logging, validation, previews and checkpoints on their schedules."""
     schedule, names, rate = run.config.train, leaf_names(run.state.params), StepRate()
     step, pending, metrics = int(run.state.step), [], None
     saved, losses = step if step else None, []
@@ -212,7 +216,7 @@ def _run_steps(run: Run, writer: MetricWriter, stop: StopSignals) -> None:
         previous = metrics
         run.state, metrics = run.train_step(run.state, run.tokenizer, put_batch(run.mesh, next(run.batches)))
         step += 1
-        if previous is not None:  # one step late: the devices are never left waiting for this look
+        if previous is not None:  # checked one step late, so that devices never wait for the check
             _check_finite(previous, step - 1, names)
         pending.append(metrics)
         if step % schedule.log_every == 0 or step == schedule.steps:
@@ -246,7 +250,7 @@ def _run_steps(run: Run, writer: MetricWriter, stop: StopSignals) -> None:
 def _log(
     config: Config, writer: MetricWriter, step: int, metrics: list[dict[str, jax.Array]], rate: float
 ) -> dict[str, float]:
-    """Write and return the means of the steps since the last log, the learning rate of `step` and the rate."""
+    """Write and return means of the steps since the last log, the learning rate of `step` and the step rate."""
     values = hooks.mean_metrics(metrics, 'train/')
     learning_rate = learning_rate_schedule(config.optim, config.train.steps)(step - 1)
     values |= {'train/learning_rate': float(learning_rate), 'train/steps_per_second': rate}
@@ -258,7 +262,7 @@ def _check_finite(metrics: dict[str, jax.Array], step: int, names: list[str]) ->
     bad = int(metrics['bad_leaf'])
     if bad >= 0:
         raise NonFiniteError(
-            f'step {step}: {names[bad]} is not finite, the checkpoints in the work folder are from before:'
+            f'step {step}: {names[bad]} is not finite, the checkpoints of earlier steps are intact:'
             ' lower optim.learning_rate or raise optim.warmup_steps, then run again'
         )
 

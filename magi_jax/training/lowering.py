@@ -1,4 +1,4 @@
-"""The programs that training and sampling run, traced from shapes alone: no array is made and no device has to exist.
+"""The programs of training and sampling, traced from shapes alone, without arrays or existing devices.
 
 Dimension key: B clips, T frames, H W pixels, N tokens of a frame, C token width.
 """
@@ -25,7 +25,7 @@ from magi_jax.training.step import make_train_step
 
 
 def abstract_tokenizer(config: Config) -> Tokenizer | None:
-    """A tokenizer of shapes as `config.tokenizer` describes it; None for an autoencoder run, which has none."""
+    """Return the shapes of the tokenizer in `config.tokenizer`; None for an autoencoder run, which has none."""
     if config.objective == 'autoencoder':
         return None
     data = config.data
@@ -33,9 +33,9 @@ def abstract_tokenizer(config: Config) -> Tokenizer | None:
 
 
 def abstract_batch(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a global batch on `mesh`: video uint8 [B, T, H, W, 3], interval and example int32 [B].
+    """Return the shapes of a global batch on `mesh`: video uint8 [B, T, H, W, 3], interval and example int32 [B].
 
-    Where the data are latents, their moments [B, t, h, w, c] stand in the place of video.
+    If the data are latents, their moments [B, t, h, w, c] replace the video.
     """
     data, number = config.data, ((), jnp.int32)
     clip = batch_shapes(data) or {'video': ((data.frames, data.height, data.width, 3), jnp.uint8)}
@@ -45,15 +45,15 @@ def abstract_batch(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct
 
 
 def trace_train_step(config: Config, mesh: Mesh, tokenizer: Tokenizer | None) -> jax.stages.Traced:
-    """The optimizer step as jit sees it, (state, tokenizer, batch) -> (state, metrics); the state is donated.
+    """Trace the jitted optimizer step (state, tokenizer, batch) -> (state, metrics). The state is donated.
 
     Args:
-      config: of the run.
-      mesh: of devices that exist or not.
-      tokenizer: the run's own, or `abstract_tokenizer`; only its shapes are read.
+      config: config of the run.
+      mesh: mesh of devices, which need not exist.
+      tokenizer: tokenizer of the run or `abstract_tokenizer`; only its shapes are read.
 
     Raises:
-      ConfigError: batch, model and mesh do not fit.
+      ConfigError: the mesh cannot divide batch or model.
     """
     check_batch(mesh, config.data.batch_size, config.optim.accumulate)
     objective, optimizer = make_objective(config, tokenizer), make_optimizer(config.optim, config.train.steps)
@@ -65,17 +65,24 @@ def trace_train_step(config: Config, mesh: Mesh, tokenizer: Tokenizer | None) ->
 
 
 def lower_train_step(config: Config, mesh: Mesh, tokenizer: Tokenizer | None) -> jax.stages.Lowered:
-    """`trace_train_step`, lowered for the mesh's devices: `.compile()` makes the very program that training runs."""
+    """Lower `trace_train_step` for the devices of the mesh; `.compile()` gives the program that training runs."""
     return trace_train_step(config, mesh, tokenizer).lower()
 
 
 def trace_next_frame(config: Config, mesh: Mesh, tokenizer: Tokenizer, clips: int, frames: int) -> jax.stages.Traced:
-    """The sampler's step, (weights, state) -> (state, tokens [B, N, C]), for `clips` videos of `frames` frames.
+    """Trace the step of the sampler, (weights, state) -> (state, tokens [B, N, C]).
 
-    Clips are divided over the batch axes, sites over `sequence`; weights lie whole on every device.
+    Clips are sharded over the batch axes, sites over `sequence`; weights are replicated.
+
+    Args:
+      config: config of the run.
+      mesh: mesh of devices, which need not exist.
+      tokenizer: tokenizer of the run or `abstract_tokenizer`.
+      clips: number of videos B.
+      frames: length of a video.
 
     Raises:
-      ConfigError: clips, model and mesh do not fit.
+      ConfigError: the mesh cannot divide clips or model.
     """
     check_batch(mesh, clips, 1)
     shape, length = clip_shape(config, tokenizer), tokenizer.latent_frames(frames)
@@ -92,14 +99,14 @@ def trace_next_frame(config: Config, mesh: Mesh, tokenizer: Tokenizer, clips: in
 
 
 def lower_next_frame(config: Config, mesh: Mesh, tokenizer: Tokenizer, clips: int, frames: int) -> jax.stages.Lowered:
-    """`trace_next_frame`, lowered for the mesh's devices."""
+    """Lower `trace_next_frame` for the devices of the mesh."""
     return trace_next_frame(config, mesh, tokenizer, clips, frames).lower()
 
 
 def encoder_flops(config: Config, tokenizer: Tokenizer | None) -> float:
-    """FLOPs of encoding one clip, by XLA's count of the uncompiled program: tokenizers have no loops.
+    """Count the FLOPs of encoding one clip; 0 without a tokenizer or if the data are latents.
 
-    0 without a tokenizer, or where the data are latents.
+    The number is XLA's count for the uncompiled program, which is exact because tokenizers have no loops.
     """
     if tokenizer is None or batch_shapes(config.data):
         return 0.0
@@ -110,14 +117,14 @@ def encoder_flops(config: Config, tokenizer: Tokenizer | None) -> float:
 
 
 def _place_state(state: VideoState, mesh: Mesh) -> VideoState:
-    def lay(leaf: jax.ShapeDtypeStruct, kind: str) -> jax.ShapeDtypeStruct:
+    def place_leaf(leaf: jax.ShapeDtypeStruct, kind: str) -> jax.ShapeDtypeStruct:
         return place(leaf, NamedSharding(mesh, SAMPLING_SPECS[kind]))
 
-    return jax.tree.map(lay, state, STATE_LAYOUT)
+    return jax.tree.map(place_leaf, state, STATE_LAYOUT)
 
 
 def place(tree: Any, sharding: Sharding) -> Any:
-    """Arrays or their shapes -> shapes that lie on `sharding`."""
+    """Return the shapes of arrays, or of shapes, with `sharding` attached."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
 
 

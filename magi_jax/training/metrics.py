@@ -1,7 +1,7 @@
-"""Metrics of a run: JSON lines to compute with, TensorBoard event files to look at.
+"""Metrics of a run: JSON lines for programs, TensorBoard event files for people.
 
-`metrics.jsonl` holds one object a line: {"step": 3, "time": 1.7e9, "values": {"loss": 0.5}}, or {"resumed_at": 2} where
-a run took up again, which takes back every earlier line of a later step. Dimension key: T frames, H, W pixels.
+`metrics.jsonl` holds one object per line, such as {"step": 3, "time": 1.7e9, "values": {"loss": 0.5}}. A resumed run
+writes {"resumed_at": 2}. That line cancels every earlier line of a later step. Dimension key: T frames, H, W pixels.
 """
 
 import contextlib
@@ -23,13 +23,13 @@ FILE = 'metrics.jsonl'
 
 
 class MetricWriter:
-    """Appends to `workdir/metrics.jsonl` and `workdir/tensorboard/`; every call is on disk (flushed) when it returns.
+    """Appends to `workdir/metrics.jsonl` and `workdir/tensorboard/`. Every call flushes to disk before it returns.
 
-    Processes other than 0 write nothing, so that every process of a pod can run the same code.
+    Only process 0 writes, so every process of a pod can run the same code.
 
     Args:
-      workdir: local or mounted folder, made if missing.
-      resume_step: the step of the restored checkpoint; what was written for later steps is taken back. None: keep all.
+      workdir: local or mounted folder, created if missing.
+      resume_step: step of the restored checkpoint; lines of later steps are cancelled. None keeps all lines.
     """
 
     def __init__(self, workdir: str, resume_step: int | None = None):
@@ -41,15 +41,15 @@ class MetricWriter:
         os.makedirs(events, exist_ok=True)
         _drop_torn_line(path)
         self._lines = open(path, 'a', encoding='utf-8')  # noqa: SIM115, closed by close()
-        # tensorboardX names files by the second: a quick restart must not overwrite its predecessor.
+        # tensorboardX names files by the second, so a quick restart would overwrite the previous file.
         self._events = EventsWriter(os.path.join(events, 'events'), f'.{time.time_ns()}')
         if resume_step is not None:
             self._write_line({'resumed_at': resume_step})
-            start = SessionLog(status=SessionLog.START)  # TensorBoard drops what has this step or a later one
+            start = SessionLog(status=SessionLog.START)  # TensorBoard drops events from this step on
             self._write_event(Event(step=resume_step + 1, session_log=start))
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Writes one line with all `values` (anything `float()` takes) of an optimizer step."""
+        """Write one line with all `values` (anything that `float()` accepts) of an optimizer step."""
         if not self._active:
             return
         values = {name: float(value) for name, value in values.items()}
@@ -57,7 +57,7 @@ class MetricWriter:
         self._write_summary(step, [Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
 
     def video(self, step: int, name: str, video: np.ndarray, fps: float) -> None:
-        """Writes uint8 [T,H,W,3] as an animated image, to TensorBoard only."""
+        """Write uint8 [T,H,W,3] as an animated image, to TensorBoard only."""
         if not self._active:
             return
         _, height, width, _ = video.shape
@@ -65,13 +65,13 @@ class MetricWriter:
         self._write_summary(step, [Summary.Value(tag=name, image=image)])
 
     def text(self, step: int, name: str, text: str) -> None:
-        """Write text, to TensorBoard only; its lines and indentation are kept."""
+        """Write text, to TensorBoard only. Its lines and indentation are kept."""
         if self._active:
-            code = ''.join(f'    {line}\n' for line in text.splitlines())  # Markdown's block of code
+            code = ''.join(f'    {line}\n' for line in text.splitlines())  # code block in Markdown
             self._write_summary(step, tensorboardX.summary.text(name, code).value)
 
     def close(self) -> None:
-        """Closes both files."""
+        """Close both files."""
         if self._active:
             self._lines.close()
             self._events.close()
@@ -90,7 +90,7 @@ class MetricWriter:
 
 
 class StepRate:
-    """Measures steps a second, without the time spent in `paused`."""
+    """Measures steps per second, without the time spent in `paused`."""
 
     def __init__(self) -> None:
         self._since = time.perf_counter()
@@ -104,24 +104,25 @@ class StepRate:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave out what happens inside."""
+        """Ignore the time spent in this context."""
         before = time.perf_counter()
         yield
         self._since += time.perf_counter() - before
 
 
 def read_metrics(workdir: str) -> dict[str, dict[int, float]]:
-    """All scalars of a run as {name: {step: value}}, steps ascending; of values written twice the later one counts.
+    """Read all scalars of a run as {name: {step: value}} with ascending steps.
 
-    Lines that a resumed run took back do not count, nor does a last line that a killed run left half-written.
+    The last of repeated values counts. Lines that a resumed run cancelled are skipped, and so is a half-written last
+    line.
 
     Raises:
-      FileNotFoundError: nothing was ever written there.
-      ValueError: a line that is not the last is damaged; the message names it.
+      FileNotFoundError: the run has no metrics file.
+      ValueError: a line before the last is damaged; the message names it.
     """
     path = os.path.join(workdir, FILE)
     with open(path, encoding='utf-8', errors='replace') as file:
-        lines = file.read().split('\n')[:-1]  # what follows the last newline is empty or half-written
+        lines = file.read().split('\n')[:-1]  # text after the last newline is empty or half-written
     latest: dict[tuple[int, str], float] = {}
     for number, text in enumerate(lines, start=1):
         try:
@@ -139,7 +140,10 @@ def read_metrics(workdir: str) -> dict[str, dict[int, float]]:
 
 
 def _drop_torn_line(path: str) -> None:
-    """Cuts the file after its last newline: the next line must not be glued to what a killed run left half-written."""
+    """Truncate the file after its last newline.
+
+    The next line must not be appended to a line that a killed run left half-written.
+    """
     if not os.path.exists(path):
         return
     with open(path, 'r+b') as file:

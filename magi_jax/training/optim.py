@@ -1,4 +1,4 @@
-"""AdamW with MAR's weight-decay mask, Muon, warm-up and decay schedules, and the EMA's rate."""
+"""AdamW with MAR's weight-decay mask, Muon, warm-up and decay schedules, and the EMA decay."""
 
 from typing import Any
 
@@ -9,16 +9,19 @@ from optax.contrib import MuonDimensionNumbers, muon
 
 from magi_jax.config import OptimConfig
 
-MOMENTUM = 0.95  # Muon's (Jordan et al. 2024)
-# Its polynomial, of every iteration: given one by one they run as a loop, of which a CPU compiles the body alone.
+MOMENTUM = 0.95  # momentum of Muon (Jordan et al. 2024)
+# Coefficients of Muon's polynomial for each iteration. Separate tuples make optax run a loop, which compiles faster.
 ITERATIONS = 5 * ((3.4445, -4.7750, 2.0315),)
-ADAM_RMS = 0.2  # size of a Muon step that makes AdamW's learning rates serve it too (Liu et al. 2025)
+ADAM_RMS = 0.2  # RMS of a Muon update, so that AdamW's learning rates suit Muon as well (Liu et al. 2025)
 UNDECAYED_LEAVES = ('bias', 'scale')
 UNDECAYED_TREES = ('head',)  # the whole diffusion head (MAR)
 
 
 def learning_rate_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
-    """Linear warm-up from 0, a constant part, and over the last `decay_fraction` of `steps` a cosine or line to 0."""
+    """Return a schedule: linear warm-up, a constant part, then decay.
+
+    The decay is a cosine or a line to 0 over the last `decay_fraction` of `steps`.
+    """
     warmup = optax.constant_schedule(config.learning_rate)
     if config.warmup_steps:
         warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
@@ -35,7 +38,7 @@ def _linear_decay(start: float, steps: int) -> optax.Schedule:
 
 
 def decay_mask(params: Any) -> Any:
-    """True where weight decay applies: kernels and tables outside the diffusion head, not biases and norms."""
+    """Return True for leaves with weight decay: kernels and tables outside the head, not biases and norms."""
 
     def decays(path: tuple, _: jax.Array) -> bool:
         names = [entry.key for entry in path]
@@ -45,10 +48,11 @@ def decay_mask(params: Any) -> Any:
 
 
 def matrix_axes(params: Any) -> Any:
-    """For each parameter, which axes are the rows and columns that Muon orthogonalises; None: it is AdamW's.
+    """Return the row and column axes that Muon orthogonalises for each parameter; None selects AdamW.
 
-    Muon's are the kernels of the scanned blocks, [L, D, F] or [L, D, 3, F] (queries, keys and values one by one), and
-    of the diffusion head's residual blocks [D, F]: maps between hidden features. Embeddings and outputs are not.
+    Muon updates maps between hidden features. These are the kernels of the scanned blocks, [L, D, F] or [L, D, 3, F],
+    and of the residual blocks in the diffusion head, [D, F]. Queries, keys and values are separate matrices. Embeddings
+    and outputs use AdamW.
     """
 
     def axes(path: tuple, leaf: jax.Array) -> MuonDimensionNumbers | None:
@@ -63,7 +67,7 @@ def matrix_axes(params: Any) -> Any:
 
 
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """Global-norm clipping, then AdamW or Muon, for a run of `steps` optimizer steps."""
+    """Return global-norm clipping followed by AdamW or Muon, for a run of `steps` optimizer steps."""
     rate = learning_rate_schedule(config, steps)
     if config.name == 'muon':
         update = muon(
@@ -76,7 +80,7 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
 
 
 def ema_decay(config: OptimConfig, step: jax.Array) -> jax.Array:
-    """Decay of the moving average at a step (float32); with warm-up, (1+n)/(10+n) until it reaches `ema_decay`."""
+    """Return the EMA decay at a step, float32. With warm-up it is (1+n)/(10+n) until it reaches `ema_decay`."""
     if not config.ema_warmup:
         return jnp.asarray(config.ema_decay, jnp.float32)
     return jnp.minimum(config.ema_decay, (1.0 + step) / (10.0 + step))

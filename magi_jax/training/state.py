@@ -1,4 +1,4 @@
-"""The training state, born sharded: shapes first, then shardings, then memory."""
+"""The training state, created sharded: shapes first, then shardings, then memory."""
 
 import dataclasses
 from typing import Any
@@ -17,13 +17,13 @@ from magi_jax.parallel.rules import optimizer_shardings, parameter_shardings
 
 @flax.struct.dataclass
 class TrainState:
-    """What a checkpoint holds and a step replaces.
+    """The content of a checkpoint, which each step replaces.
 
     Attributes:
-      step: int32, optimizer steps taken.
+      step: number of optimizer steps taken, int32.
       params: float32 parameters.
-      opt_state: of the optimizer.
-      ema: exponential moving average of params, same tree: what sampling and evaluation use.
+      opt_state: optimizer state.
+      ema: exponential moving average of params in the same tree, used by sampling and evaluation.
     """
 
     step: jax.Array
@@ -32,29 +32,29 @@ class TrainState:
     ema: Any
 
     def items(self) -> dict[str, Any]:
-        """The named trees of a checkpoint: the average apart, since sampling reads nothing else."""
+        """Return the named trees of a checkpoint. EMA parameters are separate: sampling reads nothing else."""
         return {'ema': self.ema, 'training': {'step': self.step, 'params': self.params, 'opt_state': self.opt_state}}
 
     @classmethod
     def from_items(cls, items: dict[str, Any]) -> 'TrainState':
-        """The inverse of `items`."""
+        """Build the state from the trees that `items` returned."""
         return cls(**items['training'], ema=items['ema'])
 
 
 @dataclasses.dataclass(frozen=True)
 class StateFactory:
-    """Makes the state of an objective on a mesh."""
+    """Creates the state of an objective on a mesh."""
 
     objective: Objective
     optimizer: optax.GradientTransformation
     mesh: Mesh
 
     def init(self, key: jax.Array) -> TrainState:
-        """A fresh state, every array created on the devices that keep it."""
+        """Create a fresh state; every array is created on its own devices."""
         return jax.jit(self._init, out_shardings=self.shardings())(key)
 
     def abstract(self) -> TrainState:
-        """Shapes, dtypes and shardings of the state, without memory: what a checkpoint is restored into."""
+        """Return shapes, dtypes and shardings of the state, as needed to restore a checkpoint."""
         shapes = jax.eval_shape(self._fresh, nn.unbox(abstract_params(self.objective)))
         return jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -63,21 +63,21 @@ class StateFactory:
         )
 
     def shardings(self) -> TrainState:
-        """A NamedSharding for every leaf; optimizer moments and the average lie as `moment_shardings` says."""
+        """Return a NamedSharding for every leaf. `optimizer_shardings` decides those of Adam moments and EMA."""
         boxed = abstract_params(self.objective)
-        average, moments = optimizer_shardings(self.mesh, boxed), jax.eval_shape(self.optimizer.init, nn.unbox(boxed))
-        by_path, everywhere = jax.tree_util.tree_leaves_with_path(average), replicated_sharding(self.mesh)
+        ema, moments = optimizer_shardings(self.mesh, boxed), jax.eval_shape(self.optimizer.init, nn.unbox(boxed))
+        by_path, replicated = jax.tree_util.tree_leaves_with_path(ema), replicated_sharding(self.mesh)
 
         def of_moment(path: tuple, _: jax.ShapeDtypeStruct) -> NamedSharding:
-            """A moment's path ends in its parameter's; a counter's in no parameter's."""
-            return next((sharding for end, sharding in by_path if path[-len(end) :] == end), everywhere)
+            """Find the parameter whose path ends the path of this leaf; counters have none and are replicated."""
+            return next((sharding for end, sharding in by_path if path[-len(end) :] == end), replicated)
 
         opt_state = jax.tree_util.tree_map_with_path(of_moment, moments)
-        return TrainState(everywhere, parameter_shardings(self.mesh, boxed), opt_state, average)
+        return TrainState(replicated, parameter_shardings(self.mesh, boxed), opt_state, ema)
 
     def _init(self, key: jax.Array) -> TrainState:
         return self._fresh(nn.unbox(self.objective.init(key)))
 
     def _fresh(self, params: Any) -> TrainState:
-        # A copy: the step donates the state, and one buffer cannot be donated twice.
+        # EMA is a copy: the step donates the state, and a buffer cannot be donated twice.
         return TrainState(jnp.zeros((), jnp.int32), params, self.optimizer.init(params), jax.tree.map(jnp.copy, params))

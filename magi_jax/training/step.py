@@ -1,4 +1,4 @@
-"""One optimizer step and one evaluation step for any objective: what training runs and compiles ahead of time."""
+"""One optimizer step and one evaluation step for any objective."""
 
 import dataclasses
 import functools
@@ -24,16 +24,17 @@ TrainStep = Callable[[TrainState, Tokenizer | None, Batch], tuple[TrainState, Me
 Gradient = Callable[[Any, Tokenizer | None, Batch, jax.Array], tuple[Any, Metrics]]
 EvalStep = Callable[[Any, Tokenizer | None, Batch], Metrics]
 
-TRAIN, EVAL = 0, 1  # purposes of randomness
+TRAIN, EVAL = 0, 1  # folded into the key of a run
 
 
 def make_train_step(
     objective: Objective, optimizer: optax.GradientTransformation, config: Config, mesh: Mesh
 ) -> TrainStep:
-    """(state, tokenizer, global batch) -> (next state, metrics). Randomness is a function of (config.seed, step).
+    """Return the function (state, tokenizer, global batch) -> (next state, metrics).
 
-    Metrics: the objective's, 'grad_norm', and 'bad_leaf': -1, or the index in `leaf_names(params)` of the first
-    gradient (or the loss) that is not finite, or too large to be squared.
+    Its randomness depends only on (config.seed, step). Metrics are those of the objective, 'grad_norm' and 'bad_leaf'.
+    'bad_leaf' is -1, or the index in `leaf_names(params)` of the first bad leaf. A leaf is bad if the loss or the
+    squared norm of a gradient is not finite.
     """
     layout = training_layout(objective, config, mesh)
     loss = functools.partial(dataclasses.replace(objective, layout=layout).loss, train=True)
@@ -54,7 +55,10 @@ def make_train_step(
 
 
 def make_eval_step(objective: Objective, config: Config, mesh: Mesh) -> EvalStep:
-    """(params, tokenizer, batch) -> metrics without dropout; the same draws for a clip at every call."""
+    """Return the function (params, tokenizer, batch) -> metrics, without dropout.
+
+    The random numbers of a clip are the same at every call.
+    """
     layout = training_layout(objective, config, mesh)
     loss = layout.evaluate(functools.partial(dataclasses.replace(objective, layout=layout).loss, train=False))
 
@@ -66,7 +70,7 @@ def make_eval_step(objective: Objective, config: Config, mesh: Mesh) -> EvalStep
 
 
 def leaf_names(params: Any) -> list[str]:
-    """What 'bad_leaf' counts: the loss, then every parameter's path."""
+    """Return the names that 'bad_leaf' indexes: the loss, then the path of every parameter."""
     paths = jax.tree_util.tree_leaves_with_path(params)
     return ['loss', *(jax.tree_util.keystr(path, simple=True, separator='/') for path, _ in paths)]
 
@@ -74,10 +78,10 @@ def leaf_names(params: Any) -> list[str]:
 def _accumulate(
     gradient: Gradient, micro_batches: int, params: Any, tokenizer: Tokenizer | None, batch: Batch, key: jax.Array
 ) -> tuple[Any, Metrics]:
-    """A device's gradients and the metrics, averaged over `micro_batches` equal parts of its batch, one by one."""
+    """Average gradients and metrics of one device over `micro_batches` equal parts of its batch, in sequence."""
     if micro_batches == 1:
         return gradient(params, tokenizer, batch, key)
-    # Interleaved: the same parts of the global batch on any number of devices.
+    # Interleaved, so that the parts of the global batch are the same on any number of devices.
     parts = jax.tree.map(lambda x: einops.rearrange(x, '(b m) ... -> m b ...', m=micro_batches), batch)
 
     def add_part(total: tuple[Any, Metrics], part: Batch) -> tuple[tuple[Any, Metrics], None]:
@@ -90,6 +94,9 @@ def _accumulate(
 
 
 def _first_bad_leaf(loss: jax.Array, squares: jax.Array) -> jax.Array:
-    """By the squared norms of the leaves, which are there anyway: a look at every element would read them again."""
+    """Return the index of the first leaf that is not finite, else -1.
+
+    The squared norms decide, because checking every element would read the gradients again.
+    """
     bad = ~jnp.isfinite(jnp.concatenate([loss[None], squares]))
     return jnp.where(bad.any(), jnp.argmax(bad), -1)

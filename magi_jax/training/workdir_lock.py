@@ -1,4 +1,4 @@
-"""One run in one work folder: a second process that would train there is refused."""
+"""A lock on the work folder: a second process that wants to train in it is refused."""
 
 import contextlib
 import fcntl
@@ -15,30 +15,30 @@ LOCK = '.lock'
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Hold the work folder's lock, which the system frees when the process ends, however it ends.
+    """Hold the lock of the work folder; the system frees it when the process ends for any reason.
 
-    The first host takes it for all; every host calls this.
+    Every host calls this. The first host takes the lock for all.
 
     Raises:
-      ConfigError: another run holds it.
+      ConfigError: another run holds the lock.
     """
     with contextlib.ExitStack() as stack:
         free = _take(workdir / LOCK, stack) if jax.process_index() == 0 else True
         if not hosts.broadcast_from_first_host(free):
             raise ConfigError(
-                f'another process is training in {workdir}: wait until it has ended, or choose another --workdir'
+                f'another process is training in {workdir}: wait until it ends, or choose another --workdir'
             )
         yield
 
 
 def _take(path: Path, stack: contextlib.ExitStack) -> bool:
-    """Return False if another process holds the lock."""
+    """Take the lock. Return False if another process holds it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = stack.enter_context(path.open('a'))
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # a folder that cannot be written, or a file system without locks: saving tells what is wrong
+    except OSError:  # folder not writable, or a file system without locks: saving reports the error later
         return True
     return True

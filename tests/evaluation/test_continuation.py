@@ -78,7 +78,7 @@ def test_one_video_gives_clips_that_do_not_overlap(splits, tokenizer):
     splits['test'] = Videos(50, 17, 10)
     clips = opened(tokenizer)
     assert clips.places == [(0, 0), (1, 0), (0, 16), (0, 32)]
-    assert re.search('64 clips requested; the split holds 4 .of 16 raw frames, no overlap. in 2 videos', clips.notes[0])
+    assert re.search('64 clips requested, but the split has 4 .of 16 raw frames, no overlap. in 2 v', clips.notes[0])
     assert opened(tokenizer, clips=3).places == clips.places[:3] and not opened(tokenizer, clips=3).notes
     strided = opened(tokenizer, frames=5, interval=4)
     assert strided.places == [(0, 0), (1, 0), (0, 17)]
@@ -102,7 +102,7 @@ def test_frames_and_context_suit_the_run(splits, tokenizer, data, changes, expec
 
 def test_context_that_fills_the_clips_of_the_run_is_refused(splits, tokenizer):
     splits['test'] = Videos(20)
-    with pytest.raises(ConfigError, match='--frames 16 leaves nothing to generate after 16 given frames'):
+    with pytest.raises(ConfigError, match='--frames 16 leaves nothing to generate after 16 context frames'):
         opened(tokenizer, context=16)
 
 
@@ -137,7 +137,7 @@ def test_numbers_are_means_over_clips_and_deviations_over_seeds(scored, monkeypa
     real = clips.read(range(3))
     videos = [_noisy(clips)(real[:, :5], seed, np.arange(3)) for seed in (7, 8)]
     for metric, compare in continuation.METRICS.items():
-        course = result.courses[metric]
+        course = result.metrics[metric]
         by_seed = np.stack([compare(video[:, 5:], real[:, 5:]).astype(float).mean(axis=0) for video in videos])
         np.testing.assert_allclose(course.generated, by_seed, rtol=1e-6)
         np.testing.assert_allclose(course.by_frame[1], by_seed.std(axis=0, ddof=1), rtol=1e-6)
@@ -148,7 +148,7 @@ def test_numbers_are_means_over_clips_and_deviations_over_seeds(scored, monkeypa
     np.testing.assert_array_equal(shown.generated, videos[0][:2])
     monkeypatch.setattr(continuation, 'BATCH', 2)
     again, _ = continuation.score_continuation(result.name, clips, _noisy(clips), 7, 2)
-    np.testing.assert_allclose(again.courses['psnr'].generated, result.courses['psnr'].generated, rtol=1e-12)
+    np.testing.assert_allclose(again.metrics['psnr'].generated, result.metrics['psnr'].generated, rtol=1e-12)
 
 
 def test_json_says_what_the_numbers_depend_on(scored):
@@ -163,7 +163,7 @@ def test_json_says_what_the_numbers_depend_on(scored):
 def test_page_shows_playing_pairs_and_numbers(scored):
     result, shown = scored
     page = continuation_report.render_continuation(result, shown, {'run': 'r'}, ['python -m x'], {'a': 1})
-    course = result.courses['psnr']
+    course = result.metrics['psnr']
     assert page.count('image/webp') == 2 and 'alt="clip 2: real on the left, generated on the right"' in page
     said = [f'{course.mean:.2f} ± {course.std:.2f} dB (over 2 seeds)', f'{course.repeated.mean():.2f} dB', 'SSIM']
     for text in [*said, 'better than a still picture', 'python -m x', '5 frames given', 'id="results"']:
@@ -208,5 +208,5 @@ def test_stored_latents_stand_in_for_videos_that_are_gone(splits, tokenizer, mon
     monkeypatch.setattr(continuation_clips.latents, 'describe', lambda data: described)
     monkeypatch.setattr(continuation_clips.latents, 'LatentSource', Stored)
     clips = opened(tokenizer, dataclasses.replace(DATA, source='my_latents'), clips=1)
-    assert 'decoded from the stored latents, since their videos cannot be read: no split test' in clips.notes[0]
+    assert 'decoded from stored latents, because the videos cannot be read: no split test' in clips.notes[0]
     np.testing.assert_allclose(clips.read([0])[0].astype(int), video[:16], atol=1)

@@ -127,7 +127,7 @@ KEY = 'Mixed_4c.b1b.conv3d.weight'
         (lambda w: w.update({KEY: Weight((1, 3), None)}), rf'of another shape: {KEY} \(1, 3\) instead of \(224, 112'),
         (
             lambda w: w.update({'Mixed_3b.b0.bn.weight': Weight((64,), lambda: np.full(64, 2.0))}),
-            'not 1 everywhere: Mixed_3b.b0.bn.weight$',
+            'scale of Mixed_3b.b0.bn.weight is not 1',
         ),
     ],
     ids=['missing', 'extra', 'misshapen', 'scaled'],

@@ -50,7 +50,7 @@ def test_what_the_names_stand_for(name, clips, frames, interval, context, side):
 
 
 def test_an_unknown_name_is_answered_with_those_there_are():
-    with pytest.raises(ConfigError, match='no protocol ucf_101; there are: .*ucf101_first_frame'):
+    with pytest.raises(ConfigError, match='there is no protocol ucf_101: choose one of .*ucf101_first_frame'):
         find_protocol('ucf_101')
 
 
@@ -97,13 +97,13 @@ def test_help_explains_every_base_name_in_a_line():
 @pytest.mark.parametrize(
     ('name', 'changes', 'complaint'),
     [
-        ('bouncing_shapes', {'seeds': 2}, 'takes no --seeds: it takes --clips, --frames, --long_clips, --long_frames'),
-        ('shapes_five_frame', {'context': 2}, 'takes no --context_frames: it takes --clips'),
-        ('shapes_five_frame', {'clips': 1}, 'needs --clips of at least 2, not 1: .* --protocol continuation'),
-        ('shapes_five_frame', {'frames': 5}, '--frames 5 leaves nothing to generate after 5 given frames'),
-        ('shapes_five_frame', {'extractor': 'i3d-videogpt'}, 'takes no --i3d'),
+        ('bouncing_shapes', {'seeds': 2}, 'has no flag --seeds: choose one of --clips, --frames, --long_clips, '),
+        ('shapes_five_frame', {'context': 2}, 'has no flag --context_frames: choose one of --clips'),
+        ('shapes_five_frame', {'clips': 1}, '--clips 1 is too few: use --clips 2 or more; .* --protocol continuation'),
+        ('shapes_five_frame', {'frames': 5}, '--frames 5 leaves nothing to generate after 5 context frames'),
+        ('shapes_five_frame', {'extractor': 'i3d-videogpt'}, 'has no flag --i3d'),
         ('bouncing_shapes', {'long_frames': 4}, '--long_frames 4 leaves nothing'),
-        ('continuation', {'frames': 3, 'context': 3}, 'use --frames of at least 4'),
+        ('continuation', {'frames': 3, 'context': 3}, 'use --frames 4 or more'),
     ],
 )
 def test_changes_that_do_not_fit_are_refused(name, changes, complaint):
@@ -116,8 +116,8 @@ def test_a_run_that_does_not_fit():
     UCF101.check('u', 'ucf101/split1', (256, 256), 3)
     for source, size, interval, complaint in [
         ('ucf1010', (256, 256), 25, 'needs a run on ucf101 or video_folder, not on ucf1010'),
-        ('ucf101/split1', (256, 128), 25, 'is of 256x256 frames, the run of 256x128'),
-        ('ucf101/split1', (256, 256), 2, 'interval 3, the run knows at most 2'),
+        ('ucf101/split1', (256, 128), 25, 'needs 256x256 frames, but the run has 256x128'),
+        ('ucf101/split1', (256, 256), 2, 'interval 3, but data.max_interval of the run is 2'),
     ]:
         with pytest.raises(ConfigError, match=complaint):
             UCF101.check('u', source, size, interval)
@@ -167,7 +167,7 @@ def test_embedded_clips_are_of_the_test_split_and_the_same_every_time():
 
 
 def test_too_long_clips_are_refused(ucf101):
-    with pytest.raises(ConfigError, match='no video has the 298 frames'):
+    with pytest.raises(ConfigError, match='no video has 298 frames'):
         RealClips(DataConfig(source='ucf101'), dataclasses.replace(UCF101, frames=100))
 
 

@@ -156,10 +156,10 @@ def test_json_carries_the_protocol_and_the_warnings(scored, protocol):
 
 def test_page_says_it_all(scored):
     measured, shown = scored
-    assert shown.generated.shape == shown.training.shape == (scoring.SHOWN, 16, 64, 64, 3)
+    assert shown.generated.shape == shown.training.shape == (scoring.EXAMPLE_CLIPS, 16, 64, 64, 3)
     content = score_report.ScoreContent('T', 'S', measured, shown, {'a': 1}, ['python -m x'], {'steps': '3'})
     page = score_report.render_score(content)
     said = [f'toy/n{CLIPS}', f'{measured.frechet.mean:.4g}', 'Coverage', 'PSNR', 'nearest', '&quot;seeds&quot;: 2']
     for text in said:
         assert text in page, text
-    assert page.count('image/webp') == 2 * scoring.SHOWN and report.STYLE in page
+    assert page.count('image/webp') == 2 * scoring.EXAMPLE_CLIPS and report.STYLE in page

@@ -82,7 +82,7 @@ def assert_ended_well(kind, victim, statuses, said):
 
 def resumed_at(output):
     """The step that a run said it goes on from, 0 for a new one."""
-    found = re.search(r'going on from the checkpoint of step (\d+) ', output)
+    found = re.search(r'resuming from the checkpoint of step (\d+) ', output)
     return int(found[1]) if found else 0
 
 

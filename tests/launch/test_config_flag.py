@@ -49,7 +49,7 @@ def test_a_wrong_path_lists_the_configs(name):
 
 
 def test_another_python_file_is_no_config():
-    with pytest.raises(ConfigError, match='launch/dataset_commands.py is no config file: it must define get_config'):
+    with pytest.raises(ConfigError, match='launch/dataset_commands.py is not a config file: define get_config'):
         find_config_file(str(ROOT / 'launch/dataset_commands.py'))
 
 

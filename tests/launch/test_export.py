@@ -50,7 +50,7 @@ def test_mistakes_are_one_line(workdir, exported, environment, tmp_path):
     try:
         (exported / 'model.safetensors').write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
         sample = [*module('launch.sample'), '--workdir', str(exported), '--out', str(tmp_path / 'videos')]
-        assert_one_line(run_forked(sample, environment), 'model.safetensors is not the file that was saved')
+        assert_one_line(run_forked(sample, environment), 'model.safetensors differs from the saved file')
     finally:
         (exported / 'model.safetensors').write_bytes(content)
 

@@ -62,7 +62,7 @@ def test_other_devices_and_processes_go_on(tmp_path, environment, command, eight
     else:
         preview = '--config.train.sample_every=20'
         status, ((out, _), _) = finish(start_pair(command(workdir, preview), environment, devices))
-    assert status == [0, 0] and f'going on from the checkpoint of step {SAVED} ' in out
+    assert status == [0, 0] and f'resuming from the checkpoint of step {SAVED} ' in out
     _assert_same_losses(workdir, eight)
 
 

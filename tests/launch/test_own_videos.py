@@ -97,7 +97,7 @@ def test_runs_on_latents_are_measured_on_their_videos_or_the_stored_latents(late
     of_videos, of_latents = (
         json.loads((tmp_path / name / 'metrics.json').read_text()) for name in ('videos', 'latents')
     )
-    assert of_videos['notes'] == [] and 'decoded from the stored latents' in of_latents['notes'][0]
+    assert of_videos['notes'] == [] and 'decoded from stored latents' in of_latents['notes'][0]
     assert of_videos['frames'] == of_latents['frames'] == [3, 4]
     assert of_videos['psnr']['mean'] != of_latents['psnr']['mean']
 

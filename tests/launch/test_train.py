@@ -72,7 +72,7 @@ def _start_and_signal(command, environment, number, condition):
 
 
 def _resumed(step):
-    return f'going on from the checkpoint of step {step} '
+    return f'resuming from the checkpoint of step {step} '
 
 
 def _go_on(command, environment, step):

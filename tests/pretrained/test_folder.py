@@ -97,7 +97,7 @@ def test_one_tampered_byte_is_refused(shared, name):
     content = bytearray((shared / name).read_bytes())
     content[len(content) // 2] ^= 1
     (shared / name).write_bytes(content)
-    _refused(shared, f'{shared / name} is not the file that was saved')
+    _refused(shared, f'{shared / name} differs from the saved file')
 
 
 @pytest.mark.parametrize('name', [*SAVED, MANIFEST])
@@ -124,7 +124,7 @@ def test_a_manifest_reaches_no_file_outside_the_folder(shared):
 def test_a_later_version_is_refused(shared):
     manifest = json.loads((shared / MANIFEST).read_text())
     (shared / MANIFEST).write_text(json.dumps(manifest | {'version': 2}))
-    _refused(shared, 'has version 2', 'reads version 1')
+    _refused(shared, 'has version 2, not 1')
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_arrays_of_another_model_are_named(shared, change, words):
 def test_a_file_that_is_no_safetensors_is_named(shared):
     (shared / 'model.safetensors').write_bytes(b'not weights at all')
     _rehash(shared)
-    _refused(shared, 'model.safetensors is no safetensors file')
+    _refused(shared, 'model.safetensors is not a safetensors file')
 
 
 def test_a_config_of_another_width_does_not_take_the_weights(shared):
@@ -165,7 +165,7 @@ def test_a_config_of_another_width_does_not_take_the_weights(shared):
 def test_a_training_run_is_not_overwritten(made, tmp_path):
     make_run(tmp_path / 'run')
     before = (tmp_path / 'run' / 'config.json').read_bytes()
-    with pytest.raises(ConfigError, match='holds a config.json of something else'):
+    with pytest.raises(ConfigError, match='already holds another config.json'):
         made[1].save_pretrained(tmp_path / 'run')
     assert (tmp_path / 'run' / 'config.json').read_bytes() == before
 
@@ -227,7 +227,7 @@ def test_the_model_card_tells_the_facts_of_the_run(made, tmp_path):
     facts += ["magi_jax.load('user/tiny')", 'launch.sample --workdir user/tiny', '4 frames of 16x16']
     assert all(fact in text for fact in facts), text
     assert '/x' not in text and 'licence' not in text
-    assert 'Nobody has named a licence' in (made[2] / 'README.md').read_text()
+    assert 'These weights have no stated licence' in (made[2] / 'README.md').read_text()
     (tmp_path / 'metrics.json').write_text('no json')
-    with pytest.raises(ConfigError, match='metrics.json is no metrics.json of launch.evaluate'):
+    with pytest.raises(ConfigError, match='metrics.json is not a metrics.json of launch.evaluate'):
         loaded.save_pretrained(tmp_path / 'card', metrics=tmp_path / 'metrics.json')

@@ -69,14 +69,14 @@ def test_what_is_pushed_is_loaded_by_name(generator, client, tmp_path):
 def test_what_the_hub_answers_is_one_line(generator, client, monkeypatch):
     with pytest.raises(ConfigError) as error:
         magi_jax.load('user/missing')
-    assert 'user/missing is no folder here' in str(error.value) and '404 Client Error' in str(error.value)
+    assert 'there is no folder user/missing' in str(error.value) and '404 Client Error' in str(error.value)
     assert '\n' not in str(error.value)
 
     def refuse(*_, **__):
         raise OSError('401 Unauthorized\nlog in')
 
     monkeypatch.setattr(client, 'upload_folder', refuse)
-    with pytest.raises(ConfigError, match='did not take user/tiny .401 Unauthorized.'):
+    with pytest.raises(ConfigError, match='uploading user/tiny to the Hugging Face Hub failed .401 Unauthorized.'):
         generator.push_to_hub('user/tiny')
 
 
@@ -118,7 +118,7 @@ def test_the_real_client_finds_weights_in_its_cache(generator, monkeypatch, tmp_
     jax.tree.map(np.testing.assert_array_equal, loaded.weights, generator.weights)
     with pytest.raises(ConfigError) as error:
         magi_jax.load('user/unknown')
-    assert 'user/unknown is no folder here' in str(error.value) and '\n' not in str(error.value)
+    assert 'there is no folder user/unknown' in str(error.value) and '\n' not in str(error.value)
     print(error.value)
 
 

@@ -51,7 +51,7 @@ def test_no_seed_equals_another():
         (CLIPS[None], r'uint8 \[1, 2, 3, 16, 32, 3\]: give uint8 \[clips,'),
         (np.moveaxis(CLIPS, -1, 2), r'uint8 \[2, 3, 3, 16, 32\]: give uint8 \[clips,'),
         (CLIPS[:, :, :8], r'fit\(clip, 16, 32\)'),
-        (CLIPS[:0], 'no clip at all'),
+        (CLIPS[:0], 'without clips'),
     ],
 )
 def test_videos_of_another_kind_are_refused_with_the_way_to_convert_them(videos, message):
@@ -76,9 +76,12 @@ def test_numbers_of_videos_keep_all_their_bits():
 @pytest.mark.parametrize(
     ('fields', 'message'),
     [
-        ({'temprature': 0.9}, "'temprature' is no sampler field: did you mean 'temperature'[?] Fields: mask_steps, "),
-        ({'frame': 3}, "'frame' is no sampler field: did you mean 'frames'[?]"),
-        ({'zzz': 1}, "'zzz' is no sampler field: choose one of mask_steps, .*context_noise"),
+        (
+            {'temprature': 0.9},
+            "'temprature' is not a sampler field: did you mean 'temperature'[?] Fields: mask_steps",
+        ),
+        ({'frame': 3}, "'frame' is not a sampler field: did you mean 'frames'[?]"),
+        ({'zzz': 1}, "'zzz' is not a sampler field: choose one of mask_steps, .*context_noise"),
         ({'temperature': 'hot'}, "temperature = 'hot'"),
         ({'denoise_steps': 10.5}, 'denoise_steps = 10.5'),
         ({'solver': 'euler'}, "solver = 'euler' .*'ancestral', 'ddim'"),

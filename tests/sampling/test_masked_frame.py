@@ -5,7 +5,7 @@ import pytest
 
 from magi_jax.diffusion.schedule import respaced_process
 from magi_jax.masking.tokens import masked_counts, reveal_counts
-from magi_jax.sampling.masked_frame import FrameNetworks, RevealRecipe, revealed_part, sample_frame
+from magi_jax.sampling.masked_frame import FrameNetworks, RevealRecipe, revealed_fraction, sample_frame
 
 TOKENS, WIDTH = 7, 3
 KEYS = jax.random.split(jax.random.key(5), 2)
@@ -106,5 +106,5 @@ def _mar_guidance(tokens, steps, guidance):
 @pytest.mark.parametrize('tokens', [1, 2, 7, 16, 64, 256])
 @pytest.mark.parametrize('steps', [1, 2, 3, 8, 64, 300])
 def test_linear_guidance_is_that_of_mar_in_every_step(tokens, steps):
-    weights = 1 + (3.0 - 1) * revealed_part(masked_counts(tokens, steps), tokens)
+    weights = 1 + (3.0 - 1) * revealed_fraction(masked_counts(tokens, steps), tokens)
     np.testing.assert_allclose(weights, _mar_guidance(tokens, steps, 3.0), rtol=1e-12)

@@ -6,14 +6,14 @@ import pytest
 from magi_jax.config import HeadConfig
 from magi_jax.diffusion.schedule import respaced_process
 from magi_jax.models.diffusion_head import DiffusionHead
-from magi_jax.sampling.token_denoiser import FEW_ROWS, token_denoiser
+from magi_jax.sampling.token_denoiser import MAX_MEMORY_BOUND_ROWS, token_denoiser
 from tests.random_params import random_params
 
 TOKEN, WIDTH = 3, 13
 PROCESS = respaced_process(1000, 7, 900)
 
 
-@pytest.mark.parametrize('rows', [5, FEW_ROWS])
+@pytest.mark.parametrize('rows', [5, MAX_MEMORY_BOUND_ROWS])
 @pytest.mark.parametrize('readout', [True, False])
 def test_it_is_the_head_at_every_step(rows, readout):
     """With few rows and with many: two clips of them."""

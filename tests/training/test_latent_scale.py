@@ -24,7 +24,7 @@ def test_a_scale_is_measured_once_and_remembered(tmp_path, monkeypatch):
     unmeasured = toy.install(monkeypatch).replace(latent_mean=jnp.zeros(3), latent_std=jnp.ones(3))
     save_tokenizer(unmeasured, tmp_path / 'toy', {'statistics': NOT_MEASURED, 'source_sha256': 'abc'})
     tokenizer = dataclasses.replace(toy.CONFIG, path=str(tmp_path / 'toy'))
-    with pytest.raises(ConfigError, match='run launch.measure_statistics'):
+    with pytest.raises(ConfigError, match='run python -m launch.measure_statistics'):
         open_tokenizer(tokenizer, 32, 32)
     data = DataConfig(
         source='video_folder', path=str(tmp_path / 'videos'), height=32, width=32, frames=5, batch_size=4, threads=0
@@ -42,6 +42,6 @@ def test_a_scale_is_measured_once_and_remembered(tmp_path, monkeypatch):
     assert (told['statistics'], told['clips'], told['source_sha256']) == ('measured', 8, 'abc')
     own = dataclasses.replace(load_tokenizer(tmp_path / 'toy').config, kind='autoencoder_kl')
     save_tokenizer(unmeasured.replace(config=own), tmp_path / 'own', {})
-    with pytest.raises(ConfigError, match='is known'):
+    with pytest.raises(ConfigError, match='is already known'):
         own = dataclasses.replace(own, path=str(tmp_path / 'own'))
         measure_scale(Config(data=data, tokenizer=own), 7, lambda videos, total: videos)

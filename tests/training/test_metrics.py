@@ -14,7 +14,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from magi_jax.data.video_file import encode_gif
 from magi_jax.training import metrics
-from magi_jax.training.hooks import STRIP, labelled_rows, row_names
+from magi_jax.training.hooks import LABEL_HEIGHT, labelled_rows, row_names
 from magi_jax.training.metrics import FILE, MetricWriter, StepRate, read_metrics
 
 
@@ -83,12 +83,12 @@ def test_only_a_true_clip_is_called_real():
 def test_rows_of_a_preview_are_under_their_names(names):
     clips = {name: np.stack([noise(3, 16, 48), noise(3, 16, 48)[:, ::-1]]) for name in names}
     shown = labelled_rows(clips)
-    assert shown.shape == (3, 2 * (STRIP + 16), 96, 3)
-    strips = [shown[:, i * (STRIP + 16) :][:, :STRIP] for i in range(2)]
+    assert shown.shape == (3, 2 * (LABEL_HEIGHT + 16), 96, 3)
+    strips = [shown[:, i * (LABEL_HEIGHT + 16) :][:, :LABEL_HEIGHT] for i in range(2)]
     assert all(strip.max() > 200 and (strip == strip[:1]).all() for strip in strips)
     assert (strips[0] != strips[1]).any()
     for i, name in enumerate(names):
-        rows = shown[:, i * (STRIP + 16) + STRIP :][:, :16]
+        rows = shown[:, i * (LABEL_HEIGHT + 16) + LABEL_HEIGHT :][:, :16]
         np.testing.assert_array_equal(rows, np.concatenate(list(clips[name]), axis=2))
 
 
