@@ -35,9 +35,9 @@ def main() -> None:
     lines = {name: [(n, 1e3 * seconds) for n, seconds in course.items()] for name, course in times.items()}
     chart = charts.line_chart('Time of a frame', ('frame', 'ms'), lines, logarithmic=True)
     facts = {'device': jax.devices()[0].device_kind, 'jax': jax.__version__}
-    sections = [report.section('Times', '', f'<div class="charts">{chart}</div>', report.table(head, rows))]
     summary = f'{config.sampler.mask_steps} mask steps of {config.sampler.denoise_steps} denoise steps each.'
-    page = report.page('What a frame takes', summary, facts, sections, times)
+    content = {'charts': [chart], 'table': (head, rows)}
+    page = report.render_page('frame_times', 'What a frame takes', summary, facts, times, **content)
     report.write_page(files[0], page)
     files[1].write_text(json.dumps({'facts': facts, 'seconds': times}, indent=1) + '\n')
     print(f'{report.markdown_table(head, rows)}\n\npage: {files[0]}')

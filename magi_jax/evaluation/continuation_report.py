@@ -1,6 +1,5 @@
-"""The page of `continuation`: playing pairs, PSNR and SSIM by frame, and what they are compared with."""
+"""The page of the protocol `continuation`: playing pairs, and PSNR and SSIM by frame beside a repeated last frame."""
 
-import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,38 +12,41 @@ UNITS = {'psnr': ('PSNR', ' dB', 2), 'ssim': ('SSIM', '', 3)}  # name, unit, dec
 def render_continuation(
     result: Continuation, shown: Shown, facts: Mapping[str, str], commands: Sequence[str], settings: Mapping[str, Any]
 ) -> str:
-    """Return the page as HTML; it loads nothing.
+    """Render the page as self-contained HTML.
 
     Args:
-      result: of `score_continuation`.
-      shown: of the same.
-      facts: about the run, name -> value.
-      commands: that make the page again.
-      settings: the run's config.
+      result: result of `score_continuation`.
+      shown: examples of the same.
+      facts: facts about the run, name -> value.
+      commands: commands that make the page again.
+      settings: config of the run.
 
     Raises:
       ValueError: a number is not finite.
     """
     protocol, real = result.clips.protocol, result.clips
-    generated = protocol.frames - protocol.context
     summary = (
         f'{_counted(len(real), "real clip")} of the split {real.split!r}: {_counted(protocol.context, "frame")} given, '
-        f'the next {_counted(generated, "frame")} generated and compared with the true ones.'
+        f'the next {_counted(protocol.frames - protocol.context, "frame")} generated and compared with the true ones.'
     )
-    lines = [*sentences(result), *real.notes]
-    sections = [
-        report.section('Result', '', ''.join(f'<p>{html.escape(line)}</p>' for line in lines)),
-        report.section(
-            'Clips', '', report.legend(), report.pairs(shown.real, shown.generated, protocol.context, 'clip')
-        ),
-        report.section('Frame by frame', 'Means over clips; higher is better.', _charts(result), _table(result)),
-        report.section('Settings', '', report.settings_part(commands, settings)),
-    ]
-    return report.page('Continuation of real clips', summary, facts, sections, result.to_json())
+    return report.render_page(
+        'continuation_report',
+        'Continuation of real clips',
+        summary,
+        facts,
+        result.to_json(),
+        sentences=[*sentences(result), *real.notes],
+        shown=shown,
+        context=protocol.context,
+        charts=_charts(result),
+        table=table_rows(result),
+        commands=commands,
+        settings=settings,
+    )
 
 
 def sentences(result: Continuation) -> list[str]:
-    """Return what was found, a sentence for each metric."""
+    """Describe the result in one sentence for each metric."""
     return [_sentence(name, course) for name, course in result.courses.items()]
 
 
@@ -79,7 +81,7 @@ def _number(name: str, value: float, std: float = 0.0, course: Course | None = N
     return f'{value:.{decimals}f}{spread}'
 
 
-def _charts(result: Continuation) -> str:
+def _charts(result: Continuation) -> list[charts.Chart]:
     drawn, start = [], result.clips.protocol.context + 1
     for name, course in result.courses.items():
         label, unit, _ = UNITS[name]
@@ -88,11 +90,7 @@ def _charts(result: Continuation) -> str:
             'repeat last frame': list(enumerate(course.repeated.tolist(), start)),
         }
         drawn.append(charts.line_chart(label, ('frame', f'{unit.strip()}{unit and ", "}higher is better'), lines))
-    return f'<div class="charts">{"".join(drawn)}</div>'
-
-
-def _table(result: Continuation) -> str:
-    return report.table(*table_rows(result))
+    return drawn
 
 
 def _counted(number: int, noun: str) -> str:
