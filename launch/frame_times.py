@@ -40,9 +40,9 @@ def main() -> None:
     lines = {name: [(n, 1e3 * seconds) for n, seconds in by_frame.items()] for name, by_frame in times.items()}
     chart = charts.line_chart('Time per frame', ('frame', 'ms'), lines, logarithmic=True)
     facts = {'device': jax.devices()[0].device_kind, 'jax': jax.__version__}
-    sections = [report.section('Times', '', f'<div class="charts">{chart}</div>', report.table(headings, rows))]
     summary = f'{config.sampler.mask_steps} mask steps of {config.sampler.denoise_steps} denoise steps each.'
-    page = report.page('Time per frame', summary, facts, sections, times)
+    content = {'charts': [chart], 'table': (headings, rows)}
+    page = report.render_page('frame_times', 'Time per frame', summary, facts, times, **content)
     report.write_page(files[0], page)
     files[1].write_text(json.dumps({'facts': facts, 'seconds': times}, indent=1) + '\n')
     print(f'{report.markdown_table(headings, rows)}\n\npage: {files[0]}')

@@ -98,7 +98,10 @@ def _prepare(name: str, data_dir: str) -> None:
         print(f'{len(listing.ignored)} other files are ignored, the first is {listing.ignored[0]}')
     with dataset.exclusive_lock(folder, (part, count)):
         todo = [shard for shard in assigned if shards.remaining_rows(shard)]
-        total, left = sum(len(shard.rows) for shard in assigned), sum(len(shards.remaining_rows(shard)) for shard in todo)
+        total, left = (
+            sum(len(shard.rows) for shard in assigned),
+            sum(len(shards.remaining_rows(shard)) for shard in todo),
+        )
         done = dataset.prepare(todo, plan, listing.root, PROCESSES.value, TIMEOUT.value)
         with tqdm(initial=total - left, total=total, unit='video', dynamic_ncols=True, smoothing=0.05) as bar:
             skipped = 0

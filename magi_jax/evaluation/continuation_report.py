@@ -1,6 +1,5 @@
-"""The page of `continuation`: playing pairs, PSNR and SSIM by frame, and what they are compared with."""
+"""The page of the protocol `continuation`: playing pairs, and PSNR and SSIM by frame beside a repeated last frame."""
 
-import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,86 +16,85 @@ def render_continuation(
     commands: Sequence[str],
     settings: Mapping[str, Any],
 ) -> str:
-    """Return the page as HTML; it loads nothing.
+    """Render the page as self-contained HTML.
 
     Args:
-      result: of `score_continuation`.
-      shown: of the same.
-      facts: about the run, name -> value.
-      commands: that make the page again.
-      settings: the run's config.
+      result: result of `score_continuation`.
+      shown: examples of the same.
+      facts: facts about the run, name -> value.
+      commands: commands that make the page again.
+      settings: config of the run.
 
     Raises:
       ValueError: a number is not finite.
     """
     protocol, real = result.clips.protocol, result.clips
-    generated = protocol.frames - protocol.context
     summary = (
         f'{_counted(len(real), "real clip")} of the split {real.split!r}: {_counted(protocol.context, "frame")} given, '
-        f'the next {_counted(generated, "frame")} generated and compared with the true ones.'
+        f'the next {_counted(protocol.frames - protocol.context, "frame")} generated and compared with the true ones.'
     )
-    lines = [*sentences(result), *real.notes]
-    sections = [
-        report.section('Result', '', ''.join(f'<p>{html.escape(line)}</p>' for line in lines)),
-        report.section(
-            'Clips', '', report.legend(), report.pairs(shown.real, shown.generated, protocol.context, 'clip')
-        ),
-        report.section('Frame by frame', 'Means over clips; higher is better.', _charts(result), _table(result)),
-        report.section('Settings', '', report.settings_part(commands, settings)),
-    ]
-    return report.page('Continuation of real clips', summary, facts, sections, result.to_json())
+    return report.render_page(
+        'continuation_report',
+        'Continuation of real clips',
+        summary,
+        facts,
+        result.to_json(),
+        sentences=[*sentences(result), *real.notes],
+        shown=shown,
+        context=protocol.context,
+        charts=_charts(result),
+        table=table_rows(result),
+        commands=commands,
+        settings=settings,
+    )
 
 
 def sentences(result: Continuation) -> list[str]:
-    """Return what was found, a sentence for each metric."""
-    return [_sentence(name, course) for name, course in result.metrics.items()]
+    """Describe the result in one sentence for each metric."""
+    return [_sentence(name, values) for name, values in result.metrics.items()]
 
 
 def table_rows(result: Continuation) -> tuple[list[str], list[list[str]]]:
     """Return heads and rows: one row for the mean and one for each generated frame."""
     heads = ['Generated frame']
     rows = [['mean'], *([str(number)] for number in result.to_json()['frames'])]
-    for name, course in result.metrics.items():
+    for name, values in result.metrics.items():
         label, unit, _ = UNITS[name]
         heads += [f'{label}{unit and " (dB)"}', 'repeat last frame']
-        means, stds = course.by_frame
-        values = [(course.mean, course.std, course.repeated.mean()), *zip(means, stds, course.repeated)]
+        means, stds = values.by_frame
+        values = [(values.mean, values.std, values.repeated.mean()), *zip(means, stds, values.repeated)]
         for row, (mean, std, repeated) in zip(rows, values, strict=True):
-            row += [_number(name, mean, std, course), _number(name, repeated)]
+            row += [_number(name, mean, std, values), _number(name, repeated)]
     return heads, rows
 
 
-def _sentence(name: str, course: MetricByFrame) -> str:
+def _sentence(name: str, values: MetricByFrame) -> str:
     label, unit, _ = UNITS[name]
-    repeated = float(course.repeated.mean())
-    verdict = 'better than' if course.mean > repeated else 'worse than' if course.mean < repeated else 'as good as'
-    spread = f' (over {len(course.generated)} seeds)' if len(course.generated) > 1 else ''
+    repeated = float(values.repeated.mean())
+    verdict = 'better than' if values.mean > repeated else 'worse than' if values.mean < repeated else 'as good as'
+    spread = f' (over {len(values.generated)} seeds)' if len(values.generated) > 1 else ''
     return (
-        f'{label} (higher is better): generated frames {_number(name, course.mean, course.std, course)}{unit}{spread}, '
+        f'{label} (higher is better): generated frames {_number(name, values.mean, values.std, values)}{unit}{spread}, '
         f'repeated last frame {_number(name, repeated)}{unit}. The model is {verdict} a still picture.'
     )
 
 
-def _number(name: str, value: float, std: float = 0.0, course: MetricByFrame | None = None) -> str:
+def _number(name: str, value: float, std: float = 0.0, values: MetricByFrame | None = None) -> str:
     decimals = UNITS[name][2]
-    spread = f' ± {std:.{decimals}f}' if course is not None and len(course.generated) > 1 else ''
+    spread = f' ± {std:.{decimals}f}' if values is not None and len(values.generated) > 1 else ''
     return f'{value:.{decimals}f}{spread}'
 
 
-def _charts(result: Continuation) -> str:
+def _charts(result: Continuation) -> list[charts.Chart]:
     drawn, start = [], result.clips.protocol.context + 1
-    for name, course in result.metrics.items():
+    for name, values in result.metrics.items():
         label, unit, _ = UNITS[name]
         lines = {
-            'generated': list(enumerate(course.by_frame[0].tolist(), start)),
-            'repeat last frame': list(enumerate(course.repeated.tolist(), start)),
+            'generated': list(enumerate(values.by_frame[0].tolist(), start)),
+            'repeat last frame': list(enumerate(values.repeated.tolist(), start)),
         }
         drawn.append(charts.line_chart(label, ('frame', f'{unit.strip()}{unit and ", "}higher is better'), lines))
-    return f'<div class="charts">{"".join(drawn)}</div>'
-
-
-def _table(result: Continuation) -> str:
-    return report.table(*table_rows(result))
+    return drawn
 
 
 def _counted(number: int, noun: str) -> str:

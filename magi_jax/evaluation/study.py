@@ -103,21 +103,19 @@ def _compared(complete: np.ndarray, masked: np.ndarray) -> str:
 
 def render(title: str, variants: Mapping[str, Variant], facts: Mapping[str, str]) -> str:
     """Render the page as self-contained HTML. Raise ValueError if a number is not finite."""
-    note = 'Fréchet distance of the embedded classifier, mean ± deviation over seeds.'
     drawn = [
         _chart('16 frames up to the n-th', variants, LONG, 'curve'),
         _chart('The n-th frame alone', variants, LONG, 'stills'),
         _chart('The n-th frame alone, within the trained length', variants, CLIPS, 'stills'),
     ]
-    sections = [
-        report.section('Table', note, report.table(*cells(list(variants.values())))),
-        report.section('Course', '', f'<div class="charts">{"".join(drawn)}</div>'),
-    ]
     data = {'facts': facts, 'variants': {name: variant.runs for name, variant in variants.items()}}
-    return report.page(title, ' '.join(sentences(variants)), facts, sections, data)
+    table = cells(list(variants.values()))
+    return report.render_page('study', title, ' '.join(sentences(variants)), facts, data, table=table, charts=drawn)
 
 
-def _chart(title: str, variants: Mapping[str, Variant], protocol: str, part: Literal['curve', 'stills']) -> str:
+def _chart(
+    title: str, variants: Mapping[str, Variant], protocol: str, part: Literal['curve', 'stills']
+) -> charts.Chart:
     # A given frame is real, so its distance is meaningless and may be 0.
     lines = {
         variant.name: [

@@ -4,17 +4,19 @@ import dataclasses
 import html.parser
 import json
 import re
+from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
 from magi_jax import config
 from magi_jax.evaluation import charts, prediction, report
-from magi_jax.evaluation.report_style import STYLE
 from tests.evaluation.clips import real_clips, spoil
 
 CONTEXT, CLIPS = 5, 2
-VOID = {'meta', 'img', 'path'}
+VOID = {'meta', 'img'}
+STYLE_SHEET = Path(report.__file__).with_name('templates') / 'style.css'
 
 
 class Page(html.parser.HTMLParser):
@@ -81,7 +83,7 @@ def test_is_complete(source, content):
     sections = [section['id'] for section in page.tags['section']]
     assert sections == ['result', 'prediction', 'long-video', 'numbers', 'training', 'settings']
     assert sum('image/webp' in image['src'] for image in page.tags['img']) == CLIPS + 1
-    assert sum('image/png' in image['src'] for image in page.tags['img']) == 24 / report.STRIP_STEP
+    assert sum('image/png' in image['src'] for image in page.tags['img']) == 24 / 4
     assert len([figure for figure in page.tags['figure'] if figure.get('class') == 'chart']) == 2 + 4 + 2
     said = [content.title, content.summary, content.prediction.protocol[1:], content.rollout.protocol[1:], '2 cores']
     said += [
@@ -136,7 +138,7 @@ def test_refuses_numbers_that_are_none(content, value):
 
 def test_is_written_whole(content, source, tmp_path):
     path = tmp_path / 'new' / 'report.html'
-    report.write_report(path, content)
+    report.write_page(path, report.render(content))
     assert path.read_text(encoding='utf-8') == source
     assert [file.name for file in path.parent.iterdir()] == ['report.html']
 
@@ -150,47 +152,75 @@ def test_measured_gaps_are_gaps(content):
     assert '<td>–</td>' in source
 
 
-def drawn(chart, number=0):
-    return re.search(rf'<path class="line line{number}" d="(M[^"]*)"/></svg></figure>', chart)[1]
+def svg(*arguments, **options):
+    return ElementTree.fromstring(charts.line_chart(*arguments, **options).svg)
 
 
-def test_chart_places_points():
-    chart = charts.line_chart('Title', ('x', 'y'), {'a': [(0, 0.0), (1, None), (2, 1.0), (4, 0.5)]}, y_range=(0.0, 1.0))
-    left, right = charts.LEFT, charts.WIDTH - charts.RIGHT
-    low, high = charts.HEIGHT - charts.BOTTOM, charts.TOP
-    middle_x, middle_y = (left + right) / 2, (low + high) / 2
-    assert drawn(chart) == f'M{left:.1f} {low:.1f}h0M{middle_x:.1f} {high:.1f}L{right:.1f} {middle_y:.1f}'
+def texts(drawing):
+    return [element.text for element in drawing.iter('text')]
+
+
+def lines(drawing, colour):
+    """Points [N,2] of the pieces of the line of this colour; its last path is the sample in the legend."""
+    paths = [path.get('d') for path in drawing.iter('path') if f'stroke: {colour}' in path.get('style')]
+    pieces = re.split('M', ' '.join(paths[:-1]))[1:]
+    return [np.array(re.findall(r'[-\d.]+', piece), float).reshape(-1, 2) for piece in pieces]
+
+
+def test_chart_places_points_and_leaves_gaps():
+    points = [(0, 0.0), (1, 0.5), (2, None), (4, 1.0), (6, 0.5)]
+    first, second = lines(svg('Title', ('x', 'y'), {'a': points}, y_range=(0.0, 1.0)), charts.BLUE)
+    scale = (second[1, 0] - first[0, 0]) / 6, first[0, 1] - second[0, 1]
+    expected = [(x * scale[0], -y * scale[1]) for x, y in points if y is not None]
+    np.testing.assert_allclose(np.concatenate([first, second]) - first[0], expected, atol=1e-3)
+
+
+def test_chart_shows_a_point_between_gaps_as_a_dot():
+    def dots(points):
+        return len(list(svg('Title', ('x', 'y'), {'a': points}).iter('use')))
+
+    assert dots([(0, 0.0), (1, None), (2, 1.0), (3, None), (4, 0.5), (5, 0.5)]) == 2
+    assert dots([(16, 1.0)]) == 1 and dots([(0, 0.0), (1, 1.0)]) == 0
 
 
 def test_frames_are_whole_numbers():
-    chart = charts.line_chart('Title', ('frame', 'y'), {'a': [(6, 0.0), (7, 1.0), (8, 0.5)]})
-    assert re.findall(r'text-anchor="middle">([\d.]+)<', chart) == ['6', '7', '8']
+    assert texts(svg('Title', ('frame', 'y'), {'a': [(6, 0.0), (7, 1.0), (8, 0.5)]}))[:4] == ['6', '7', '8', 'frame']
+    assert texts(svg('Title', ('step', 'y'), {'a': [(0, 0.0), (20_000, 1.0)]}))[1] == '5,000'
 
 
 def test_chart_logarithm():
-    chart = charts.line_chart('Title', ('x', 'y'), {'a': [(0, 0.01), (1, 0.1), (2, 1.0)]}, logarithmic=True)
-    heights = [float(point.split()[1]) for point in re.split('[ML]', drawn(chart))[1:]]
-    assert heights[0] - heights[1] == pytest.approx(heights[1] - heights[2], abs=0.2)
-
-
-def test_chart_averages_long_lines():
-    points = [(step, float(step % 2)) for step in range(4 * charts.MAX_POINTS)]
-    heights = {
-        point.split()[1] for point in re.split('[ML]', drawn(charts.line_chart('', ('', ''), {'a': points})))[1:]
-    }
-    assert len(heights) == 1
+    drawing = svg('Title', ('x', 'y'), {'a': [(0, 0.01), (1, 0.1), (2, 1.0)]}, logarithmic=True)
+    heights = lines(drawing, charts.BLUE)[0][:, 1]
+    assert heights[0] - heights[1] == pytest.approx(heights[1] - heights[2], abs=1e-3)
+    assert {'0.01', '0.1', '1'} <= set(texts(drawing))
+    within_a_decade = svg('Title', ('x', 'y'), {'a': [(0, 1.2), (1, 1.8)]}, logarithmic=True)
+    assert len(texts(within_a_decade)) > 5
 
 
 def test_lines_look_different_as_many_as_a_chart_takes():
-    looks = {re.search(rf'\.line{i} {{(.*?)}}', STYLE)[1] for i in range(charts.MAX_LINES)}
-    assert len(looks) == charts.MAX_LINES
-    with pytest.raises(ValueError, match='9 lines are more than the 8'):
-        charts.line_chart('', ('', ''), {str(i): [(0, 1.0)] for i in range(charts.MAX_LINES + 1)})
+    count = len(charts.STYLES)
+    drawing = svg('', ('', ''), {str(i): [(0, 1.0), (1, 2.0)] for i in range(count)})
+    styles = [path.get('style') for path in drawing.iter('path') if 'currentColor' not in path.get('style')]
+    looks = {re.sub(r'stroke-(width|linecap).*?(;|$)', '', style) for style in styles}
+    assert len(styles) == 2 * count and len(looks) == count == 8
+    with pytest.raises(ValueError, match='9 lines requested, but a chart shows at most 8'):
+        charts.line_chart('', ('', ''), {str(i): [(0, 1.0)] for i in range(count + 1)})
 
 
-@pytest.mark.parametrize(
-    'span, expected',
-    [((0, 1), (0, 0.2, 0.4, 0.6, 0.8, 1)), ((11.1, 21.4), (12, 14, 16, 18, 20)), ((6, 16), (6, 8, 10, 12, 14, 16))],
-)
-def test_ticks_are_round(span, expected):
-    assert charts._ticks(*span, False) == pytest.approx(expected)
+def test_chart_is_a_deterministic_part_of_a_page_in_its_colours():
+    def draw():
+        return charts.line_chart('a < b', ('x', 'y'), {'a': [(0, 0.0), (1, None)], 'b': [(0, 1.0)]}).svg
+
+    chart = draw()
+    assert chart == draw() and chart.startswith('<svg viewBox') and '<title>a &lt; b</title>' in chart
+    assert not re.search('xmlns|xlink|<metadata|<style|#000000|DejaVu|[12][0-9]{3}-[0-9]{2}', chart)
+    colours = {colour for colour, _ in charts.STYLES[:2]} | {'currentColor', 'none'}
+    assert set(re.findall(r'(?:fill|stroke): ([^;"]+)', chart)) == colours
+    assert 'fill: currentColor' in re.search(r'\.chart svg {(.*?)}', STYLE_SHEET.read_text())[1]
+
+
+def test_chart_without_a_point_says_so():
+    chart = charts.line_chart('Loss', ('step', 'loss'), {'a': [], 'b': [(1, None)]})
+    assert chart.svg == ''
+    page = report.render_page('frame_times', 'T', 'S', {}, {}, charts=[chart], table=([], []))
+    assert 'Loss' in page and 'Nothing to show.' in page

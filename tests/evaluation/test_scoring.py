@@ -1,6 +1,7 @@
 """A score from clips to page, through a toy network: what it compares with what, and that only its seed decides."""
 
 import dataclasses
+import html
 import json
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from magi_jax.config import DataConfig, MeshConfig
-from magi_jax.evaluation import report, score_report, scoring
+from magi_jax.evaluation import score_report, scoring
 from magi_jax.evaluation.extractors import Extractor
 from magi_jax.evaluation.frechet import Moments, frechet_distance
 from magi_jax.evaluation.protocols import PROTOCOLS
@@ -159,7 +160,7 @@ def test_page_says_it_all(scored):
     assert shown.generated.shape == shown.training.shape == (scoring.EXAMPLE_CLIPS, 16, 64, 64, 3)
     content = score_report.ScoreContent('T', 'S', measured, shown, {'a': 1}, ['python -m x'], {'steps': '3'})
     page = score_report.render_score(content)
-    said = [f'toy/n{CLIPS}', f'{measured.frechet.mean:.4g}', 'Coverage', 'PSNR', 'nearest', '&quot;seeds&quot;: 2']
+    said = [f'toy/n{CLIPS}', f'{measured.frechet.mean:.4g}', 'Coverage', 'PSNR', 'nearest', '"seeds": 2']
     for text in said:
-        assert text in page, text
-    assert page.count('image/webp') == 2 * scoring.EXAMPLE_CLIPS and report.STYLE in page
+        assert text in html.unescape(page), text
+    assert page.count('image/webp') == 2 * scoring.EXAMPLE_CLIPS and 'color-scheme: light dark' in page

@@ -16,7 +16,12 @@ from tests.launch.commands import ROOT
 from tests.launch.scripts import put_command
 
 FAKE_PYTHON = '#!/usr/bin/env bash\nif [[ $1 == -m ]]; then echo "$*" >>"$LOG"; fi\n'
-OLDEST_TESTS = ('tests/test_config.py', 'tests/test_checkpoint.py', 'tests/data/test_pipeline.py')
+OLDEST_TESTS = (
+    'tests/test_config.py',
+    'tests/test_checkpoint.py',
+    'tests/data/test_pipeline.py',
+    'tests/evaluation/test_report.py',
+)
 
 
 def run(command, folder, **variables):
@@ -57,7 +62,7 @@ def use(python, folder):
     assert '(2, 2, 64, 64, 3)' in run([python, '-c', code], folder)
     evaluate = [python, '-m', 'magi_jax.launch.evaluate', '--workdir', 'magi', '--out', 'report', '--protocol']
     run([*evaluate, 'shapes_five_frame_runlocal'], folder)  # looks through the shipped weights
-    assert (folder / 'report/metrics.json').exists()
+    assert (folder / 'report/metrics.json').exists() and (folder / 'report/report.html').exists()
 
 
 def assert_installed_in_own_namespace(python, folder):
@@ -139,6 +144,7 @@ def test_source_archive_makes_a_complete_wheel(tmp_path):
             name = path.relative_to(ROOT).as_posix()
             assert (name if top == 'magi_jax' else f'magi_jax/{name}') in names
     assert 'magi_jax/evaluation/weights/shapes.npz' in names
+    assert 'magi_jax/evaluation/templates/style.css' in names
 
 
 @pytest.mark.slow

@@ -25,7 +25,6 @@ def test_outputs_are_stripped():
 def test_it_runs_and_videos_play(environment, monkeypatch, tmp_path):
     """On a tiny run, in the folder where the notebook looks for the quickstart's."""
     nbclient = pytest.importorskip('nbclient', reason='the notebook extra is not installed')
-    pytest.importorskip('matplotlib', reason='the notebook extra is not installed')
     import nbformat
 
     make_run(tmp_path / 'runs' / 'quickstart' / 'magi')
