@@ -69,8 +69,8 @@ def test_clips_of_the_test_split_come_first(splits, tokenizer):
     assert (clips.split, len(clips), clips.notes) == ('validation', 1, ())
     splits['validation'] = Videos(15)  # too short
     clips = opened(tokenizer, clips=1)
-    assert clips.split == 'train' and 'trained on' in clips.notes[0]
-    with pytest.raises(ConfigError, match='no split test; no video of split .validation. has the 21 raw frames'):
+    assert clips.split == 'train' and 'the training split' in clips.notes[0]
+    with pytest.raises(ConfigError, match='no split test; no video of split .validation. has 21 raw frames'):
         opened(tokenizer, frames=21)
 
 
@@ -200,7 +200,7 @@ def test_stored_latents_stand_in_for_videos_that_are_gone(splits, tokenizer, mon
         def __len__(self):
             return 1
 
-        def cut(self, index, flip, frames):
+        def read_frames(self, index, flip, frames):
             assert (index, flip) == (0, (False, False))
             encoded = tokenizer.encode(video[None, np.asarray(frames)] / np.float32(127.5) - 1)
             return {'mean': np.asarray(encoded)[0]}
