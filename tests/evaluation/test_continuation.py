@@ -69,8 +69,8 @@ def test_clips_of_the_test_split_come_first(splits, tokenizer):
     assert (clips.split, len(clips), clips.notes) == ('validation', 1, ())
     splits['validation'] = Videos(15)  # too short
     clips = opened(tokenizer, clips=1)
-    assert clips.split == 'train' and 'trained on' in clips.notes[0]
-    with pytest.raises(ConfigError, match='no split test; no video of split .validation. has the 21 raw frames'):
+    assert clips.split == 'train' and 'the training split' in clips.notes[0]
+    with pytest.raises(ConfigError, match='no split test; no video of split .validation. has 21 raw frames'):
         opened(tokenizer, frames=21)
 
 

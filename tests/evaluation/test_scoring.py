@@ -152,7 +152,7 @@ def test_json_carries_the_protocol_and_the_warnings(scored, protocol):
     assert data['settings']['clips'] == CLIPS and data['settings']['covariance'] == 'n-1'
     assert set(data['frechet']) == {'mean', 'std', 'floor', 'draws'}
     wide = scoring._notes(protocol, type('Real', (), {'repeats': True}), width=CLIPS)
-    assert len(wide) == 2 and 'dimensions' in wide[0]
+    assert len(wide) == 2 and 'are too few for 21 features' in wide[0]
 
 
 def test_page_says_it_all(scored):
