@@ -74,13 +74,13 @@ def line_chart(
         for rank, (line, style) in enumerate(zip(lines.items(), STYLES)):
             _draw_line(plot, *line, *style, zorder=3 - rank / 10)
         plot.set_xlabel(axes[0])
-        plot.xaxis.set_major_locator(MaxNLocator(7, steps=(1, 2, 5, 10), integer=True))
+        plot.xaxis.set_major_locator(MaxNLocator(7, steps=(1, 2, 5, 10), integer=True, min_n_ticks=1))
         plot.xaxis.set_major_formatter('{x:,.0f}')
         plot.margins(x=0)
         plot.set_ylim(y_range)
         if logarithmic:
             plot.set_yscale('log')
-            plot.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            plot.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
             plot.yaxis.set_major_formatter('{x:g}')
             plot.minorticks_off()
         plot.grid(axis='y', color='black', clip_on=False)
@@ -100,7 +100,7 @@ def _draw_line(plot: Axes, name: str, points: Points, colour: str, dashes: str, 
     known = np.pad(np.isfinite(y), 1)
     alone = known[1:-1] & ~known[:-2] & ~known[2:]
     if alone.any():
-        plot.plot(x[alone], y[alone], '.', **options)
+        plot.plot(x[alone], y[alone], '.', markersize=8, **options)
 
 
 def _inline_svg(figure: Figure, title: str) -> str:

@@ -58,13 +58,13 @@ def table_rows(result: Continuation) -> tuple[list[str], list[list[str]]]:
     """Return heads and rows: one row for the mean and one for each generated frame."""
     heads = ['Generated frame']
     rows = [['mean'], *([str(number)] for number in result.to_json()['frames'])]
-    for name, values in result.metrics.items():
+    for name, metric in result.metrics.items():
         label, unit, _ = UNITS[name]
         heads += [f'{label}{unit and " (dB)"}', 'repeat last frame']
-        means, stds = values.by_frame
-        values = [(values.mean, values.std, values.repeated.mean()), *zip(means, stds, values.repeated)]
+        means, stds = metric.by_frame
+        values = [(metric.mean, metric.std, metric.repeated.mean()), *zip(means, stds, metric.repeated)]
         for row, (mean, std, repeated) in zip(rows, values, strict=True):
-            row += [_number(name, mean, std, values), _number(name, repeated)]
+            row += [_number(name, mean, std, metric), _number(name, repeated)]
     return heads, rows
 
 

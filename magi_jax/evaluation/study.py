@@ -45,7 +45,7 @@ class Variant:
     runs: Sequence[Mapping[str, Result]]
 
     def distances(self) -> np.ndarray:
-        """Fréchet distance of the clips of each run, the mean over its draws."""
+        """Return the Fréchet distance of the clips of each run, the mean over its draws."""
         return np.array([run[CLIPS]['frechet']['mean'] for run in self.runs])
 
     def trajectory(self, protocol: str, part: Literal['curve', 'stills']) -> dict[int, np.ndarray]:
@@ -54,7 +54,7 @@ class Variant:
         return {int(frame): np.array([course[frame]['mean'] for course in courses]) for frame in courses[0]}
 
     def last_frame_distances(self) -> np.ndarray:
-        """Distance of the last frame of the clips of each run."""
+        """Return the distance of the last frame of the clips of each run."""
         return list(self.trajectory(CLIPS, 'stills').values())[-1]
 
 

@@ -144,7 +144,7 @@ def test_is_written_whole(content, source, tmp_path):
 
 
 def test_measured_gaps_are_gaps(content):
-    """An object never found has no centre: the table shows a dash, the chart a shorter line."""
+    """Show a dash in the table and a shorter line in the chart where an object was never found."""
     curves = {**content.prediction.curves, 'centre_error_model': [1.0, None, 2.0, 3.0, *[None] * 7]}
     numbers = {**content.prediction.numbers, 'centre_error_model': None}
     gaps = dataclasses.replace(content.prediction, curves=curves, numbers=numbers)
@@ -161,7 +161,7 @@ def texts(drawing):
 
 
 def lines(drawing, colour):
-    """Points [N,2] of the pieces of the line of this colour; its last path is the sample in the legend."""
+    """Return points [N,2] of each piece of the line of this colour. The last path is the sample in the legend."""
     paths = [path.get('d') for path in drawing.iter('path') if f'stroke: {colour}' in path.get('style')]
     pieces = re.split('M', ' '.join(paths[:-1]))[1:]
     return [np.array(re.findall(r'[-\d.]+', piece), float).reshape(-1, 2) for piece in pieces]

@@ -59,6 +59,6 @@ def test_page_holds_the_table_and_a_line_for_each_variant(variants):
     page = study.render('Title', variants, {'runs': '5'})
     for text in ('7.0 ± 1.4', 'MTF, intervals, noise', 'to frame 64', '30 % lower'):
         assert text in page
-    assert page.count(f'fill: none; stroke: {charts.ORANGE}') == 6  # three charts with legends
+    assert page.count(f'fill: none; stroke: {charts.ORANGE}') == 6  # third line, 3 charts with legends
     with pytest.raises(ValueError):
         study.render('Title', {'': _variant('', np.nan)}, {})
