@@ -32,8 +32,8 @@ Reason = Literal[
     'crashed',  # the decoder ended its process, twice
     'failed',  # any other error
 ]
-# Reasons that do not depend on the content of the file: the same bytes may be read the next time.
-PASSING: tuple[Reason, ...] = ('missing', 'not_a_file', 'unreadable')
+# Reasons that need not come from the content of the file: the same bytes may be read the next time.
+PASSING: tuple[Reason, ...] = ('missing', 'not_a_file', 'unreadable', 'timed_out', 'crashed', 'failed')
 
 _PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 # Without this option PyAV invents presentation times where a container has none (AVI), and they are not in order.

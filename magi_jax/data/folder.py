@@ -1,7 +1,6 @@
 """A folder of video files: their names, how many frames each has, their splits, and frames that are kept decoded."""
 
 import concurrent.futures
-import errno
 import hashlib
 import inspect
 import json
@@ -19,7 +18,6 @@ from magi_jax.data.cache import cache_folder
 
 SUFFIXES = ('.avi', '.gif', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm')
 MEMORY = 2**30  # bytes of decoded frames that one split keeps
-_SYSTEM_ERRORS = frozenset(errno.errorcode) - {errno.EINVAL}  # FFmpeg says EINVAL of broken content
 
 
 def walk(root: pathlib.Path, suffixes: tuple[str, ...]) -> list[str]:
@@ -105,6 +103,7 @@ def _probe(path: pathlib.Path) -> tuple[int | str, bool]:
     """Return the number of frames or the reason against the file, and whether that reason may pass."""
     try:
         return video_file.count_frames(path), False
-    except (OSError, video_file.VideoError) as error:
-        cause = error.__cause__ or error
-        return str(error), isinstance(error, OSError) or getattr(cause, 'errno', None) in _SYSTEM_ERRORS
+    except OSError as error:
+        return str(error), True
+    except video_file.VideoError as error:
+        return str(error), error.reason in decoding.PASSING

@@ -2,7 +2,7 @@
 
 A shard's report appears after the shard. What has a report is not done again: that is what a run that was killed goes
 on from, and, as nothing depends on which process did what, its end is the same bytes as without the kill. Only rows
-skipped for a reason that may pass (`PASSING`) are tried again by every run.
+skipped for a reason that may pass (`decoding.PASSING`) are tried again by every run.
 """
 
 import dataclasses
@@ -16,11 +16,9 @@ from typing import Any
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
-from magi_jax.data import prepared
+from magi_jax.data import decoding, prepared
 from magi_jax.data.preparation.listing import Listing, Row, Skip
-from magi_jax.data.preparation.reencode import Reason, Settings
-
-PASSING: tuple[Reason, ...] = ('missing', 'unreadable', 'timed_out', 'crashed')
+from magi_jax.data.preparation.reencode import Settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +80,7 @@ def read_kept(shard: Shard) -> Kept:
     if not shard.is_done():
         return Kept({}, {})
     report = json.loads(shard.report.read_text())
-    lasting = [Skip(**skip) for skip in report['skipped'] if skip['reason'] not in PASSING]
+    lasting = [Skip(**skip) for skip in report['skipped'] if skip['reason'] not in decoding.PASSING]
     return Kept({video['id']: video for video in report['videos']}, {skip.video_id: skip for skip in lasting})
 
 
