@@ -21,7 +21,7 @@ FORMATS = (
 def path_of(folder, number):
     """The path of a file; of the second one, the name is not UTF-8."""
     suffix = FORMATS[number % len(FORMATS)][2]
-    return folder / (os.fsdecode(b'video_1.caf\xe9:') + suffix if number == 1 else f'video_{number}.{suffix}')
+    return folder / (os.fsdecode(b'video_1.caf\xe9:.') + suffix if number == 1 else f'video_{number}.{suffix}')
 
 
 def fill(folder, count):
@@ -30,7 +30,7 @@ def fill(folder, count):
     for number in range(count):
         codec, container, _ = FORMATS[number % len(FORMATS)]
         if number < 12:
-            content = video_kinds.encode(codec, container, video_kinds.moving(60, height=48, width=64 + number))
+            content = video_kinds.encode(codec, container, video_kinds.moving(60, height=48, width=64 + 2 * number))
         else:
             content = path_of(folder, number % 12).read_bytes()
         path_of(folder, number).write_bytes(content)
