@@ -96,6 +96,16 @@ def expand_path(text: str) -> str:
     return expanded
 
 
+def require_utf8(folder: str | os.PathLike) -> None:
+    """Raise ConfigError if a path is not UTF-8. The libraries that write checkpoints and datasets need that."""
+    name = os.fsencode(folder)
+    try:
+        name.decode()
+    except UnicodeDecodeError:
+        shown = name.decode(errors='backslashreplace')
+        raise ConfigError(f'{shown} is not UTF-8, as folders of checkpoints and datasets are: choose another') from None
+
+
 def build(cls: type, values: Any, path: str) -> Any:
     """Build the dataclass `cls` from a dict of its fields, nested groups included.
 

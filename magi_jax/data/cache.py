@@ -2,7 +2,7 @@
 
 import pathlib
 
-from magi_jax.fields import expand_path
+from magi_jax.fields import expand_path, require_utf8
 
 CACHE = '~/.cache/magi_jax'
 _override: list[str] = []
@@ -23,5 +23,11 @@ def cache_folder() -> pathlib.Path:
 
 
 def data_folder(data_dir: str) -> pathlib.Path:
-    """Return the folder of TFDS datasets that `data_dir` names; '' = `cache_folder()`."""
-    return pathlib.Path(expand_path(data_dir)) if data_dir else cache_folder()
+    """Return the folder of TFDS datasets that `data_dir` names; '' = `cache_folder()`.
+
+    Raises:
+      ConfigError: its path is not UTF-8.
+    """
+    folder = pathlib.Path(expand_path(data_dir)) if data_dir else cache_folder()
+    require_utf8(folder)
+    return folder

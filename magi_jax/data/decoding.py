@@ -32,8 +32,8 @@ Reason = Literal[
     'crashed',  # the decoder crashed its process twice
     'failed',  # any other error
 ]
-# Reasons that do not depend on the content of the file: the next attempt may succeed with the same bytes.
-TRANSIENT_REASONS: tuple[Reason, ...] = ('missing', 'not_a_file', 'unreadable')
+# Reasons that need not come from the content of the file: the next attempt may succeed with the same bytes.
+TRANSIENT_REASONS: tuple[Reason, ...] = ('missing', 'not_a_file', 'unreadable', 'timed_out', 'crashed', 'failed')
 
 _PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 # Without this option PyAV generates presentation times for containers without them (AVI), in the wrong order.

@@ -1,7 +1,6 @@
 """A folder of video files: file names, frame counts, splits and a cache of decoded frames."""
 
 import concurrent.futures
-import errno
 import hashlib
 import inspect
 import json
@@ -19,7 +18,6 @@ from magi_jax.data.cache import cache_folder
 
 SUFFIXES = ('.avi', '.gif', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm')
 MAX_CACHE_BYTES = 2**30  # maximum bytes of decoded frames in memory, per split
-_SYSTEM_ERRORS = frozenset(errno.errorcode) - {errno.EINVAL}  # FFmpeg reports broken content as EINVAL
 
 
 def walk(root: pathlib.Path, suffixes: tuple[str, ...]) -> list[str]:
@@ -109,6 +107,7 @@ def _probe(path: pathlib.Path) -> tuple[int | str, bool]:
     """Return the number of frames or the reason why the file is unusable, and True if a retry may succeed."""
     try:
         return video_file.count_frames(path), False
-    except (OSError, video_file.VideoError) as error:
-        cause = error.__cause__ or error
-        return str(error), isinstance(error, OSError) or getattr(cause, 'errno', None) in _SYSTEM_ERRORS
+    except OSError as error:
+        return str(error), True
+    except video_file.VideoError as error:
+        return str(error), error.reason in decoding.TRANSIENT_REASONS

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 
 from magi_jax.config import ConfigError
+from magi_jax.fields import require_utf8
 from magi_jax.parallel import hosts
 
 LOCK = '.lock'
@@ -20,8 +21,9 @@ def locked(workdir: Path) -> Iterator[None]:
     Every host calls this. The first host takes the lock for all.
 
     Raises:
-      ConfigError: another run holds the lock.
+      ConfigError: another run holds the lock, or its path is not UTF-8.
     """
+    require_utf8(workdir)
     with contextlib.ExitStack() as stack:
         free = _take(workdir / LOCK, stack) if jax.process_index() == 0 else True
         if not hosts.broadcast_from_first_host(free):

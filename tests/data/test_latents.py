@@ -2,14 +2,17 @@
 
 import dataclasses
 import itertools
+import os
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
 from magi_jax.config import ConfigError, DataConfig
 from magi_jax.data import latents, pipeline, prepared, sources
 from magi_jax.data.latents import LatentSettings
 from magi_jax.data.preparation import dataset, encoding, shards
+from tests.data import video_kinds
 
 FRAMES = 5
 TOKENIZER = {'fingerprint': 'abc'}
@@ -208,3 +211,19 @@ def test_what_does_not_fit_is_refused(data, made):
     ):
         pipeline.train_batches(longer, 0)
     assert latents.describe(here).fingerprint == 'abc' and latents.describe(data) is None
+
+
+def test_names_of_videos_that_are_not_utf8_are_kept_as_text(data, tmp_path):
+    (tmp_path / 'videos' / 'train').mkdir(parents=True)
+    (tmp_path / 'videos' / 'validation').mkdir()
+    for split in ('train', 'validation'):
+        name = os.path.join(os.fsencode(tmp_path / 'videos' / split), b'caf\xe9:1.mp4')
+        with open(name, 'wb') as file:
+            file.write(video_kinds.encode('libx264', 'mp4'))
+    data = dataclasses.replace(data, source='video_folder', path=str(tmp_path / 'videos'), height=64, width=64)
+    make(data, tmp_path / 'out', 0)
+    encoding.merge('small', str(tmp_path / 'out'))
+    records = tfds.data_source('small', data_dir=tmp_path / 'out', split='train')
+    assert {record['video_id'] for record in records} == {rb'train/caf\xe9:1.mp4'}
+    check = dataset.check('small', str(tmp_path / 'out'), 1, encoding.check_latents)
+    assert all(not found for found in check)

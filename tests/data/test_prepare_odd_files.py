@@ -8,7 +8,7 @@ import tensorflow_datasets as tfds
 
 from magi_jax.config import DataConfig
 from magi_jax.data import pipeline, prepared, sources, splits
-from magi_jax.data.preparation import dataset, public, shards
+from magi_jax.data.preparation import dataset, public, shards, workers
 from magi_jax.data.preparation.listing import Listing, Row
 from magi_jax.data.preparation.reencode import Settings
 from tests.data import odd_videos, video_kinds
@@ -103,3 +103,38 @@ def test_any_exception_of_one_row_is_one_skipped_row(tmp_path):
     assert summary.prepared == {'train': 1} and summary.skipped == {'failed': 1}
     (skip,) = prepared.read_skipped(prepared.dataset_folder('mine', str(tmp_path / 'out')))
     assert skip['video_id'] == 'gone' and 'FileNotFoundError' in skip['detail'] and '\n' not in skip['detail']
+
+
+def test_a_later_run_tries_again_what_was_refused_for_a_passing_reason(tmp_path, monkeypatch):
+    content, tried = video_kinds.encode('libx264', 'mp4'), []
+    (tmp_path / 'good.mp4').write_bytes(content)
+    (tmp_path / 'bad.mp4').write_bytes(b'no video')
+    (tmp_path / 'folder.mp4').mkdir()
+    names = ('good', 'bad', 'folder', 'missing')
+    listing = Listing(str(tmp_path), tuple(Row(name, f'{name}.mp4', 'train') for name in names))
+
+    def run_ordered(function, tasks, *_):
+        for task in tasks:
+            name = task[1].video_id
+            tried.append(name)
+            yield workers.WorkerFailure(*failures.pop(name)) if name in failures else function(task)
+
+    monkeypatch.setattr(workers, 'run_ordered', run_ordered)
+    failures = {}
+    summary = prepare('mine', listing, tmp_path / 'out', dataset.Limits(0.9, 0.9))
+    assert summary.skipped == {'missing': 1, 'not_a_file': 1, 'not_a_video': 1}
+    (tmp_path / 'missing.mp4').write_bytes(content)
+    (tmp_path / 'folder.mp4').rmdir()
+    (tmp_path / 'folder.mp4').write_bytes(content)
+    tried.clear()
+    failures = {'folder': (True, 'gave no result in time')}
+    summary = prepare('mine', listing, tmp_path / 'out', dataset.Limits(0.9, 0.9))
+    assert tried == ['folder', 'missing'] and summary.skipped == {'not_a_video': 1, 'timed_out': 1}
+    for failure in ((False, 'died'), (False, 'ValueError: no luck', True)):
+        failures = {'folder': failure}
+        prepare('mine', listing, tmp_path / 'out', dataset.Limits(0.9, 0.9))
+    tried.clear()
+    summary = prepare('mine', listing, tmp_path / 'out', dataset.Limits(0.9, 0.9))
+    assert tried == ['folder'] and summary.prepared == {'train': 3} and summary.skipped == {'not_a_video': 1}
+    ids = [video['video_id'] for video in tfds.data_source('mine', data_dir=tmp_path / 'out', split='train')]
+    assert ids == [b'good', b'folder', b'missing']

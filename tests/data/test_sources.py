@@ -1,6 +1,7 @@
 """Sources: lazy clips of a TFDS dataset and of a folder with good and bad files."""
 
 import dataclasses
+import errno
 import os
 import shutil
 
@@ -159,7 +160,7 @@ def test_folder_is_decoded_once_until_a_file_changes(folder, monkeypatch):
     assert probed == ['short.mp4']
 
 
-def testhashed_splits_are_stable_and_in_proportion():
+def test_hashed_splits_are_stable_and_in_proportion():
     names = [f'clips/{n}.mp4' for n in range(4000)]
     shares = {split: sum(splits.hashed_split(name) == split for name in names) / 4000 for split in splits.SPLITS}
     assert abs(shares['train'] - 0.9) < 0.02 and abs(shares['validation'] - 0.05) < 0.015
@@ -250,19 +251,20 @@ def test_linked_folders_and_names_of_any_bytes_are_read(tmp_path):
     assert set(outcomes) == {'linked/a.mp4', odd}
 
 
-def test_a_refusal_that_may_pass_is_not_remembered(folder, monkeypatch):
-    data, original = one_split(folder), video_file.count_frames
+@pytest.mark.parametrize('code', [errno.EACCES, errno.ESTALE, errno.ETIMEDOUT])
+def test_a_refusal_that_may_pass_is_not_remembered(folder, monkeypatch, code):
+    data, original, count_frames = one_split(folder), av.open, video_file.count_frames
 
-    def denied(path):
-        if path.name == 'b.mp4':
-            error = video_file.VideoError(f'{path} cannot be decoded from the start: Permission denied')
-            raise error from av.error.PermissionError(13, 'Permission denied')
-        return original(path)
+    def denied(name, **options):
+        if name.endswith('b.mp4'):
+            raise av.error.OSError(code, 'no luck', name)
+        return original(name, **options)
 
-    monkeypatch.setattr(video_file, 'count_frames', denied)
+    monkeypatch.setattr(av, 'open', denied)
     assert 'train/b.mp4' in dict(sources.open_source(data, 'train').skipped)
+    monkeypatch.setattr(av, 'open', original)
     probed = []
-    monkeypatch.setattr(video_file, 'count_frames', lambda path: probed.append(path.name) or original(path))
+    monkeypatch.setattr(video_file, 'count_frames', lambda path: probed.append(path.name) or count_frames(path))
     assert 'train/b.mp4' not in dict(sources.open_source(data, 'train').skipped)
     assert probed == ['b.mp4']
 

@@ -12,7 +12,7 @@ from absl import flags
 
 from launch import console
 from magi_jax.config import ConfigError, SamplerConfig, field_help, from_config_dict
-from magi_jax.data import cache
+from magi_jax.data import cache, prepared
 from magi_jax.fields import expand_path
 from magi_jax.training.workdir_lock import LOCK, locked
 from tests.launch.commands import ROOT, assert_one_line, module, run, train_command
@@ -157,6 +157,15 @@ def test_a_second_run_in_a_work_folder_is_refused_until_the_first_is_gone(tmp_pa
         pass
     with locked(tmp_path):
         pass
+
+
+def test_a_folder_for_checkpoints_or_datasets_that_is_not_utf8_is_refused(tmp_path):
+    folder = tmp_path / os.fsdecode(b'caf\xe9')
+    with pytest.raises(ConfigError, match=r'caf\\xe9 is not UTF-8'), locked(folder):
+        pytest.fail('locked')
+    with pytest.raises(ConfigError, match=r'caf\\xe9 is not UTF-8'):
+        prepared.dataset_folder('mine', str(folder))
+    assert prepared.dataset_folder('mine', str(tmp_path / 'é')).parts[-3:] == ('é', 'mine', prepared.VERSION)
 
 
 def test_a_folder_that_cannot_be_locked_is_left_to_the_error_of_saving():

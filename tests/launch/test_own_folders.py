@@ -1,5 +1,7 @@
 """Folders of 1 to 200 videos go through all commands, as they are: the five of configs/own_videos.py, and two."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -16,16 +18,22 @@ FORMATS = (
 )
 
 
+def path_of(folder, number):
+    """The path of a file; of the second one, the name is not UTF-8."""
+    suffix = FORMATS[number % len(FORMATS)][2]
+    return folder / (os.fsdecode(b'video_1.caf\xe9:.') + suffix if number == 1 else f'video_{number}.{suffix}')
+
+
 def fill(folder, count):
     """`count` files of 60 frames in four formats; from the 12th on, repetitions of those before."""
     folder.mkdir()
     for number in range(count):
-        codec, container, suffix = FORMATS[number % len(FORMATS)]
-        path = folder / f'video_{number}.{suffix}'
+        codec, container, _ = FORMATS[number % len(FORMATS)]
         if number < 12:
-            path.write_bytes(video_kinds.encode(codec, container, video_kinds.moving(60, height=48, width=64 + number)))
+            content = video_kinds.encode(codec, container, video_kinds.moving(60, height=48, width=64 + 2 * number))
         else:
-            path.write_bytes((folder / f'video_{number % 12}.{suffix}').read_bytes())
+            content = path_of(folder, number % 12).read_bytes()
+        path_of(folder, number).write_bytes(content)
     return folder
 
 
@@ -73,7 +81,7 @@ def test_files_sorted_after_a_preparation_lead_on(tmp_path, do, environment):
     assert '--replace' in do(*command)
     for number, split in enumerate(('train', 'validation', 'test')):
         (clips / split).mkdir()
-        (path,) = clips.glob(f'video_{number}.*')
+        path = path_of(clips, number)
         path.rename(clips / split / path.name)
     assert_one_line(run([*module(command[0]), *command[1:]], environment), '--replace')
     assert '3 prepared (test 1, train 1, validation 1)' in do(*command, '--replace')

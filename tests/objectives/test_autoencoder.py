@@ -7,7 +7,13 @@ import optax
 import pytest
 
 from magi_jax.config import ConfigError, from_config_dict
-from magi_jax.objectives.autoencoder import make_autoencoder_objective, psnr, random_crops
+from magi_jax.objectives.autoencoder import (
+    LOG_VARIANCE_BOUND,
+    bounded_exp,
+    make_autoencoder_objective,
+    psnr,
+    random_crops,
+)
 
 
 def _objective(**loss):
@@ -97,6 +103,30 @@ def test_crops_are_windows_of_the_frame_that_reach_every_border():
     np.testing.assert_array_equal(crops[..., 0], corners[..., None, None] + pixels[:5, :5, 0])
     assert set(corners.ravel()) == {11 * row + column for row in range(3) for column in range(7)}
     assert len({tuple(clip) for clip in corners}) == 3
+
+
+def test_variance_is_the_exponential_up_to_the_bound_and_its_tangent_beyond():
+    bound, step = LOG_VARIANCE_BOUND, 1e-2
+    x = jnp.asarray([-20.0, -1.0, bound - 0.5, bound, bound + 0.5, bound + 10.0, 88.0])
+    expected = np.where(x <= bound, np.exp(np.minimum(x, bound)), np.exp(bound) * (1 + x - bound))
+    np.testing.assert_allclose(bounded_exp(x), expected, rtol=1e-5)
+    gradient = jax.vmap(jax.grad(bounded_exp))(x)
+    numeric = (bounded_exp(x + step) - bounded_exp(x - step)) / (2 * step)
+    np.testing.assert_allclose(gradient, numeric, rtol=0.01, atol=1e-3)
+    np.testing.assert_allclose(gradient, np.exp(np.minimum(x, bound)), rtol=1e-5)  # also at the bound itself
+
+
+def test_an_absurd_log_variance_neither_dominates_the_loss_nor_breaks_its_gradient():
+    objective, batch = _objective(kl=3e-4), _batch()
+    params = objective.init(jax.random.key(0))
+    bias = params['encoder']['Dense_0']['bias']
+    params['encoder']['Dense_0']['bias'] = bias.at[bias.shape[0] // 2 :].set(20.0)
+
+    def loss(params):
+        return objective.loss(params, None, batch, jax.random.key(1), train=True)[0]
+
+    value, gradient = jax.jit(jax.value_and_grad(loss))(params)
+    assert value < 10.0 and optax.global_norm(gradient) < 100.0
 
 
 def test_psnr_of_a_known_error():

@@ -2,7 +2,7 @@
 
 The report of a shard appears after the shard. Rows in a report are not prepared again, so a killed run continues from
 there. The result does not depend on which process prepared what, so a resumed run ends with the same bytes. Only rows
-skipped for one of `RETRIED_REASONS` are tried again by every run.
+skipped for one of `decoding.TRANSIENT_REASONS` are tried again by every run.
 """
 
 import dataclasses
@@ -16,11 +16,9 @@ from typing import Any
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
-from magi_jax.data import prepared
+from magi_jax.data import decoding, prepared
 from magi_jax.data.preparation.listing import Listing, Row, Skip
-from magi_jax.data.preparation.reencode import Reason, Settings
-
-RETRIED_REASONS: tuple[Reason, ...] = ('missing', 'unreadable', 'timed_out', 'crashed')
+from magi_jax.data.preparation.reencode import Settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +81,7 @@ def read_finished_rows(shard: Shard) -> FinishedRows:
         return FinishedRows({}, {})
     report = json.loads(shard.report.read_text())
     videos = {video['id']: video for video in report['videos']}
-    skips = [Skip(**skip) for skip in report['skipped'] if skip['reason'] not in RETRIED_REASONS]
+    skips = [Skip(**skip) for skip in report['skipped'] if skip['reason'] not in decoding.TRANSIENT_REASONS]
     return FinishedRows(videos, {skip.video_id: skip for skip in skips})
 
 
