@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Installs everything, and runs the linter and the tests on the CPU: bash launch/test.sh [pytest arguments]
+# Installs everything, and runs linter, type checker and tests on the CPU: bash launch/test.sh [pytest arguments]
 # Tests that take minutes are skipped by default. -m slow runs only these, and -m '' runs all tests.
-# Paths in the arguments are relative to the repository. The tests also run if the linter fails; both must pass.
+# Paths in the arguments are relative to the repository. The tests also run if linter or type checker fail; all must pass.
 # All tests of a file run in one process, so their programs are compiled once. -n 0 uses a single process for all files.
 set -euo pipefail
 # shellcheck source=launch/environment.sh
@@ -24,5 +24,6 @@ export PYTHONPATH="$compiler${PYTHONPATH:+:$PYTHONPATH}"
 
 lint=0
 "$PYTHON" -m ruff check --output-format concise . || lint=$?
+"$PYTHON" -m mypy --no-error-summary || lint=$?
 "$PYTHON" -m pytest -n auto --maxprocesses 8 --dist loadfile "$@"
 exit "$lint"

@@ -25,6 +25,7 @@ TESTS = {
     'convert_weights': 'tests/launch/test_convert_weights.py',
     'encode_latents': 'tests/launch/test_own_videos.py',
     'evaluate': 'tests/test_readme.py',
+    'export': 'tests/launch/test_export.py',
     'frame_times': 'tests/test_readme.py',
     'preflight': 'tests/launch/test_preflight.py',
     'prepare_data': 'tests/launch/test_prepare_data.py',
