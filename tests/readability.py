@@ -35,7 +35,7 @@ scan scatter score search select send separate serve set shard shift show shrink
 split stack start state step stop store stream strip subtract sum summarize switch synchronize take tell terminate
 test tile time tokenize trace track train transform translate transpose treat trim truncate try turn unpack
 unpatchify patchify unstack update upsample downsample use validate verify view visit wait walk warm warn widen
-wrap write yield zero
+wrap write yield zero normalise summarise initialise dilate reshard restrict corrupt all-gather
 """
 VERBS = set(VERB_LIST.split())
 
@@ -48,7 +48,7 @@ def python_texts(source: str) -> Iterator[tuple[int, str]]:
             if text:
                 prose = re.split(r'\n\s*(?:Args|Returns|Raises|Attributes|Yields):', text)[0]
                 for paragraph in re.split(r'\n\s*\n', prose):
-                    if not re.match(r'\s{4}|\s*(python|bash) ', paragraph):
+                    if not re.match(r'\s{4}|\s*(python |bash |Dimension key|  JAX)', paragraph):
                         yield getattr(node, 'lineno', 1), paragraph
     block, start, last = [], 0, -1
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
@@ -81,7 +81,7 @@ def long_sentences(texts: Iterator[tuple[int, str]]) -> list[tuple[int, int, str
     """Return (line, words, sentence) of every sentence of more than MAX_WORDS words."""
     found = []
     for line, text in texts:
-        for sentence in re.split(r'(?<=[.;:!?])\s+(?=[A-Z`(\[*])', ' '.join(text.split())):
+        for sentence in re.split(r'(?<=[.;:!?*])\s+(?=[A-Z`(\[*])', ' '.join(text.split())):
             if len(words := sentence.split()) > MAX_WORDS:
                 found.append((line, len(words), sentence))
     return found

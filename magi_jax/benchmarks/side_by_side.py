@@ -21,7 +21,7 @@ JAX, TORCH, COMPILED = 'JAX', 'PyTorch', 'PyTorch compiled'
 IMPLEMENTATIONS = {'torch': TORCH, 'torch_compiled': COMPILED}
 CLOSE_SECONDS = 5.0
 # Largest relative difference of outputs, by compute dtype. Adam updates get a looser bound: a gradient that is zero up
-# to rounding, such as that of key biases, still moves its parameter, and the direction depends on the framework.
+# to rounding, such as that of key biases, still moves its parameter. The direction then depends on the framework.
 TOLERANCES = {
     'float32': {'loss': 1e-4, 'mse': 1e-4, 'vb': 1e-4, 'grad_norm': 1e-3, 'update': 0.1, 'tokens': 1e-3},
     'bfloat16': {'loss': 2e-2, 'mse': 2e-2, 'vb': 2e-2, 'grad_norm': 5e-2, 'update': 0.5, 'tokens': 5e-2},

@@ -1,6 +1,7 @@
-"""Parameters of the JAX model <-> state dict of the PyTorch reference, every key accounted for. Needs no torch.
+"""Converts parameters of the JAX model to the state dict of the PyTorch reference and back. Needs no torch.
 
 The two trees have the same module names; they differ in what follows:
+
   JAX                                  PyTorch
   trunk/trunk/blocks/* stacked [L,...] trunk.blocks.0.* ... trunk.blocks.{L-1}.*
   head/block_0/*                       head.blocks.0.*

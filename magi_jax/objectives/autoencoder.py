@@ -15,8 +15,8 @@ from magi_jax.layers.layout import SINGLE_DEVICE, Layout
 from magi_jax.tokenizers.api import make_module
 from magi_jax.tokenizers.pixels import to_float
 
-# The posterior needs no more variance than the prior. Without a bound, a frame unlike those before it can get a log
-# variance of 10 or 20 from the linear output of the encoder, and its exponential is then the whole loss.
+# The posterior needs no more variance than the prior. Without a bound, the linear output of the encoder can give an
+# unusual frame a large log variance, and its exponential then dominates the loss.
 LOG_VARIANCE_BOUND = 2.0
 
 
