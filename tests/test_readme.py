@@ -94,7 +94,7 @@ def test_goals_of_the_report_are_those_of_the_evaluation_page():
 def shown_commands(folder: Path) -> list[str]:
     """The commands that a report says made it, without comments."""
     listed = re.search(
-        r'To make this page again</h3><pre><code>(.*?)</code>', (folder / 'report.html').read_text(), re.S
+        r'To make this page again</h3>\s*<pre><code>(.*?)</code>', (folder / 'report.html').read_text(), re.S
     )
     return [html.unescape(line).split('  #')[0] for line in listed[1].splitlines()]
 

@@ -91,7 +91,7 @@ def test_a_slice_that_does_not_exist(environment):
 
 def test_without_the_compiler_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
-    with pytest.raises(ConfigError, match=r'pip install -e \.\[tpu\]'):
+    with pytest.raises(ConfigError, match=r'pip install "jax\[tpu\]==0'):
         fit.topology_devices('v5e:2x2')
 
 
