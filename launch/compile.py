@@ -95,10 +95,10 @@ def analytic_flops(config: Config, clips: float) -> dict[str, float]:
         return {}
     shape = clip_shape(config, tokenizer)
     if TARGET.value == 'train':
-        flops = train_flops(config.model, shape) | {'tokenizer': encoder_flops(config, tokenizer)}
+        flops = train_flops(config, shape) | {'tokenizer': encoder_flops(config, tokenizer)}
     else:
         slots = VideoSampler(config, shape).window_size(tokenizer.latent_frames(FRAMES.value))
-        flops = frame_flops(config.model, config.sampler, shape, slots)
+        flops = frame_flops(config, shape, slots)
     return {name: clips * count for name, count in flops.items()}
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from absl import app, flags
 from ml_collections import config_flags
 
-from magi_jax.config import Config, from_config_dict
+from magi_jax.config import from_config_dict
 from magi_jax.config_files import find_config_file, import_config
 
 from .commands import qualify_commands
@@ -65,7 +65,7 @@ def print_config_help(value: str) -> None:
     )
     print(f'\nvariants (--config {name}:VARIANT,...): {", ".join([*_variants(module), "runlocal"])}')
     print('\nfields of this config (--config.FIELD=VALUE); a default is shown if the value differs from it:')
-    for line in _field_lines(config, Config()):
+    for line in _field_lines(config, type(config)()):
         print(f'  {line}')
 
 

@@ -21,7 +21,7 @@ from absl import flags
 import magi_jax
 from magi_jax.benchmarks import quality
 from magi_jax.checkpoint import latest_step
-from magi_jax.config import ConfigError, SamplerConfig
+from magi_jax.config import ConfigError
 from magi_jax.data.pipeline import Batch, eval_batches
 from magi_jax.evaluation.prediction import score_prediction, score_rollout
 from magi_jax.generator import Generator
@@ -53,7 +53,7 @@ def main() -> None:
         raise ConfigError(f'{path} holds measurements with {measured}, not {requested}: give another --json')
     (short,) = eval_batches(data, 'test', FRAMES, CLIPS.value, CLIPS.value)
     (long,) = eval_batches(data, 'test', LONG_FRAMES.value, LONG_CLIPS.value, LONG_CLIPS.value)
-    defaults = dataclasses.asdict(SamplerConfig())  # for fields that are newer than the file
+    defaults = dataclasses.asdict(type(generator.config.sampler)())  # for fields that are newer than the file
     for sampler in quality.settings(generator.config.sampler, clip_shape(generator.config, generator.tokenizer).tokens):
         fields = dataclasses.asdict(sampler)
         if any(defaults | row['sampler'] == fields for row in result['rows']):

@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags
 
 import magi_jax
-from magi_jax.config import ConfigError, SamplerConfig, field_help, override
+from magi_jax.config import ConfigError, override, sampler_help
 from magi_jax.data.video_file import mp4_writer, read_video, write_gif, write_mp4
 from magi_jax.parallel.hosts import broadcast_from_first_host
 
@@ -53,7 +53,7 @@ BATCH = flags.DEFINE_integer(
     'number of videos to sample at a time; write only mp4 files and skip the ones that exist',
     lower_bound=1,
 )
-SAMPLER_FIELDS = '; '.join(f'{name}: {text}' for name, text in field_help(SamplerConfig).items())
+SAMPLER_FIELDS = '; '.join(f'{name}: {text}' for name, text in sampler_help().items())
 SAMPLER = flags.DEFINE_multi_string(
     'sampler',
     [],

@@ -1,6 +1,6 @@
 """Checks of config fields against each other, made before anything long runs.
 
-Ranges of single fields are in `config.py`.
+Ranges of single fields are in `config/`, next to the checks that only one system needs.
 """
 
 from magi_jax.config import Config, ConfigError
@@ -50,7 +50,7 @@ def check_sampler(config: Config) -> None:
     Raises:
       ConfigError: two fields contradict each other; the message names both.
     """
-    sampler, timesteps, levels = config.sampler, config.model.head.timesteps, len(config.masking.noise_std)
+    sampler, timesteps = config.sampler, config.model.head.timesteps
     if sampler.start >= timesteps:
         raise ConfigError(
             f'sampler.start = {sampler.start} is not a timestep of model.head.timesteps = {timesteps}:'
@@ -61,13 +61,4 @@ def check_sampler(config: Config) -> None:
             f'sampler.denoise_steps = {sampler.denoise_steps} is more than the {sampler.start + 1} timesteps from'
             f' sampler.start = {sampler.start} on: choose sampler.denoise_steps from 2 to {sampler.start + 1}'
         )
-    if sampler.context_level >= levels:
-        raise ConfigError(
-            f'sampler.context_level = {sampler.context_level} is not one of the {levels} levels of masking.noise_std:'
-            f' choose sampler.context_level from 0 to {levels - 1}'
-        )
-    if sampler.guidance != 1 and not config.masking.history_dropout:
-        raise ConfigError(
-            f'sampler.guidance = {sampler.guidance} needs a run trained with masking.history_dropout > 0:'
-            ' set sampler.guidance = 1, which turns it off'
-        )
+    config.check_sampler()

@@ -121,6 +121,17 @@ def build(cls: type, values: Any, path: str) -> Any:
     return cls(**{name: convert(hints[name], value, f'{path}.{name}') for name, value in values.items()})
 
 
+def unknown_fields(cls: type, values: Any, prefix: str = '') -> list[str]:
+    """Return the dotted paths of keys in nested dicts that are no fields of the dataclass `cls`."""
+    hints, unknown = typing.get_type_hints(cls), []
+    for name, value in values.items():
+        if name not in hints:
+            unknown.append(prefix + name)
+        elif dataclasses.is_dataclass(hints[name]) and isinstance(value, dict):
+            unknown += unknown_fields(hints[name], value, f'{prefix}{name}.')
+    return unknown
+
+
 def convert(hint: Any, value: Any, path: str) -> Any:
     """Check `value` of the field `path` against its annotation, and return the value to keep.
 

@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 
 from magi_jax.checkpoint import Checkpoints, load_config
 from magi_jax.config import Config, ConfigError, DataConfig, MeshConfig, SamplerConfig
+from magi_jax.models.conditions import Conditions, TextStates
 from magi_jax.objectives.api import clip_shape, make_objective
 from magi_jax.parallel.hosts import equal_batches, gather_to_hosts, padded_rows, replicate, shard
 from magi_jax.parallel.layout import sampling_layout
@@ -154,7 +155,7 @@ class Generator:
         mesh, (context, numbers) = _mesh(), request.checked(self.config.data)
         shape = clip_shape(self.config, self.tokenizer)
         shared = {
-            'sampler': VideoSampler(self.config, shape, sampling_layout(self.config.model, shape, mesh)),
+            'sampler': VideoSampler(self.config, shape, sampling_layout(self.config, shape, mesh)),
             'weights': self.weights,
             'tokenizer': replicate(mesh, self.tokenizer),
             'frames': request.frames,
@@ -162,10 +163,22 @@ class Generator:
         }
 
         def part(rows: np.ndarray) -> dict[str, Any]:
-            intervals, keys = np.full(rows.shape, request.interval, np.int32), clip_keys(request.seed, numbers[rows])
-            return shared | {'context': context[rows], 'interval': intervals, 'keys': keys}
+            conditions = Conditions(np.full(rows.shape, request.interval, np.int32), text=self._text(rows.size))
+            return shared | {
+                'context': context[rows],
+                'conditions': conditions,
+                'keys': clip_keys(request.seed, numbers[rows]),
+            }
 
         return [part(rows) for rows in _parts(mesh, len(context), per_device_batch)], len(context)
+
+    def _text(self, clips: int) -> TextStates | None:
+        """Return empty text for a model that was trained with text."""
+        settings = self.config.text_settings
+        if settings is None:
+            return None
+        states = np.zeros((clips, settings.length, settings.width), np.float32)
+        return TextStates(states, np.zeros(states.shape[:2], bool), np.zeros(clips, bool))
 
     def reconstruct(self, video: np.ndarray, per_device_batch: int | None = None) -> np.ndarray:
         """Encode and decode videos with the tokenizer, which bounds the quality of samples of this run.

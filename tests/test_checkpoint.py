@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from launch.console import is_disk_full
 from magi_jax.checkpoint import Checkpoints, _checksum, latest_step, load_config, save_config
-from magi_jax.config import Config, ConfigError
+from magi_jax.config import ConfigError, MagiConfig
 from magi_jax.parallel.mesh import make_mesh
 
 FIRST = 3
@@ -47,7 +47,7 @@ def _restore(workdir, abstract):
 
 
 def _meshes():
-    mesh = Config().mesh
+    mesh = MagiConfig().mesh
     devices = jax.devices()
     return {
         'one': make_mesh(mesh, devices[:1]),
@@ -188,13 +188,13 @@ def test_a_reader_touches_nothing(tmp_path):
 @pytest.fixture
 def started(tmp_path):
     """A run of the default experiment with one checkpoint."""
-    save_config(tmp_path, Config())
+    save_config(tmp_path, MagiConfig())
     _save(tmp_path, FIRST, {'ema': _tree(_meshes()['one'])})
     return tmp_path
 
 
 def _with(group, **fields):
-    config = Config()
+    config = MagiConfig()
     return dataclasses.replace(config, **{group: dataclasses.replace(getattr(config, group), **fields)})
 
 
@@ -205,7 +205,7 @@ def _with(group, **fields):
         (_with('data', source='other'), r'data\.source = bouncing_objects/shapes, not other'),
         (_with('train', steps=9), r'train\.steps = 145000, not 9'),
         (_with('masking', noise_std=(0.0,)), r'masking\.noise_std = '),
-        (dataclasses.replace(Config(), seed=1), 'seed = 0, not 1'),
+        (dataclasses.replace(MagiConfig(), seed=1), 'seed = 0, not 1'),
     ],
 )
 def test_another_experiment_is_refused(started, config, message):
@@ -229,7 +229,7 @@ def test_what_a_resumed_run_may_change(started, config):
 
 
 def test_an_experiment_begins_with_its_first_checkpoint(tmp_path):
-    save_config(tmp_path, Config())
+    save_config(tmp_path, MagiConfig())
     other = _with('model', width=7)
     save_config(tmp_path, other)
     assert load_config(tmp_path) == other
@@ -238,7 +238,7 @@ def test_an_experiment_begins_with_its_first_checkpoint(tmp_path):
 @pytest.mark.parametrize('text', ['', '{"seed": 3', '[]', '{"seed": "x"}', '{"sede": 3}', '\0'])
 def test_a_damaged_config_is_one_line(started, text):
     (started / 'config.json').write_text(text)
-    for use in (load_config, lambda workdir: save_config(workdir, Config())):
+    for use in (load_config, lambda workdir: save_config(workdir, MagiConfig())):
         with pytest.raises(ConfigError, match='config') as caught:
             use(started)
         assert 'config' in str(caught.value) and '\n' not in str(caught.value)

@@ -10,7 +10,7 @@ import pathlib
 import pytest
 from ml_collections import ConfigDict
 
-from magi_jax.config import Config, ConfigError, default, from_config_dict, to_config_dict
+from magi_jax.config import ConfigError, MagiConfig, default, from_config_dict, to_config_dict
 from magi_jax.config_checks import check_config
 
 FILES = sorted((pathlib.Path(__file__).resolve().parents[1] / 'configs').glob('*.py'))
@@ -25,7 +25,7 @@ def load_file(path):
 
 def changed(**fields):
     """The default config as a plain dict with `group__field=value` set."""
-    values = to_config_dict(Config()).to_dict()
+    values = to_config_dict(MagiConfig()).to_dict()
     for path, value in fields.items():
         *groups, name = path.split('__')
         group = values
@@ -36,8 +36,8 @@ def changed(**fields):
 
 
 def test_default_is_the_schema():
-    assert from_config_dict(default()) == Config()
-    assert from_config_dict({}) == Config()
+    assert from_config_dict(default()) == MagiConfig()
+    assert from_config_dict({}) == MagiConfig()
 
 
 @pytest.mark.parametrize(
@@ -77,12 +77,12 @@ def test_round_trip_through_json():
     values = changed(sampler__x0_clip=math.inf, sampler__start=999, masking__noise_std=(0.0, 0.3), model__head__width=7)
     config = from_config_dict(values)
     again = from_config_dict(json.loads(json.dumps(to_config_dict(config).to_dict())))
-    assert again == config and again.sampler.x0_clip == math.inf and again != Config()
+    assert again == config and again.sampler.x0_clip == math.inf and again != MagiConfig()
 
 
 def test_a_config_cannot_change_after_it_was_made():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        Config().model.width = 7
+        MagiConfig().model.width = 7
 
 
 def test_there_are_config_files():

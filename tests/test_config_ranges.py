@@ -9,7 +9,7 @@ import pytest
 
 from configs import quickstart
 from magi_jax import config as schema
-from magi_jax.config import Config, ConfigError, SamplerConfig, from_config_dict, override, replace_fields
+from magi_jax.config import Config, ConfigError, MagiSamplerConfig, from_config_dict, override, replace_fields
 from magi_jax.config_checks import check_config, check_sampler
 from magi_jax.fields import Range
 from magi_jax.parallel.mesh import make_mesh
@@ -109,13 +109,13 @@ def test_a_run_can_start_with_every_number_that_is_not_refused():
 def test_sampler_fields_given_as_text_are_checked_too():
     for text in ('denoise_steps=0', 'mask_steps=0', 'temperature=nan', 'temperature=NaN', 'temperature=-1', 'start=0'):
         with pytest.raises(ConfigError, match=rf'{text.split("=")[0]} = \S+ is out of range: choose'):
-            override(SamplerConfig(), [text])
+            override(MagiSamplerConfig(), [text])
     for text in ('mask_steps=' + '9' * 5000, 'mask_steps=1e30', 'temperature=1e400', 'keep_frames=' + '9' * 31):
         with pytest.raises(ConfigError, match=text.split('=')[0]):
-            override(SamplerConfig(), [text])
-    assert override(SamplerConfig(), ['x0_clip=inf', 'temperature=0']).x0_clip == math.inf
+            override(MagiSamplerConfig(), [text])
+    assert override(MagiSamplerConfig(), ['x0_clip=inf', 'temperature=0']).x0_clip == math.inf
     with pytest.raises(ConfigError, match="unknown field 'temprature': choose one of mask_steps"):
-        replace_fields(SamplerConfig(), {'temprature': 1.0})
+        replace_fields(MagiSamplerConfig(), {'temprature': 1.0})
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,9 @@ def test_the_masking_levels_cannot_be_none():
 
 
 def test_help_tells_what_each_field_may_hold():
-    texts = schema.field_help(SamplerConfig)
+    texts = schema.field_help(MagiSamplerConfig)
     assert texts['mask_steps'] == 'from 1 to 65536' and texts['x0_clip'] == 'inf or any finite number above 0'
-    assert texts['solver'] == 'ancestral or ddim or dpm++' and set(texts) == set(dataclasses.asdict(SamplerConfig()))
+    assert texts['solver'] == 'ancestral or ddim or dpm++' and set(texts) == set(
+        dataclasses.asdict(MagiSamplerConfig())
+    )
     assert schema.field_help(schema.OptimConfig)['b1'] == 'from 0, below 1'

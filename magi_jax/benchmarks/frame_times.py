@@ -16,7 +16,7 @@ from magi_jax.benchmarks import problem, resources
 from magi_jax.config import Config, MeshConfig
 from magi_jax.layers.cached_attention import cached_attention
 from magi_jax.layers.kv_cache import KVCache
-from magi_jax.models.magi import frame_sites
+from magi_jax.models.conditions import Conditions
 from magi_jax.objectives.api import clip_shape, make_objective
 from magi_jax.parallel.layout import sampling_layout
 from magi_jax.parallel.mesh import make_mesh
@@ -42,7 +42,7 @@ def measure(config: Config, lengths: Sequence[int], repeats: int) -> dict[str, d
     """
     tokenizer = problem.latent_bytes(config)
     shape, clips = clip_shape(config, tokenizer), config.data.batch_size
-    layout = sampling_layout(config.model, shape, make_mesh(MeshConfig(), jax.devices()[:1]))
+    layout = sampling_layout(config, shape, make_mesh(MeshConfig(), jax.devices()[:1]))
     params = problem.random_params(make_objective(config, tokenizer).init, config.seed)
     weights = sampling_weights(config, params)
 
@@ -52,7 +52,9 @@ def measure(config: Config, lengths: Sequence[int], repeats: int) -> dict[str, d
 
     def start(one: VideoSampler, given: int, frames: int) -> Any:
         context = jnp.zeros((clips, given, shape.tokens, shape.token_width))
-        return one.start(weights, context, frames, np.ones(clips, np.int32), clip_keys(0, np.arange(clips)))
+        return one.start(
+            weights, context, frames, Conditions(jnp.ones(clips, jnp.int32)), clip_keys(0, np.arange(clips))
+        )
 
     times = {name: {} for name in (SLIDING, WHOLE, ATTENTION, UNCACHED)}
     for name, long_video in ((SLIDING, 'slide'), (WHOLE, 'interpolate')):
@@ -89,7 +91,7 @@ def _temporal_attention(sampler: VideoSampler, clips: int, filled: int, slots: i
     That is K + 1 passes over L blocks with `filled` cached frames.
     """
     model, dtype = sampler.config.model, jnp.dtype(sampler.config.train.compute_dtype)
-    sites, capacity = frame_sites(model, sampler.shape), sampler.window_size(slots)
+    sites, capacity = sampler.trunk.sites, sampler.window_size(slots)
     row = jax.random.normal(jax.random.key(0), (clips, 1, sites, model.width), dtype)
     cached = jnp.ones((model.blocks, clips, capacity, sites, model.width), dtype)
     mask = jnp.concatenate([jnp.arange(capacity) < filled, jnp.ones(1, bool)])[None]

@@ -15,6 +15,7 @@ from magi_jax.benchmarks import problem, resources
 from magi_jax.benchmarks.benchmark_config import COMPARED_FRAMES, COMPARED_STEPS, BenchmarkConfig
 from magi_jax.benchmarks.random_inputs import VideoDraws, step_key, training_draws
 from magi_jax.config import Config, MeshConfig
+from magi_jax.models.conditions import Conditions
 from magi_jax.objectives.api import clip_shape, make_objective
 from magi_jax.parallel.layout import sampling_layout
 from magi_jax.parallel.mesh import batch_sharding, make_mesh, put_batch, replicated_sharding
@@ -134,7 +135,7 @@ class Sampling(_Jax):
 
     def __init__(self, settings: BenchmarkConfig):
         super().__init__(settings)
-        self.sampler = VideoSampler(self.config, self.shape, sampling_layout(self.config.model, self.shape, self.mesh))
+        self.sampler = VideoSampler(self.config, self.shape, sampling_layout(self.config, self.shape, self.mesh))
         self.videos = 0
 
     def problem(self) -> Problem:
@@ -172,7 +173,9 @@ class Sampling(_Jax):
         nothing = jnp.zeros((len(self.interval), 0, self.shape.tokens, self.shape.token_width))
         nothing = jax.device_put(nothing, batch_sharding(self.mesh))
         # The window has room for all frames of a timed video, also when only the first ones are compared.
-        state = self.sampler.start(self.sampling_weights, nothing, self.settings.frames, self.interval, keys)
+        state = self.sampler.start(
+            self.sampling_weights, nothing, self.settings.frames, Conditions(self.interval), keys
+        )
         return jax.block_until_ready(list(self.sampler.frames(self.sampling_weights, state, frames)))
 
     def _keys(self, number: int) -> jax.Array:

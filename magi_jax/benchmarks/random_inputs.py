@@ -12,7 +12,7 @@ import numpy as np
 
 from magi_jax.config import Config
 from magi_jax.masking.tokens import draw_masks, reveal_counts
-from magi_jax.models.magi import ClipShape
+from magi_jax.models.clip_shape import ClipShape
 from magi_jax.sampling.video import CONTEXT_NOISE
 from magi_jax.training.step import TRAIN
 

@@ -14,8 +14,8 @@ import numpy as np
 from magi_jax.benchmarks import resources
 from magi_jax.benchmarks.benchmark_config import BenchmarkConfig
 from magi_jax.config import ConfigError
+from magi_jax.models.clip_shape import ClipShape
 from magi_jax.models.flops import frame_flops, train_flops
-from magi_jax.models.magi import ClipShape
 
 JAX, TORCH, COMPILED = 'JAX', 'PyTorch', 'PyTorch compiled'
 IMPLEMENTATIONS = {'torch': TORCH, 'torch_compiled': COMPILED}
@@ -93,10 +93,10 @@ def flops_of_call(settings: BenchmarkConfig, shape: ClipShape) -> float:
     """Return the FLOPs of the model in one call: an optimizer step on a batch, or a batch of videos."""
     config, clips = settings.config, settings.config.data.batch_size
     if settings.task == 'train':
-        return clips * sum(train_flops(config.model, shape).values())
+        return clips * sum(train_flops(config, shape).values())
     stretched = config.sampler.long_video == 'interpolate' and settings.frames > shape.frames
     slots = settings.frames if stretched else shape.frames
-    return clips * settings.frames * sum(frame_flops(config.model, config.sampler, shape, slots).values())
+    return clips * settings.frames * sum(frame_flops(config, shape, slots).values())
 
 
 def differences(ours: dict, theirs: dict) -> dict[str, float]:

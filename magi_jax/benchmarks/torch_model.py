@@ -8,7 +8,7 @@ from magi_jax.benchmarks.torch_head import DiffusionHead, ResidualBlock
 from magi_jax.benchmarks.torch_trunk import Trunk
 from magi_jax.benchmarks.weights import to_state_dict
 from magi_jax.config import Config
-from magi_jax.models.magi import ClipShape
+from magi_jax.models.clip_shape import ClipShape
 
 
 class Magi(nn.Module):

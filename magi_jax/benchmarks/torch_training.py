@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from magi_jax.benchmarks.torch_model import Magi, autocast
 from magi_jax.config import Config, MaskingConfig, OptimConfig
-from magi_jax.models.magi import ClipShape
+from magi_jax.models.clip_shape import ClipShape
 
 Metrics = dict[str, Tensor]
 

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from magi_jax.benchmarks.torch_layers import LAYER_NORM_EPS, Block, KVCache
 from magi_jax.config import Config
-from magi_jax.models.magi import ClipShape
+from magi_jax.models.clip_shape import ClipShape
 
 
 class Trunk(nn.Module):

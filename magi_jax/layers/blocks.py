@@ -1,4 +1,4 @@
-"""The trunk: blocks of one spatial and one temporal pre-LN transformer layer, scanned over depth (MAGI §A.1, ViT/MAR).
+"""Factorised blocks: one spatial and one temporal pre-LN transformer layer (MAGI §A.1, ViT/MAR).
 
 Dimension key: L blocks, B clips, R rows (frames in the sequence), S key rows (cached + own), N sites, D width, H heads;
 r, n: the local part of R, N on one device (all of it, unless the layout shards the axis).
@@ -12,42 +12,27 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from magi_jax.config import ModelConfig, Remat
+from magi_jax.config import MagiModelConfig
 from magi_jax.layers.cached_attention import cached_attention
 from magi_jax.layers.dropout import ClipDropout, FeatureBits, TokenDropout, drop, dropped_gelu
 from magi_jax.layers.kv_cache import KVCache
 from magi_jax.layers.layout import SINGLE_DEVICE, Layout
-from magi_jax.layers.linear import MATRICES, PRODUCT, Linear, gelu, layer_norm
-from magi_jax.layers.self_attention import DENOMINATOR, OUTPUT, self_attention, with_gradient_for_weights
+from magi_jax.layers.linear import Linear, gelu, layer_norm
+from magi_jax.layers.self_attention import self_attention, with_gradient_for_weights
 from magi_jax.layers.site_tiles import SiteTiles, site_tiles
+from magi_jax.layers.trunk import BLOCK_INPUT, SUBLAYER, KeysValues
 
 Array = jax.Array
-policies = jax.checkpoint_policies
-KeysValues = tuple[Array, Array]
 Past = tuple[KVCache, Array]  # cached frames, and the index of the block that reads its own part
 
 SPATIAL, TEMPORAL = 0, 1  # layers of a block; the next line numbers the uses of dropout in a layer
 WEIGHTS, ATTENDED, HIDDEN, MLP_OUT = range(4)
-SUBLAYER, BLOCK_INPUT = 'sublayer', 'block_input'  # checkpoint names that the remat policies use
-# Config train.remat -> what the forward pass keeps for the backward pass, from most memory to least. The backward pass
-# gathers sharded weights again. Only 'none' (no rematerialisation) keeps the gathered weights.
-POLICIES = {
-    'dots': policies.save_only_these_names(PRODUCT, OUTPUT, DENOMINATOR),  # products with weights; spatial attention
-    'named': policies.save_only_these_names(SUBLAYER, DENOMINATOR),  # what the sublayers add to the residual stream
-    'block': policies.save_only_these_names(DENOMINATOR),  # the input of each block
-    'offload': policies.save_and_offload_only_these_names(  # the input of each block, in host memory
-        names_which_can_be_saved=[DENOMINATOR],
-        names_which_can_be_offloaded=[BLOCK_INPUT],
-        offload_src='device',
-        offload_dst='pinned_host',
-    ),
-}
 
 
 class Mlp(nn.Module):
     """Apply Linear, exact GELU, Linear, with dropout after the GELU and after the last Linear."""
 
-    config: ModelConfig
+    config: MagiModelConfig
     dtype: Any
     layout: Layout = SINGLE_DEVICE
 
@@ -67,7 +52,7 @@ class Mlp(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention over space or time; in time, the keys may include cached frames."""
 
-    config: ModelConfig
+    config: MagiModelConfig
     axis: Literal['space', 'time']
     dtype: Any
     layout: Layout = SINGLE_DEVICE
@@ -127,7 +112,7 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """One spatial and one temporal layer, each x += Attn(LN(x)); x += MLP(LN(x))."""
 
-    config: ModelConfig
+    config: MagiModelConfig
     dtype: Any
     layout: Layout = SINGLE_DEVICE
 
@@ -135,8 +120,8 @@ class Block(nn.Module):
     def __call__(
         self,
         x: Array,
-        cache: KVCache | None,
         number: Array,
+        cache: KVCache | None,
         mask: Array,
         conditioning: Array | None,
         dropout: ClipDropout | None,
@@ -145,8 +130,8 @@ class Block(nn.Module):
 
         Args:
           x: float32 residual stream [B, r, N, D] in training, [B, r, n, D] in sampling.
-          cache: keys and values of earlier frames for all blocks, or None.
           number: int32 index of this block.
+          cache: keys and values of earlier frames for all blocks, or None.
           mask: bool [R, F + R] of allowed (query row, key row) pairs in the temporal layer.
           conditioning: [B, r, N or 1, D] added before the layers (A11), or None.
           dropout: None = no dropout.
@@ -176,46 +161,3 @@ class Block(nn.Module):
         mlp = Mlp(config, self.dtype, layout, name='temporal_mlp')
         x = x + mlp(layer_norm('temporal_mlp_norm')(x), temporal_dropout)
         return layout.to_frames(x, sites), keys_values
-
-
-class Trunk(nn.Module):
-    """A stack of `config.blocks` blocks under one `nn.scan`.
-
-    Parameters are stacked [L, ...]. The compiled loop body holds `unroll` blocks.
-    """
-
-    config: ModelConfig
-    dtype: Any
-    remat: Remat = 'none'
-    unroll: int = 1
-    layout: Layout = SINGLE_DEVICE
-
-    @nn.compact
-    def __call__(
-        self, x: Array, cache: KVCache | None, mask: Array, conditioning: Array | None, dropout: ClipDropout | None
-    ) -> tuple[Array, KeysValues]:
-        """Apply all blocks; arguments as in `Block`.
-
-        Returned keys and values are stacked over depth: [L, B, R, n, D].
-        """
-        body = Block
-        if self.layout is not SINGLE_DEVICE:
-            body = nn.map_variables(body, 'params', trans_in_fn=self._gather, mutable=False)
-        if self.remat != 'none':
-            # Without a loop, common-subexpression elimination would undo rematerialisation.
-            unrolled = self.unroll >= self.config.blocks
-            body = nn.remat(body, prevent_cse=unrolled, policy=POLICIES[self.remat])
-        stack = nn.scan(
-            body,
-            variable_axes={'params': 0, MATRICES: 0, 'intermediates': 0},  # intermediates: only where a caller captures
-            split_rngs={'params': True},
-            in_axes=(nn.broadcast, 0, nn.broadcast, nn.broadcast, nn.broadcast),
-            length=self.config.blocks,
-            unroll=self.unroll,
-            metadata_params={nn.PARTITION_NAME: 'layers'},
-        )
-        blocks = stack(self.config, self.dtype, self.layout, name='blocks')
-        return blocks(x, cache, jnp.arange(self.config.blocks), mask, conditioning, dropout)
-
-    def _gather(self, variables: dict[str, Any]) -> dict[str, Any]:
-        return {'params': self.layout.gather_block(variables['params'])}

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 
 Array = jax.Array
 
-# Sharding of an array: replicated; [B, ...] over clips; [L, B, F, n, D] over clips and sites.
-COPIED, CLIPS, SITES = 'copied', 'clips', 'sites'
+# Sharding of an array: replicated; [B, ...] over clips; keys and values of a cache, over clips and as the layout says.
+COPIED, CLIPS, CACHED = 'copied', 'clips', 'cached'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,12 +31,14 @@ class Layout:
       splits: number of devices that share attention heads and hidden units of the MLP (mesh axis `tensor`).
       lanes: sequence length that fills the matrix unit of the device; 1 where it makes no difference.
       fused: use the fused GPU kernels for attention.
+      frame_attention: implementation of joint attention, as in `layers/frame_attention.py`.
     """
 
     parts: int = 1
     splits: int = 1
     lanes: int = 1
     fused: bool = False
+    frame_attention: str = 'xla'
 
     def part(self, x: Array, axis: int) -> Array:
         """Return the local part of an axis, which is first padded at its end to a multiple of `parts`.
@@ -55,6 +57,10 @@ class Layout:
         """Return bool [t]: which local frames are real, i.e. among the first `frames`, and not padding."""
         return jnp.ones((frames,), bool)
 
+    def unpadded_sites(self, sites: int) -> Array:
+        """Return bool [n]: which local sites are real, i.e. among the first `sites`, and not padding."""
+        return jnp.ones((sites,), bool)
+
     def local_sites(self, x: Array, axis: int) -> Array:
         """Return the sites that this device embeds."""
         del axis
@@ -72,6 +78,18 @@ class Layout:
     def gather_sites(self, x: Array) -> Array:
         """Gather [B, R, n, D] to [B, R, N, D], the keys and values of a spatial layer."""
         return x
+
+    def to_attention(self, q: Array, k: Array, v: Array) -> tuple[Array, Array, Array]:
+        """Reshard queries, keys and values [B, R, n, D] so that every query meets all keys of joint attention."""
+        return q, k, v
+
+    def from_attention(self, x: Array) -> Array:
+        """Reshard the output of joint attention to [B, R, n, D]."""
+        return x
+
+    def cached_sizes(self, sites: int, width: int) -> tuple[int, int]:
+        """Return the sites and the width of the keys of joint attention that this device caches."""
+        return sites, width
 
     def sum_over_tensor(self, x: Array) -> Array:
         """Sum partial products over the devices that share heads or hidden units."""
@@ -99,7 +117,7 @@ class Layout:
 
         Args:
           function: function of positional arguments that computes the part of one device.
-          inputs: for each argument its sharding, COPIED, CLIPS or SITES, or a tree of them.
+          inputs: for each argument its sharding, COPIED, CLIPS or CACHED, or a tree of them.
           outputs: the sharding of its results, in the same form.
         """
         del inputs, outputs

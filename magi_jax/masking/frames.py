@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+TARGET = 5  # folded into the key of a clip for its target frame
+
 
 def causal(frames: int) -> np.ndarray:
     """Return bool [T, T]: a frame sees itself and the frames before it (masked teacher forcing; context frames)."""
@@ -49,6 +51,21 @@ def without_history(visible: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Restrict `visible` [R, R] of `training_rows` [R] so that masked frames see only themselves."""
     masked = rows >= rows.max() // 2 + 1
     return np.where(masked[:, None], rows[:, None] == rows[None], visible)
+
+
+def draw_target(key: jax.Array, first: int, frames: int) -> jax.Array:
+    """Draw the target frame of a clip, int32 scalar, uniform on first..frames-1 (VideoMAR)."""
+    return jax.random.randint(jax.random.fold_in(key, TARGET), (), first, frames)
+
+
+def hide_after_target(mask: jax.Array, target: jax.Array) -> jax.Array:
+    """Make the masks bool [B, T, N] those of a single sequence: complete frames, the target frame, hidden frames.
+
+    Hidden frames only keep shapes static: no frame sees a later one.
+    """
+    number = jnp.arange(mask.shape[1])[None, :, None]
+    target = target[:, None, None]
+    return (number > target) | (mask & (number == target))
 
 
 def cached_causal(rows: int, capacity: int, length: jax.Array) -> jax.Array:

@@ -1,38 +1,51 @@
 """FLOPs of the model by arithmetic, to compare compiled programs with. A multiply-add counts as two.
 
-Only matrix products count. Temporal attention counts as dense. Rematerialisation and the tokenizer are left out.
-Dimension key: B clips, T frames, N tokens of a frame, S key rows, C token width, D width, W head width.
+Only matrix products count. Rematerialisation and the tokenizer are left out.
+Dimension key: B clips, T frames, N tokens of a frame, C token width, D width, W head width.
 """
 
-from magi_jax.config import HeadConfig, ModelConfig, SamplerConfig
+from magi_jax.config import Config, HeadConfig, ModelConfig
+from magi_jax.models.api import VideoModel, make_model
+from magi_jax.models.clip_shape import ClipShape
 from magi_jax.models.diffusion_head import TIMESTEP_CHANNELS
-from magi_jax.models.magi import ClipShape
 
 BACKWARD = 2  # FLOPs of the backward pass / forward pass: gradients of inputs and of weights
 
 
-def train_flops(model: ModelConfig, shape: ClipShape) -> dict[str, float]:
-    """Return FLOPs of one clip, forward and backward, by component: 'spatial', 'temporal', 'embedding', 'head'.
+def train_flops(config: Config, shape: ClipShape) -> dict[str, float]:
+    """Return FLOPs of one clip, forward and backward, by component of the trunk, and 'head'.
 
-    With complete teacher forcing, 2T frames pass the trunk. The head sees every token of the T masked frames
-    `head.repeats` times.
+    The head sees every token of the target frames `head.repeats` times.
     """
-    rows = shape.frames * (2 if model.teacher_forcing == 'complete' else 1)
-    forward = _trunk_flops(model, shape, rows, rows)
-    forward['head'] = shape.frames * shape.tokens * model.head.repeats * head_flops(model, shape.token_width)
+    model = make_model(config, shape)
+    forward = model.training_flops()
+    tokens = target_frames(config, model) * shape.tokens
+    forward['head'] = tokens * config.model.head.repeats * head_flops(config.model, shape.token_width)
     return {name: (1 + BACKWARD) * count for name, count in forward.items()}
 
 
-def frame_flops(model: ModelConfig, sampler: SamplerConfig, shape: ClipShape, slots: int) -> dict[str, float]:
+def target_frames(config: Config, model: VideoModel) -> int:
+    """Return the number of frames of a clip that the head evaluates in training.
+
+    A single target frame is cut out only if devices share sites: no device then holds all of it.
+    """
+    return 1 if config.masking.target_frames == 'one' and model.sharded == 'sites' else model.shape.frames
+
+
+def frame_flops(config: Config, shape: ClipShape, slots: int) -> dict[str, float]:
     """Return FLOPs of one sampled frame of one clip, by component.
 
     A frame takes K mask passes and one commit pass against `slots` cached frames. The head runs `denoise_steps` times
-    on each of the N tokens. Guidance adds a mask pass without cached frames to each mask pass and doubles the head.
+    on each of the N tokens. Guidance away from history adds a mask pass without cached frames to each mask pass,
+    guidance away from text doubles all passes; both double the head.
     """
-    passes, guided = min(sampler.mask_steps, shape.tokens), sampler.guidance != 1
-    seeing, blind = (_trunk_flops(model, shape, 1, rows) for rows in (slots + 1, 1))
-    flops = {name: (passes + 1) * seeing[name] + guided * passes * blind[name] for name in seeing}
-    head = sampler.denoise_steps * shape.tokens * head_flops(model, shape.token_width)
+    model, sampler = make_model(config, shape), config.sampler
+    passes, guided = min(sampler.mask_steps, shape.tokens), config.is_guided
+    seeing, flops = model.frame_flops(slots), {}
+    weak, weak_passes = (model.frame_flops(0), passes) if model.guided_away_from == 'history' else (seeing, passes + 1)
+    for name in seeing:
+        flops[name] = (passes + 1) * seeing[name] + guided * weak_passes * weak[name]
+    head = sampler.denoise_steps * shape.tokens * head_flops(config.model, shape.token_width)
     return flops | {'head': (1 + guided) * head}
 
 
@@ -44,19 +57,3 @@ def head_flops(model: ModelConfig, token_width: int) -> float:
     blocks = head.blocks * 5 * width * width  # modulation to 3W, and two layers
     final = 2 * width * width + 2 * width * token_width
     return 2.0 * (inputs + blocks + final + (model.width * token_width if head.readout else 0))
-
-
-def _trunk_flops(model: ModelConfig, shape: ClipShape, rows: int, key_rows: int) -> dict[str, float]:
-    """Return FLOPs of a forward pass of `rows` frames, each with `key_rows` frames as temporal keys."""
-    width, sites = model.width, shape.tokens + (model.noise_embedding == 'concat_token')
-    projections, mlp = 8 * width * width, 4 * width * model.mlp_width
-    spatial = projections + 4 * sites * width + (mlp if model.mlp_layers == 'both' else 0)
-    temporal = projections + 4 * key_rows * width + mlp
-    embedding = 2 * shape.token_width * width
-    if model.noise_embedding == 'concat_channel':
-        embedding += 4 * width * width
-    return {
-        'spatial': float(rows * sites * model.blocks * spatial),
-        'temporal': float(rows * sites * model.blocks * temporal),
-        'embedding': float(rows * shape.tokens * embedding),
-    }

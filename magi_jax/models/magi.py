@@ -4,21 +4,21 @@ Dimension key: B clips, T trained frames, R rows (frames handed in), N tokens of
 L blocks, F cache slots; t, n: the local part of T, N on one device (all of it, unless the layout shards the axis).
 """
 
-import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from magi_jax.config import ModelConfig, Remat
-from magi_jax.layers.blocks import KeysValues, Trunk
+from magi_jax.config import MagiModelConfig, Remat
+from magi_jax.layers.blocks import Block
 from magi_jax.layers.dropout import ClipDropout
-from magi_jax.layers.kv_cache import KVCache
+from magi_jax.layers.kv_cache import KVCache, empty_cache
 from magi_jax.layers.layout import SINGLE_DEVICE, Layout
 from magi_jax.layers.linear import Linear, layer_norm
-from magi_jax.layers.positions import read_table, sincos_1d, sincos_2d
+from magi_jax.layers.positions import read_table, sincos_1d, sincos_2d, stretched_positions
+from magi_jax.layers.trunk import KeysValues, Trunk
 from magi_jax.masking.frames import (
     cached_causal,
     causal,
@@ -26,29 +26,10 @@ from magi_jax.masking.frames import (
     training_rows,
     without_history,
 )
+from magi_jax.models.clip_shape import ClipShape
+from magi_jax.models.conditions import Conditions
 
 Array = jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class ClipShape:
-    """Sizes that data and tokenizer determine: T frames of rows x columns tokens of width C, and sizes of tables."""
-
-    frames: int
-    rows: int
-    columns: int
-    token_width: int
-    intervals: int
-    noise_levels: int
-
-    @property
-    def tokens(self) -> int:
-        return self.rows * self.columns
-
-
-def frame_sites(config: ModelConfig, shape: ClipShape) -> int:
-    """Return the sites of a frame in the trunk: its tokens, plus one if the noise level is a token (A3)."""
-    return shape.tokens + (config.noise_embedding == 'concat_token')
 
 
 class Magi(nn.Module):
@@ -58,12 +39,16 @@ class Magi(nn.Module):
       config: widths, depth and the chosen readings of the paper (A3 to A14).
       shape: sizes of the training clips.
       dtype: dtype of matrix products; parameters, norms, softmax and positions stay float32.
-      remat: what the backward pass recomputes (layers/blocks.py POLICIES).
+      remat: what the backward pass recomputes (layers/trunk.py POLICIES).
       unroll: blocks in one iteration of the loop over depth.
       layout: sharding of frames and sites.
     """
 
-    config: ModelConfig
+    sharded: ClassVar[str] = 'frames'
+    guided_away_from: ClassVar[str] = 'history'
+    resizable: ClassVar[bool] = False
+
+    config: MagiModelConfig
     shape: ClipShape
     dtype: Any = jnp.bfloat16
     remat: Remat = 'none'
@@ -72,7 +57,7 @@ class Magi(nn.Module):
 
     def setup(self) -> None:
         width, shape, config = self.config.width, self.shape, self.config
-        self.trunk = Trunk(config, self.dtype, self.remat, self.unroll, self.layout)
+        self.trunk = Trunk(Block, config, self.dtype, self.remat, self.unroll, self.layout)
         self.observed_projection = Linear(width, ('token', 'embed'), self.dtype, name='token_projection')
         self.masked_projection = self.observed_projection
         if not config.shared_projection:
@@ -98,31 +83,29 @@ class Magi(nn.Module):
 
     def __call__(
         self,
-        observed: Array,
+        observed: Array | None,
         masked: Array,
         mask: Array,
-        interval: Array,
-        level: Array,
+        conditions: Conditions,
         dropout_keys: Array | None = None,
-        history: Array | None = None,
     ) -> Array:
         """Run the training pass over whole clips. Under CTF every masked frame sees the complete frames before it.
 
         Args:
-          observed: [B, t, N, C] noised tokens of the complete frames; unused under MTF.
+          observed: [B, t, N, C] noised tokens of the complete frames; None under MTF.
           masked: [B, t, N, C] tokens of the frames to predict.
           mask: bool [B, t, N], True = hidden.
-          interval: frame interval int32 [B] in 1..shape.intervals, in raw frames.
-          level: noise level int32 [B, t] of the observed frames (under MTF: of the masked frames).
+          conditions: interval in 1..shape.intervals; level [B, t] of the observed frames (under MTF: of the masked
+            frames); history.
           dropout_keys: [B] keys; None = no dropout.
-          history: bool [B]; False = masked frames see only themselves; None = all True.
 
         Returns:
           z float32 [B, t, N, D], meaningful where mask is True.
         """
         positions = self.layout.local_frames(jnp.arange(self.shape.frames, dtype=jnp.float32), 0)
         rows = training_rows(self.shape.frames, self.layout.parts, self.config.teacher_forcing == 'complete')
-        if self.config.teacher_forcing == 'masked':
+        interval, level = conditions.interval, conditions.level
+        if observed is None:
             x, conditioning = self._embed(masked, mask, interval, level, positions)
         else:
             seen = observed.shape[1] - (self.layout.parts == 1)  # no frame sees the last one: see training_rows
@@ -132,7 +115,7 @@ class Magi(nn.Module):
             ]
             x, conditioning = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), *parts)
         dropout = self._dropout(rows, dropout_keys)
-        x, _ = self.trunk(x, None, self._visible(rows, history), conditioning, dropout)
+        x, _ = self.trunk(x, None, self._visible(rows, conditions.history), conditioning, dropout)
         return self._condition(x[:, -masked.shape[1] :], positions)
 
     def _visible(self, rows: np.ndarray, history: Array | None) -> Array:
@@ -154,13 +137,12 @@ class Magi(nn.Module):
         numbers = np.minimum(rows % padded, frames - 1) + frames * (rows >= padded)
         return ClipDropout(keys, jnp.asarray(numbers), 2 * frames, self.config.dropout)
 
-    def observe(self, tokens: Array, level: Array, interval: Array, positions: Array, cache: KVCache) -> KeysValues:
+    def observe(self, tokens: Array, conditions: Conditions, positions: Array, cache: KVCache) -> KeysValues:
         """Encode R complete frames that follow the cached ones; the caller appends the result to the cache.
 
         Args:
           tokens: [B, R, N, C].
-          level: noise level int32 [B, R].
-          interval: frame interval int32 [B].
+          conditions: interval, and level [B, R].
           positions: float32 [R], each in [0, T-1].
           cache: keys and values of the `cache.length` frames before these.
 
@@ -170,17 +152,17 @@ class Magi(nn.Module):
         visible = None
         if self.config.teacher_forcing == 'masked':
             visible = jnp.zeros(tokens.shape[:3], bool)
-        x, conditioning = self._embed(tokens, visible, interval, level, positions)
+        x, conditioning = self._embed(tokens, visible, conditions.interval, conditions.level, positions)
         mask = cached_causal(tokens.shape[1], cache.capacity, cache.length)
         return self.trunk(self.layout.local_sites(x, 2), _past(cache), mask, conditioning, None)[1]
 
-    def predict(self, tokens: Array, mask: Array, interval: Array, position: Array, cache: KVCache) -> Array:
+    def predict(self, tokens: Array, mask: Array, conditions: Conditions, position: Array, cache: KVCache) -> Array:
         """Compute the condition vectors for the hidden tokens of one new frame that follows the cached ones.
 
         Args:
           tokens: [B, N, C], read where mask is False.
           mask: bool [B, N], True = hidden.
-          interval: frame interval int32 [B].
+          conditions: interval.
           position: float32 scalar in [0, T-1].
           cache: keys and values of the complete frames before this one.
 
@@ -188,10 +170,58 @@ class Magi(nn.Module):
           z float32 [B, N, D]. It equals the row of the training pass for the same frames, mask and level.
         """
         level, positions = jnp.zeros((tokens.shape[0], 1), jnp.int32), position[None]
-        x, conditioning = self._embed(tokens[:, None], mask[:, None], interval, level, positions)
+        x, conditioning = self._embed(tokens[:, None], mask[:, None], conditions.interval, level, positions)
         rows = cached_causal(1, cache.capacity, cache.length)
         x, _ = self.trunk(self.layout.local_sites(x, 2), _past(cache), rows, conditioning, None)
         return self._condition(self.layout.gather_sites(x), positions)[:, 0]
+
+    def prepare(self, variables: Any, conditions: Conditions) -> Conditions:
+        """Return the conditions unchanged: a pass has little to compute of them."""
+        del variables
+        return conditions
+
+    def empty_cache(self, clips: int, slots: int) -> KVCache:
+        """Return this device's part of an empty cache with room for `slots` frames."""
+        sites = self.layout.local_size(self.sites)
+        return empty_cache(self.config.blocks, clips, slots, sites, self.config.width, self.dtype)
+
+    def positions(self, frames: int, slots: int) -> np.ndarray:
+        """Return positions float32 [slots] in the trained table; a video of more slots than that stretches over it."""
+        trained = self.shape.frames
+        positions = stretched_positions(frames if slots > trained else trained, trained)
+        return np.pad(positions, (0, max(0, slots - len(positions))), mode='edge')
+
+    @property
+    def sites(self) -> int:
+        """Return the sites of a frame in the trunk: its tokens, plus one if the noise level is a token (A3)."""
+        return self.shape.tokens + (self.config.noise_embedding == 'concat_token')
+
+    def training_flops(self) -> dict[str, float]:
+        """Return the FLOPs of a forward training pass of one clip: 'spatial', 'temporal', 'embedding'.
+
+        With complete teacher forcing, 2T frames pass the trunk.
+        """
+        rows = self.shape.frames * (2 if self.config.teacher_forcing == 'complete' else 1)
+        return self._flops(rows, rows)
+
+    def frame_flops(self, slots: int) -> dict[str, float]:
+        """Return the FLOPs of a pass of one frame of one clip against `slots` cached frames."""
+        return self._flops(1, slots + 1)
+
+    def _flops(self, rows: int, key_rows: int) -> dict[str, float]:
+        """Return the FLOPs of `rows` frames with `key_rows` frames as temporal keys. Temporal attention is dense."""
+        config, width = self.config, self.config.width
+        projections, mlp = 8 * width * width, 4 * width * config.mlp_width
+        spatial = projections + 4 * self.sites * width + (mlp if config.mlp_layers == 'both' else 0)
+        temporal = projections + 4 * key_rows * width + mlp
+        embedding = 2 * self.shape.token_width * width
+        if config.noise_embedding == 'concat_channel':
+            embedding += 4 * width * width
+        return {
+            'spatial': float(rows * self.sites * config.blocks * spatial),
+            'temporal': float(rows * self.sites * config.blocks * temporal),
+            'embedding': float(rows * self.shape.tokens * embedding),
+        }
 
     def _embed(
         self, tokens: Array, mask: Array | None, interval: Array, level: Array, positions: Array

@@ -7,7 +7,8 @@ import jax
 
 from magi_jax.config import Config, ConfigError
 from magi_jax.layers.layout import Layout
-from magi_jax.models.magi import ClipShape
+from magi_jax.models.api import VideoModel
+from magi_jax.models.clip_shape import ClipShape
 from magi_jax.objectives.autoencoder import make_autoencoder_objective
 from magi_jax.objectives.masked_diffusion import MaskedDiffusion
 from magi_jax.tokenizers.api import Tokenizer
@@ -18,9 +19,13 @@ class Objective(Protocol):
 
     Attributes:
       layout: sharding of the clips. `loss` is computed by each device and has equal results on all of them.
+      trunk: the video model that is trained, or None.
     """
 
     layout: Layout
+
+    @property
+    def trunk(self) -> VideoModel | None: ...
 
     def init(self, key: jax.Array) -> Any:
         """Return fresh float32 parameters, boxed with logical axis names where they can be sharded."""

@@ -28,6 +28,10 @@ class AutoencoderObjective:
     module: nn.Module
     layout: Layout = SINGLE_DEVICE
 
+    @property
+    def trunk(self) -> None:
+        """No video model is trained."""
+
     def init(self, key: jax.Array) -> dict:
         """Return fresh float32 parameters."""
         side = self.config.tokenizer.downsample

@@ -20,9 +20,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from magi_jax.config import Config, ModelConfig
-from magi_jax.layers.layout import CLIPS, COPIED, SITES, Layout
-from magi_jax.models.magi import ClipShape, frame_sites
+from magi_jax.config import Config
+from magi_jax.layers.layout import CACHED, CLIPS, COPIED, Layout
+from magi_jax.models.api import make_model
+from magi_jax.models.clip_shape import ClipShape
 from magi_jax.objectives.api import Objective, abstract_params
 from magi_jax.parallel.mesh import BATCH_AXES
 from magi_jax.parallel.rules import STACKED, parameter_specs
@@ -31,11 +32,7 @@ Array = jax.Array
 
 SEQUENCE, SPLIT = 'sequence', 'tensor'
 TPU_LANES = 128
-SAMPLING_SPECS = {
-    COPIED: PartitionSpec(),
-    CLIPS: PartitionSpec(BATCH_AXES),
-    SITES: PartitionSpec(None, BATCH_AXES, None, SEQUENCE),
-}
+FRAME_ATTENTION = {'cpu': 'xla', 'gpu': 'cudnn', 'tpu': 'splash'}  # implementation of joint attention by platform
 REPLICATED = (*BATCH_AXES, SEQUENCE)  # mesh axes along which parameters are replicated or sharded (FSDP)
 
 
@@ -167,9 +164,86 @@ class SamplingLayout(MeshLayout):
     def local_size(self, count: int) -> int:
         return -(-count // self.parts)
 
+    @property
+    def specs(self) -> dict[str, PartitionSpec]:
+        """PartitionSpec of each kind of array. Keys and values are [L, B, F, n, D]."""
+        return {
+            COPIED: PartitionSpec(),
+            CLIPS: PartitionSpec(BATCH_AXES),
+            CACHED: PartitionSpec(None, BATCH_AXES, None, SEQUENCE),
+        }
+
     def over_devices(self, function: Callable, inputs: Any, outputs: Any) -> Callable:
-        in_specs, out_specs = jax.tree.map(SAMPLING_SPECS.get, (inputs, outputs))
+        in_specs, out_specs = jax.tree.map(self.specs.get, (inputs, outputs))
         return jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class JointLayout(MeshLayout):
+    """What training and sampling with joint attention share: devices hold sites, and exchange them for heads.
+
+    If the heads do not divide over the devices, every device gathers all keys and values and keeps its own queries.
+
+    Attributes:
+      sites: number of sites N of a frame.
+      heads: number of attention heads H of the model.
+    """
+
+    sites: int = 0
+    heads: int = 1
+
+    @property
+    def by_heads(self) -> bool:
+        """True if devices exchange sites for heads."""
+        return self.heads // self.splits % self.parts == 0
+
+    def local_sites(self, x: Array, axis: int) -> Array:
+        return self.part(x, axis)
+
+    def to_attention(self, q: Array, k: Array, v: Array) -> tuple[Array, Array, Array]:
+        if not self.by_heads:
+            return q, self.gather_sites(k), self.gather_sites(v)
+        exchange = functools.partial(lax.all_to_all, axis_name=SEQUENCE, split_axis=3, concat_axis=2, tiled=True)
+        return tuple(exchange(x)[:, :, : self.sites] for x in (q, k, v))
+
+    def from_attention(self, x: Array) -> Array:
+        if not self.by_heads:
+            return x
+        x = jnp.pad(x, ((0, 0), (0, 0), (0, -self.sites % self.parts), (0, 0)))
+        return lax.all_to_all(x, SEQUENCE, split_axis=2, concat_axis=3, tiled=True)
+
+    def gather_sites(self, x: Array) -> Array:
+        return lax.all_gather(x, SEQUENCE, axis=2, tiled=True)[:, :, : self.sites]
+
+
+@dataclasses.dataclass(frozen=True)
+class JointTrainingLayout(JointLayout, TrainingLayout):
+    """The layout of training with joint attention: every device embeds and predicts its sites of all frames."""
+
+    def local_frames(self, x: Array, axis: int) -> Array:
+        del axis
+        return x
+
+    def unpadded_frames(self, frames: int) -> Array:
+        return jnp.ones((frames,), bool)
+
+    def unpadded_sites(self, sites: int) -> Array:
+        size = -(-sites // self.parts)
+        return lax.axis_index(SEQUENCE) * size + jnp.arange(size) < sites
+
+
+@dataclasses.dataclass(frozen=True)
+class JointSamplingLayout(JointLayout, SamplingLayout):
+    """The layout of sampling with joint attention: a device caches all sites, of its heads where they divide."""
+
+    @property
+    def specs(self) -> dict[str, PartitionSpec]:
+        """PartitionSpec of each kind of array. Keys and values are [L, B, F, N, D']."""
+        width = SEQUENCE if self.by_heads else None
+        return super().specs | {CACHED: PartitionSpec(None, BATCH_AXES, None, None, width)}
+
+    def cached_sizes(self, sites: int, width: int) -> tuple[int, int]:
+        return sites, width // self.parts if self.by_heads else width
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
@@ -207,33 +281,49 @@ def _replicated_axes(spec: PartitionSpec) -> tuple[str, ...]:
 
 def training_layout(objective: Objective, config: Config, mesh: Mesh) -> TrainingLayout:
     """Return the layout for training `objective` on `mesh`."""
-    boxed = abstract_params(objective)
-    return TrainingLayout(
-        parts=mesh.shape[SEQUENCE],
-        splits=mesh.shape[SPLIT],
-        lanes=_lanes(mesh),
-        fused=_fused(mesh),
-        mesh=mesh,
-        specs=parameter_specs(mesh, boxed),
-        stacked=jax.tree.map(_is_stacked, boxed, is_leaf=_is_boxed),
-        dtype=jnp.dtype(config.train.compute_dtype),
-    )
+    boxed, trunk = abstract_params(objective), objective.trunk
+    fields: dict[str, Any] = {
+        'parts': mesh.shape[SEQUENCE],
+        'splits': mesh.shape[SPLIT],
+        'lanes': _lanes(mesh),
+        'fused': _fused(mesh),
+        'frame_attention': FRAME_ATTENTION[_platform(mesh)],
+        'mesh': mesh,
+        'specs': parameter_specs(mesh, boxed),
+        'stacked': jax.tree.map(_is_stacked, boxed, is_leaf=_is_boxed),
+        'dtype': jnp.dtype(config.train.compute_dtype),
+    }
+    if trunk is not None and trunk.sharded == 'sites':
+        return JointTrainingLayout(**fields, sites=trunk.sites, heads=config.model.heads)
+    return TrainingLayout(**fields)
 
 
-def sampling_layout(config: ModelConfig, shape: ClipShape, mesh: Mesh) -> SamplingLayout:
+def sampling_layout(config: Config, shape: ClipShape, mesh: Mesh) -> SamplingLayout:
     """Return the layout for sampling from a model on `mesh`."""
-    sites = frame_sites(config, shape)
-    parts = mesh.shape[SEQUENCE]
-    fused = _fused(mesh) and parts == 1  # the kernels need equal numbers of queries and keys
-    return SamplingLayout(parts, lanes=_lanes(mesh), fused=fused, mesh=mesh, sites=sites)
+    model, parts = make_model(config, shape), mesh.shape[SEQUENCE]
+    fields: dict[str, Any] = {
+        'parts': parts,
+        'lanes': _lanes(mesh),
+        'fused': _fused(mesh) and parts == 1,  # the kernels need equal numbers of queries and keys
+        'frame_attention': FRAME_ATTENTION[_platform(mesh)],
+        'mesh': mesh,
+        'sites': model.sites,
+    }
+    if model.sharded == 'sites':
+        return JointSamplingLayout(**fields, heads=config.model.heads)
+    return SamplingLayout(**fields)
 
 
 def _lanes(mesh: Mesh) -> int:
-    return TPU_LANES if mesh.devices.flat[0].platform == 'tpu' else 1
+    return TPU_LANES if _platform(mesh) == 'tpu' else 1
 
 
 def _fused(mesh: Mesh) -> bool:
-    return mesh.devices.flat[0].platform == 'gpu'
+    return _platform(mesh) == 'gpu'
+
+
+def _platform(mesh: Mesh) -> str:
+    return mesh.devices.flat[0].platform
 
 
 def _is_boxed(leaf: Any) -> bool:

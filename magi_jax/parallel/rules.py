@@ -20,6 +20,7 @@ RULES = (
     ('norm', None),
     ('token', None),
     ('timestep', None),
+    ('text', None),
 )
 
 

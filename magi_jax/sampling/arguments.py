@@ -98,7 +98,7 @@ def replace_sampler_fields(sampler: SamplerConfig, fields: dict[str, Any], other
     Raises:
       ConfigError: a field is unknown, or its value is not allowed.
     """
-    names = [field.name for field in dataclasses.fields(SamplerConfig)]
+    names = [field.name for field in dataclasses.fields(sampler)]
     for name in fields:
         if name not in names:
             close = difflib.get_close_matches(name, [*others, *names], n=1)

@@ -11,6 +11,7 @@ import numpy as np
 from einops import rearrange
 
 from magi_jax.config import ConfigError
+from magi_jax.models.conditions import Conditions
 from magi_jax.models.magi import Magi
 from magi_jax.sampling.state import VideoState
 from magi_jax.sampling.stream import clip_keys
@@ -38,17 +39,21 @@ def attention_to_past(
       float32 [L, B, H, N, T + 1], which sums to 1 over frames; the last frame is the new one.
 
     Raises:
-      ConfigError: T is not allowed, or the tokenizer is temporal.
+      ConfigError: T is not allowed, the tokenizer is temporal, or the model has no temporal attention.
     """
     frames, trained = video.shape[1], sampler.shape.frames
+    if not isinstance(sampler.trunk, Magi):
+        raise ConfigError(
+            f'{sampler.config.system} has no temporal attention layers: attention maps are available for magi'
+        )
     if not tokenizer.frame_wise or not 1 <= frames < trained:
         raise ConfigError(
             f'attention of {frames} frames with tokenizer {tokenizer.config.kind} is not available: give 1 to'
             f' {trained - 1} frames to a model with a frame-wise tokenizer'
         )
     tokens = patchify(tokenizer.encode(to_float(jnp.asarray(video))), sampler.config.model.patch)
-    intervals = jnp.full(len(video), interval, jnp.int32)
-    state = sampler.start(weights, tokens, frames + 1, intervals, clip_keys(0, range(len(video))))
+    conditions = Conditions(jnp.full(len(video), interval, jnp.int32))
+    state = sampler.start(weights, tokens, frames + 1, conditions, clip_keys(0, range(len(video))))
     query, own_key = _projections(sampler, weights, state)
     keys = jnp.concatenate([state.cache.k[:, :, :frames], own_key], axis=2)
     heads = sampler.config.model.heads
@@ -61,12 +66,12 @@ def attention_to_past(
 @functools.partial(jax.jit, static_argnums=0)
 def _projections(sampler: VideoSampler, weights: Weights, state: VideoState) -> tuple[jax.Array, jax.Array]:
     """Return queries and own keys [L, B, 1, N', D] of the next frame."""
-    clips, tokens = len(state.interval), sampler.shape.tokens
+    clips, tokens = len(state.clip_keys), sampler.shape.tokens
     hidden = jnp.zeros((clips, tokens, sampler.shape.token_width)), jnp.ones((clips, tokens), bool)
     _, captured = sampler.trunk.apply(
         weights['trunk'],
         *hidden,
-        state.interval,
+        state.conditions,
         state.positions[state.cache.length],
         state.cache,
         method=Magi.predict,

@@ -23,14 +23,13 @@ class FrameNetworks:
     """The two networks of a frame, with parameters and context bound.
 
     Attributes:
-      condition: function (tokens [B, N, C], mask bool [B, N]) -> z [B, N, D].
+      condition: function (tokens [B, N, C], mask bool [B, N]) -> (z [B, N, D], the z that guidance moves away from;
+        None for no guidance).
       denoiser: function z [B, R, D] -> denoiser of these tokens, called once for all their denoise steps.
-      blind: same as `condition` without the frames before; guidance moves away from it. None for no guidance.
     """
 
-    condition: Callable[[Array, Array], Array]
+    condition: Callable[[Array, Array], tuple[Array, Array | None]]
     denoiser: Callable[[Array], Denoiser]
-    blind: Callable[[Array, Array], Array] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,13 +75,14 @@ def sample_frame(networks: FrameNetworks, recipe: RevealRecipe, clip_keys: Array
         values, mask = carry
         index, (first, count) = step
         chosen = jax.lax.dynamic_slice_in_dim(order, first, bucket, axis=1)
-        z = jnp.take_along_axis(networks.condition(values, mask), chosen[..., None], axis=1)
-        if networks.blind is None:
+        z, weak_z = networks.condition(values, mask)
+        z = jnp.take_along_axis(z, chosen[..., None], axis=1)
+        if weak_z is None:
             denoiser = networks.denoiser(z)
         else:
-            blind_z = jnp.take_along_axis(networks.blind(values, mask), chosen[..., None], axis=1)
+            weak_z = jnp.take_along_axis(weak_z, chosen[..., None], axis=1)
             revealed = 1.0 if recipe.guidance_schedule == 'constant' else revealed_fraction(first, tokens)
-            both = networks.denoiser(jnp.concatenate([z, blind_z]))
+            both = networks.denoiser(jnp.concatenate([z, weak_z]))
             denoiser = _guided(both, 1 + (recipe.guidance - 1) * revealed)
         step_keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(clip_keys)
         sampled = _sample_tokens(denoiser, recipe, step_keys, (bucket, width))
@@ -114,13 +114,13 @@ def _sample_tokens(denoiser: Denoiser, recipe: RevealRecipe, keys: Array, shape:
 
 
 def _guided(denoiser: Denoiser, weight: Array) -> Denoiser:
-    """Return a denoiser whose output is moved away from that of the blind conditions.
+    """Return a denoiser whose output is moved away from that of the weaker conditions.
 
-    `denoiser` evaluates both halves of [with history, blind] clips in one pass, because a step is dominated by latency.
+    `denoiser` evaluates both halves of [strong, weak] clips in one pass, because a step is dominated by latency.
     """
 
     def guided(x: Array, t: Array) -> Array:
-        output, blind = jnp.split(denoiser(jnp.concatenate([x, x]), t), 2)
-        return guided_output(output, blind, weight)
+        output, weak = jnp.split(denoiser(jnp.concatenate([x, x]), t), 2)
+        return guided_output(output, weak, weight)
 
     return guided

@@ -7,7 +7,8 @@ import flax.struct
 import jax
 
 from magi_jax.layers.kv_cache import KVCache
-from magi_jax.layers.layout import CLIPS, COPIED, SITES
+from magi_jax.layers.layout import CACHED, CLIPS, COPIED
+from magi_jax.models.conditions import Conditions
 
 
 @flax.struct.dataclass
@@ -15,30 +16,34 @@ class VideoState:
     """All inputs of the next frame besides the weights.
 
     Attributes:
-      cache: keys and values of the finished frames in the window, capacity W.
+      cache: keys and values of the finished frames in the window, capacity W. If guidance moves away from text, its
+        clips are [with text, without].
       window: tokens of these frames as the model observed them, in the slots of the cache, float32 [B, W, N, C].
-      positions: temporal position of each slot in the trained table, float32 [W].
-      interval: frame interval in raw frames, int32 [B].
+      positions: temporal position of each slot, float32 [W].
+      conditions: conditions of the clips, as many as in the cache.
       clip_keys: keys [B], one per clip, so that a clip does not depend on its batch.
       frame: number of the next frame in the video, int32 scalar.
       context: number of context frames, int32 scalar.
+      frames: number of frames of the video, int32 scalar.
     """
 
     cache: KVCache
     window: jax.Array
     positions: jax.Array
-    interval: jax.Array
+    conditions: Conditions
     clip_keys: jax.Array
     frame: jax.Array
     context: jax.Array
+    frames: jax.Array
 
 
 STATE_LAYOUT = VideoState(
-    cache=KVCache(k=SITES, v=SITES, length=COPIED),
+    cache=KVCache(k=CACHED, v=CACHED, length=COPIED),
     window=CLIPS,
     positions=COPIED,
-    interval=CLIPS,
+    conditions=CLIPS,
     clip_keys=CLIPS,
     frame=COPIED,
     context=COPIED,
+    frames=COPIED,
 )

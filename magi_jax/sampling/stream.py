@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from magi_jax.config import ConfigError
+from magi_jax.models.conditions import Conditions
 from magi_jax.sampling.state import VideoState
 from magi_jax.sampling.video import VideoSampler, Weights
 from magi_jax.tokenizers.api import Tokenizer
@@ -30,7 +31,7 @@ def sample_clips(
     tokenizer: Tokenizer,
     context: Array,
     frames: int,
-    interval: Array,
+    conditions: Conditions,
     keys: Array,
     progress: Callable[[Iterator[Array], int], Iterator[Array]] = lambda frames, total: frames,
     sharding: jax.sharding.Sharding | None = None,
@@ -46,7 +47,7 @@ def sample_clips(
       tokenizer: tokenizer of the model.
       context: first frames of the videos, uint8 [B, c, H, W, 3]; c >= 0 as `tokenizer.latent_shape` allows.
       frames: length of the videos, context included; any length.
-      interval: frame interval in raw frames, int32 [B].
+      conditions: frame interval in raw frames, and text, of B clips.
       keys: keys [B], result of `clip_keys`.
       progress: wrapper of the iterator over new frames; its second argument is their number.
       sharding: sharding of the clips; weights and tokenizer must be on the same devices. None: the default device.
@@ -57,7 +58,7 @@ def sample_clips(
     Raises:
       ConfigError: the tokenizer does not accept this number of context frames, or as in `VideoSampler.start`.
     """
-    context, tokens, state, new = _begin(sampler, weights, tokenizer, context, frames, interval, keys, sharding)
+    context, tokens, state, new = _begin(sampler, weights, tokenizer, context, frames, conditions, keys, sharding)
     new_tokens = list(progress(sampler.frames(weights, state, new), new))
     if not new_tokens:
         return context
@@ -76,7 +77,7 @@ def stream_clips(
     tokenizer: Tokenizer,
     context: Array,
     frames: int,
-    interval: Array,
+    conditions: Conditions,
     keys: Array,
     sharding: jax.sharding.Sharding | None = None,
 ) -> Iterator[Array]:
@@ -93,7 +94,7 @@ def stream_clips(
             f'{tokenizer.config.kind} decodes whole videos, not frame by frame: sample without streaming, or train with'
             ' a frame-wise tokenizer'
         )
-    _, _, state, new = _begin(sampler, weights, tokenizer, context, frames, interval, keys, sharding)
+    _, _, state, new = _begin(sampler, weights, tokenizer, context, frames, conditions, keys, sharding)
     patch = sampler.config.model.patch
     new_tokens = sampler.frames(weights, state, new)  # a lazy iterator; arguments were checked before
     return (_decode_frame(tokenizer, tokens, patch, sampler.shape.rows * patch) for tokens in new_tokens)
@@ -105,7 +106,7 @@ def _begin(
     tokenizer: Tokenizer,
     context: Array,
     frames: int,
-    interval: Array,
+    conditions: Conditions,
     keys: Array,
     sharding: jax.sharding.Sharding | None,
 ) -> tuple[Array, Array, VideoState, int]:
@@ -119,9 +120,9 @@ def _begin(
         )
     # jit and not device_put, which reaches only the devices of this host.
     place = jax.jit(lambda *arrays: arrays, out_shardings=sharding)
-    context, interval, keys = place(jnp.asarray(context), jnp.asarray(interval, jnp.int32), keys)
+    context, conditions, keys = place(jnp.asarray(context), jax.tree.map(jnp.asarray, conditions), keys)
     tokens, length = _encode(tokenizer, context, sampler.config.model.patch), tokenizer.latent_frames(frames)
-    state = sampler.start(weights, tokens, length, interval, keys)
+    state = sampler.start(weights, tokens, length, conditions, keys)
     return context, tokens, state, length - tokens.shape[1]
 
 

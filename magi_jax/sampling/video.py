@@ -14,12 +14,13 @@ import jax.numpy as jnp
 from magi_jax.config import Config, ConfigError
 from magi_jax.config_checks import check_sampler
 from magi_jax.diffusion.schedule import respaced_process
-from magi_jax.layers.kv_cache import KVCache, append, empty_cache
+from magi_jax.layers.kv_cache import KVCache, append
 from magi_jax.layers.layout import CLIPS, COPIED, SINGLE_DEVICE, Layout
 from magi_jax.layers.linear import prepare_params
-from magi_jax.layers.positions import stretched_positions
+from magi_jax.models.api import VideoModel, make_model
+from magi_jax.models.clip_shape import ClipShape
+from magi_jax.models.conditions import Conditions
 from magi_jax.models.diffusion_head import DiffusionHead
-from magi_jax.models.magi import ClipShape, Magi, frame_sites
 from magi_jax.sampling.masked_frame import FrameNetworks, RevealRecipe, sample_frame
 from magi_jax.sampling.state import STATE_LAYOUT, VideoState
 from magi_jax.sampling.token_denoiser import token_denoiser
@@ -57,8 +58,8 @@ class VideoSampler:
     layout: Layout = SINGLE_DEVICE
 
     @property
-    def trunk(self) -> Magi:
-        return Magi(self.config.model, self.shape, jnp.dtype(self.config.train.compute_dtype), layout=self.layout)
+    def trunk(self) -> VideoModel:
+        return make_model(self.config, self.shape, self.layout)
 
     @property
     def head(self) -> DiffusionHead:
@@ -68,14 +69,16 @@ class VideoSampler:
     def window_size(self, frames: int) -> int:
         """Return the number of frame slots W for a video of `frames` frames.
 
-        'slide' holds the trained length and slides. 'interpolate' holds the complete video, rounded up to a power of
-        two, so that similar lengths share one compilation.
+        'slide' holds the trained length and slides. 'interpolate' and 'extend' hold the complete video, rounded up to a
+        power of two, so that similar lengths share one compilation.
         """
         if self.config.sampler.long_video == 'slide' or frames <= self.shape.frames:
             return self.shape.frames
         return 1 << (frames - 1).bit_length()
 
-    def start(self, weights: Weights, context: Array, frames: int, interval: Array, clip_keys: Array) -> VideoState:
+    def start(
+        self, weights: Weights, context: Array, frames: int, conditions: Conditions, clip_keys: Array
+    ) -> VideoState:
         """Return the state after the context.
 
         Args:
@@ -83,7 +86,7 @@ class VideoSampler:
           context: clean tokens of the context frames, float32 [B, c, N, C], c >= 0; if they exceed the window, only the
             last ones are used.
           frames: length of the video, context included.
-          interval: frame interval in raw frames, int32 [B], 1 <= interval <= shape.intervals.
+          conditions: frame interval, 1 <= interval <= shape.intervals, and text.
           clip_keys: keys [B].
 
         Raises:
@@ -95,35 +98,43 @@ class VideoSampler:
             raise ConfigError(
                 f'{context.shape[1]} context frames are more than the {frames} frames requested: raise frames'
             )
-        slots, trained = self.window_size(frames), self.shape.frames
+        slots = self.window_size(frames)
         if frames > slots and not 0 < self.config.sampler.keep_frames < slots:
             raise ConfigError(
                 f'sampler.keep_frames = {self.config.sampler.keep_frames} does not allow a video of {frames} frames:'
                 f' choose 1 to {slots - 1} (trained frames - 1)'
             )
-        positions = stretched_positions(frames if slots > trained else trained, trained)
-        positions = jnp.pad(jnp.asarray(positions), (0, max(0, slots - len(positions))), mode='edge')
+        positions = jnp.asarray(self.trunk.positions(frames, slots))
         used = context[:, -slots:]
         window = jnp.pad(used, ((0, 0), (0, slots - used.shape[1]), (0, 0), (0, 0)))
-        return self._prefill(weights, window, positions, interval, clip_keys, used.shape[1], context.shape[1])
+        counts = used.shape[1], context.shape[1], frames
+        return self._prefill(weights, window, positions, conditions, clip_keys, counts)
 
     @functools.partial(jax.jit, static_argnums=0)
     def _prefill(
-        self, weights: Weights, window: Array, positions: Array, interval: Array, clip_keys: Array, filled: Array,
-        frame: Array,
-    ) -> VideoState:  # fmt: skip
+        self,
+        weights: Weights,
+        window: Array,
+        positions: Array,
+        conditions: Conditions,
+        clip_keys: Array,
+        counts: tuple[Array, Array, Array],
+    ) -> VideoState:
         def prefill(*arguments: Any) -> VideoState:
-            weights, window, positions, interval, clip_keys, filled, frame = arguments
+            weights, window, positions, conditions, clip_keys, (filled, frame, frames) = arguments
             numbers = frame - filled + jnp.arange(window.shape[1])
             window = self._observed(window, numbers, clip_keys)
-            cache = self._empty_cache(window.shape[0], window.shape[1])
-            frame = jnp.asarray(frame, jnp.int32)
-            state = VideoState(cache, window, positions, interval, clip_keys, frame, context=frame)
+            if self._guided_by_text:
+                conditions = _join(conditions, conditions.without_text())
+            conditions = self.trunk.prepare(weights['trunk'], conditions)
+            cache = self.trunk.empty_cache(len(conditions.interval), window.shape[1])
+            frame, frames = jnp.asarray(frame, jnp.int32), jnp.asarray(frames, jnp.int32)
+            state = VideoState(cache, window, positions, conditions, clip_keys, frame, context=frame, frames=frames)
             return self._read_window(weights['trunk'], state, filled, window.shape[1])
 
-        inputs = (COPIED, CLIPS, COPIED, CLIPS, CLIPS, COPIED, COPIED)
+        inputs = (COPIED, CLIPS, COPIED, CLIPS, CLIPS, (COPIED, COPIED, COPIED))
         sharded = self.layout.over_devices(prefill, inputs, STATE_LAYOUT)
-        return sharded(weights, window, positions, interval, clip_keys, filled, frame)
+        return sharded(weights, window, positions, conditions, clip_keys, counts)
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
     def next_frame(self, weights: Weights, state: VideoState) -> tuple[VideoState, Array]:
@@ -136,17 +147,25 @@ class VideoSampler:
         state = jax.lax.cond(full, functools.partial(self._slide, trunk), lambda s: s, state)
         position, recipe = state.positions[state.cache.length], self._recipe(state)
 
-        def condition(cache: KVCache, tokens: Array, mask: Array) -> Array:
-            return self.trunk.apply(trunk, tokens, mask, state.interval, position, cache, method=Magi.predict)
+        def predict(tokens: Array, mask: Array, cache: KVCache) -> Array:
+            inputs = tokens, mask, state.conditions, position, cache
+            return self.trunk.apply(trunk, *inputs, method='predict')
 
-        blind = functools.partial(condition, self._empty_cache(state.window.shape[0], 0))
-        networks = FrameNetworks(
-            condition=functools.partial(condition, state.cache),
-            denoiser=functools.partial(token_denoiser, self.head, weights['head'], recipe.process),
-            blind=None if self.config.sampler.guidance == 1 else blind,
-        )
+        def condition(tokens: Array, mask: Array) -> tuple[Array, Array | None]:
+            if self._guided_by_text:
+                return tuple(jnp.split(predict(_join(tokens, tokens), _join(mask, mask), state.cache), 2))
+            z = predict(tokens, mask, state.cache)
+            if not self.config.is_guided:
+                return z, None
+            return z, predict(tokens, mask, self.trunk.empty_cache(len(tokens), 0))
+
+        denoiser = functools.partial(token_denoiser, self.head, weights['head'], recipe.process)
+        networks = FrameNetworks(condition, denoiser)
         keys = jax.vmap(jax.random.fold_in, (0, None))(state.clip_keys, state.frame)
         tokens = sample_frame(networks, recipe, keys, (self.shape.tokens, self.shape.token_width))
+        if self.config.sampler.token_clip < jnp.inf:
+            bound = jnp.where(state.frame > state.context, self.config.sampler.token_clip, jnp.inf)
+            tokens = jnp.clip(tokens, -bound, bound)
         return self._commit(trunk, state, tokens, position), tokens
 
     def frames(self, weights: Weights, state: VideoState, count: int) -> Iterator[Array]:
@@ -159,6 +178,9 @@ class VideoSampler:
         sampler, head = self.config.sampler, self.config.model.head
         decayed = sampler.temperature_decay * 10.0 ** -(state.frame - state.context + 1)
         temperature = sampler.temperature + decayed
+        if sampler.temperature_drop:
+            done = (state.frame - state.context) / jnp.maximum(state.frames - state.context, 1)
+            temperature = jnp.maximum(temperature - sampler.temperature_drop * done, 0.0)
         temperature = jnp.where(state.frame < OPENING_FRAMES, sampler.opening_temperature, temperature)
         process = respaced_process(head.timesteps, sampler.denoise_steps, sampler.start, sampler.spacing)
         return RevealRecipe(
@@ -172,10 +194,10 @@ class VideoSampler:
             guidance_schedule=sampler.guidance_schedule,
         )
 
-    def _empty_cache(self, clips: int, slots: int) -> KVCache:
-        model = self.config.model
-        sites = self.layout.local_size(frame_sites(model, self.shape))
-        return empty_cache(model.blocks, clips, slots, sites, model.width, jnp.dtype(self.config.train.compute_dtype))
+    @property
+    def _guided_by_text(self) -> bool:
+        """True if the cache holds every clip twice, with and without text."""
+        return self.config.is_guided and self.trunk.guided_away_from == 'text'
 
     def _observed(self, tokens: Array, numbers: Array, clip_keys: Array) -> Array:
         """Return the tokens that the model observes for clean tokens [B, R, N, C] of frames `numbers` [R] (A2)."""
@@ -190,14 +212,17 @@ class VideoSampler:
         noise = jax.vmap(jax.vmap(frame_noise, (None, 0)), (0, None))(noise_key, numbers)
         return tokens + masking.noise_std[sampler.context_level] * noise
 
-    def _observe(self, trunk: Weights, tokens: Array, positions: Array, interval: Array, cache: Any) -> Any:
+    def _observe(self, trunk: Weights, tokens: Array, positions: Array, conditions: Conditions, cache: Any) -> Any:
+        if self._guided_by_text:
+            tokens = _join(tokens, tokens)
         level = jnp.full(tokens.shape[:2], self.config.sampler.context_level, jnp.int32)
-        return self.trunk.apply(trunk, tokens, level, interval, positions, cache, method=Magi.observe)
+        inputs = tokens, conditions.replace(level=level), positions, cache
+        return self.trunk.apply(trunk, *inputs, method='observe')
 
     def _commit(self, trunk: Weights, state: VideoState, tokens: Array, position: Array) -> VideoState:
         """Encode the finished frame as an observation, and append its keys and values to the cache."""
         observed = self._observed(tokens[:, None], state.frame[None], state.clip_keys)
-        k, v = self._observe(trunk, observed, position[None], state.interval, state.cache)
+        k, v = self._observe(trunk, observed, position[None], state.conditions, state.cache)
         window = jax.lax.dynamic_update_slice_in_dim(state.window, observed, state.cache.length, axis=1)
         return state.replace(cache=append(state.cache, k, v, 1), window=window, frame=state.frame + 1)
 
@@ -209,8 +234,13 @@ class VideoSampler:
 
     def _read_window(self, trunk: Weights, state: VideoState, filled: Array | int, rows: int) -> VideoState:
         """Fill the cache with the first `filled` <= `rows` frames of the window by one causal pass over `rows`."""
-        clips, slots = state.window.shape[:2]
-        empty = self._empty_cache(clips, 0)
-        k, v = self._observe(trunk, state.window[:, :rows], state.positions[:rows], state.interval, empty)
-        cache = self._empty_cache(clips, slots)
+        clips = len(state.conditions.interval)
+        empty = self.trunk.empty_cache(clips, 0)
+        k, v = self._observe(trunk, state.window[:, :rows], state.positions[:rows], state.conditions, empty)
+        cache = self.trunk.empty_cache(clips, state.window.shape[1])
         return state.replace(cache=append(cache, k, v, filled))
+
+
+def _join(strong: Any, weak: Any) -> Any:
+    """Concatenate two trees of arrays over clips."""
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), strong, weak)

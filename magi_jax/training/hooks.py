@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 
 from magi_jax.config import Config
 from magi_jax.data.pipeline import train_batches, validation_clips
+from magi_jax.models.conditions import Conditions, TextStates
 from magi_jax.objectives.api import clip_shape
 from magi_jax.parallel.hosts import gather_to_hosts, host_rows, padded_rows, shard
 from magi_jax.parallel.layout import sampling_layout
@@ -84,7 +85,6 @@ def preview(
     """
     count = len(clips['interval'])
     rows = padded_rows(mesh, count)
-    interval = clips['interval'][rows]
     if 'video' in clips:
         video = clips['video'][rows]
     else:
@@ -93,7 +93,8 @@ def preview(
         generated = _reconstruct(trained_tokenizer(config, params), shard(batch_sharding(mesh), video))
     else:
         shape = clip_shape(config, tokenizer)
-        sampler = VideoSampler(config, shape, sampling_layout(config.model, shape, mesh))
+        sampler = VideoSampler(config, shape, sampling_layout(config, shape, mesh))
+        conditions = Conditions(clips['interval'][rows], text=_text(clips, rows))
         weights = jax.jit(functools.partial(sampling_weights, config), out_shardings=replicated_sharding(mesh))(params)
         generated = sample_clips(
             sampler,
@@ -101,7 +102,7 @@ def preview(
             tokenizer,
             context=video[:, :1],
             frames=video.shape[1],
-            interval=interval,
+            conditions=conditions,
             keys=clip_keys(config.seed, range(len(video))),
             sharding=batch_sharding(mesh),
         )
@@ -167,3 +168,10 @@ def _decode(tokenizer: Tokenizer, mean: jax.Array) -> jax.Array:
 @jax.jit
 def _reconstruct(tokenizer: Tokenizer, video: jax.Array) -> jax.Array:
     return to_uint8(tokenizer.decode(tokenizer.encode(to_float(video))))
+
+
+def _text(clips: dict[str, np.ndarray], rows: np.ndarray) -> TextStates | None:
+    """Return the text states of some rows of a batch, or None if it has no text."""
+    if 'text' not in clips:
+        return None
+    return TextStates(clips['text'][rows].astype(np.float32), clips['text_mask'][rows], np.ones(len(rows), bool))

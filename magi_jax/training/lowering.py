@@ -13,8 +13,9 @@ from jax.sharding import Mesh, NamedSharding, Sharding
 
 from magi_jax.config import Config
 from magi_jax.data.latents import batch_shapes
+from magi_jax.models.conditions import Conditions, TextStates
 from magi_jax.objectives.api import clip_shape, make_objective
-from magi_jax.parallel.layout import SAMPLING_SPECS, sampling_layout
+from magi_jax.parallel.layout import SamplingLayout, sampling_layout
 from magi_jax.parallel.mesh import batch_sharding, check_batch, replicated_sharding
 from magi_jax.sampling.state import STATE_LAYOUT, VideoState
 from magi_jax.sampling.video import VideoSampler, sampling_weights
@@ -40,6 +41,9 @@ def abstract_batch(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct
     data, number = config.data, ((), jnp.int32)
     clip = batch_shapes(data) or {'video': ((data.frames, data.height, data.width, 3), jnp.uint8)}
     rows = clip | {'interval': number, 'example': number}
+    if settings := config.text_settings:
+        states = (settings.length, settings.width)
+        rows |= {'text': (states, jnp.float32), 'text_mask': (states[:1], jnp.bool_)}
     shapes = {name: jax.ShapeDtypeStruct((data.batch_size, *shape), dtype) for name, (shape, dtype) in rows.items()}
     return place(shapes, batch_sharding(mesh))
 
@@ -86,16 +90,19 @@ def trace_next_frame(config: Config, mesh: Mesh, tokenizer: Tokenizer, clips: in
     """
     check_batch(mesh, clips, 1)
     shape, length = clip_shape(config, tokenizer), tokenizer.latent_frames(frames)
-    sampler = VideoSampler(config, shape, sampling_layout(config.model, shape, mesh))
+    layout = sampling_layout(config, shape, mesh)
+    sampler = VideoSampler(config, shape, layout)
     params = nn.unbox(jax.eval_shape(make_objective(config, tokenizer).init, _key()))
     weights = jax.eval_shape(functools.partial(sampling_weights, config), params)
     context = jax.ShapeDtypeStruct((clips, 0, shape.tokens, shape.token_width), jnp.float32)
-    interval = jax.ShapeDtypeStruct((clips,), jnp.int32)
+    conditions = abstract_conditions(config, clips)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), clips))
     state = jax.eval_shape(
-        lambda weights, *clip: sampler.start(weights, clip[0], length, *clip[1:]), weights, context, interval, keys
+        lambda weights, *clip: sampler.start(weights, clip[0], length, *clip[1:]), weights, context, conditions, keys
     )
-    return VideoSampler.next_frame.trace(sampler, place(weights, replicated_sharding(mesh)), _place_state(state, mesh))
+    return VideoSampler.next_frame.trace(
+        sampler, place(weights, replicated_sharding(mesh)), _place_state(state, layout)
+    )
 
 
 def lower_next_frame(config: Config, mesh: Mesh, tokenizer: Tokenizer, clips: int, frames: int) -> jax.stages.Lowered:
@@ -116,11 +123,20 @@ def encoder_flops(config: Config, tokenizer: Tokenizer | None) -> float:
     return float(encode.lower(tokenizer, clip).cost_analysis().get('flops', 0.0))
 
 
-def _place_state(state: VideoState, mesh: Mesh) -> VideoState:
-    def place_leaf(leaf: jax.ShapeDtypeStruct, kind: str) -> jax.ShapeDtypeStruct:
-        return place(leaf, NamedSharding(mesh, SAMPLING_SPECS[kind]))
+def abstract_conditions(config: Config, clips: int) -> Conditions:
+    """Return the shapes of the conditions of `clips` videos."""
+    text, settings = None, config.text_settings
+    if settings is not None:
+        states = jax.ShapeDtypeStruct((clips, settings.length, settings.width), jnp.float32)
+        text = TextStates(states, jax.ShapeDtypeStruct(states.shape[:2], bool), jax.ShapeDtypeStruct((clips,), bool))
+    return Conditions(jax.ShapeDtypeStruct((clips,), jnp.int32), text=text)
 
-    return jax.tree.map(place_leaf, state, STATE_LAYOUT)
+
+def _place_state(state: VideoState, layout: SamplingLayout) -> VideoState:
+    def place_part(kind: str, part: Any) -> Any:
+        return place(part, NamedSharding(layout.mesh, layout.specs[kind]))
+
+    return jax.tree.map(place_part, STATE_LAYOUT, state)
 
 
 def place(tree: Any, sharding: Sharding) -> Any:

@@ -12,13 +12,13 @@ import numpy as np
 from magi_jax.benchmarks import random_inputs
 from magi_jax.benchmarks.random_inputs import step_key
 from magi_jax.config import (
-    Config,
     DataConfig,
-    HeadConfig,
-    MaskingConfig,
-    ModelConfig,
+    MagiConfig,
+    MagiHeadConfig,
+    MagiMaskingConfig,
+    MagiModelConfig,
+    MagiSamplerConfig,
     OptimConfig,
-    SamplerConfig,
     TokenizerConfig,
     TrainConfig,
 )
@@ -36,13 +36,14 @@ from tests.random_params import random_params
 
 QUICK = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}  # a third of the compile time
 CLIPS, STEPS = 3, 20
-BASE = Config(
+BASE = MagiConfig(
     data=DataConfig(frames=4, height=4, width=6, batch_size=CLIPS, max_interval=7),
     tokenizer=TokenizerConfig(kind='identity', channels=12, downsample=2),
-    model=ModelConfig(
-        width=16, blocks=2, heads=2, mlp_width=24, patch=1, dropout=0.0, head=HeadConfig(width=8, blocks=2, repeats=2)
+    model=MagiModelConfig(
+        width=16, blocks=2, heads=2, mlp_width=24, patch=1, dropout=0.0,
+        head=MagiHeadConfig(width=8, blocks=2, repeats=2),
     ),
-    masking=MaskingConfig(ratio_min=0.3, ratio_max=0.9),
+    masking=MagiMaskingConfig(ratio_min=0.3, ratio_max=0.9),
     # eps: gradients that are zero but for rounding (of the keys' biases) would else be blown up to full steps, in a
     # direction that is each framework's own.
     optim=OptimConfig(
@@ -50,11 +51,11 @@ BASE = Config(
         clip_norm=2.0, ema_decay=0.9, ema_warmup=True, accumulate=CLIPS,
     ),
     train=TrainConfig(steps=STEPS, compute_dtype='float32'),
-    sampler=SamplerConfig(mask_steps=4, denoise_steps=5, x0_clip=2.5, keep_frames=2, start=700, temperature=0.9),
+    sampler=MagiSamplerConfig(mask_steps=4, denoise_steps=5, x0_clip=2.5, keep_frames=2, start=700, temperature=0.9),
 )  # fmt: skip
 
 
-def variant(model=None, head=None, masking=None, optim=None, train=None, sampler=None) -> Config:
+def variant(model=None, head=None, masking=None, optim=None, train=None, sampler=None) -> MagiConfig:
     """`BASE` with other fields in its groups."""
     groups = {'masking': masking, 'optim': optim, 'train': train, 'sampler': sampler}
     changed = {name: dataclasses.replace(getattr(BASE, name), **fields) for name, fields in groups.items() if fields}
@@ -93,12 +94,12 @@ def tokenizer():
     return made.replace(latent_mean=made.latent_mean + 0.1, latent_std=made.latent_std * 0.6)
 
 
-def objective(config: Config) -> MaskedDiffusion:
+def objective(config: MagiConfig) -> MaskedDiffusion:
     return MaskedDiffusion(config, clip_shape(config, tokenizer()))
 
 
 @functools.cache
-def params(config: Config) -> dict:
+def params(config: MagiConfig) -> dict:
     return random_params(objective(config).init, scale=0.2)
 
 
@@ -125,12 +126,12 @@ def _loss_and_gradients(config, params, batch, key):
 
 
 @functools.cache
-def loss_and_gradients(config: Config) -> tuple[dict, dict]:
+def loss_and_gradients(config: MagiConfig) -> tuple[dict, dict]:
     """Metrics and gradients of the first step's batch."""
     return jax.device_get(_loss_and_gradients(config, params(config), batch(), step_key(config, 0)))
 
 
-def training_draws(config: Config, step: int = 0) -> dict[str, np.ndarray]:
+def training_draws(config: MagiConfig, step: int = 0) -> dict[str, np.ndarray]:
     """What `MaskedDiffusion.loss` draws for `batch(step)`, under the names of `TrainingDraws`."""
     return jax.device_get(_training_draws(config, step_key(config, step), batch(step)['example']))
 
@@ -140,7 +141,7 @@ def _training_draws(config, key, example):
     return random_inputs.training_draws(config, clip_shape(config, tokenizer()), key, example)
 
 
-def apply(config: Config, network: str, *args) -> jax.Array:
+def apply(config: MagiConfig, network: str, *args) -> jax.Array:
     """`trunk` or `head` of the objective, with `params(config)`, on the given arguments."""
     return _apply(config, network, params(config)[network], *args)
 
@@ -151,7 +152,7 @@ def _apply(config, network, params, *args):
 
 
 @functools.cache
-def train(config: Config) -> tuple[dict, dict, list[dict]]:
+def train(config: MagiConfig) -> tuple[dict, dict, list[dict]]:
     """Parameters and their average after `STEPS` steps from `params(config)`, and each step's metrics."""
     optimizer, weights = make_optimizer(config.optim, config.train.steps), params(config)
     mesh = make_mesh(config.mesh, jax.devices()[:1])
@@ -170,7 +171,7 @@ def clip_keys() -> jax.Array:
 
 
 @functools.cache
-def sample(config: Config, context: int, frames: int) -> np.ndarray:
+def sample(config: MagiConfig, context: int, frames: int) -> np.ndarray:
     """New frames [B, frames - context, N, C] behind `context_tokens(context)`."""
     sampler, weights = VideoSampler(config, clip_shape(config, tokenizer())), sampling_weights(config, params(config))
     jax.config.update('jax_disable_most_optimizations', True)  # `QUICK` for methods that are jitted where they are
@@ -186,6 +187,6 @@ def context_tokens(frames: int) -> jax.Array:
     return jnp.concatenate([clean_tokens(0), clean_tokens(1)], axis=1)[:, :frames]
 
 
-def video_draws(config: Config) -> random_inputs.VideoDraws:
+def video_draws(config: MagiConfig) -> random_inputs.VideoDraws:
     """What `sample` draws."""
     return random_inputs.VideoDraws(config, clip_shape(config, tokenizer()), clip_keys())

@@ -3,18 +3,18 @@
 import dataclasses
 
 from magi_jax.benchmarks import quality
-from magi_jax.config import SamplerConfig
+from magi_jax.config import MagiSamplerConfig
 
 
 def _row(psnr, colour, seconds, **sampler):
     values = {name: [0.5, 0.7] for name in quality.MEASURES} | {'psnr': [psnr, psnr + 0.2], 'colour': [colour, colour]}
-    fields = dataclasses.asdict(SamplerConfig(**sampler))
+    fields = dataclasses.asdict(MagiSamplerConfig(**sampler))
     return {'sampler': fields, 'by_seed': values, 'seconds_a_frame': seconds}
 
 
 def test_the_grid_begins_with_the_reference_and_repeats_nothing():
-    grid = list(quality.settings(SamplerConfig(temperature=0.5, mask_steps=8), tokens=16))
-    reference = dataclasses.replace(SamplerConfig(temperature=0.5), mask_steps=16, denoise_steps=100)
+    grid = list(quality.settings(MagiSamplerConfig(temperature=0.5, mask_steps=8), tokens=16))
+    reference = dataclasses.replace(MagiSamplerConfig(temperature=0.5), mask_steps=16, denoise_steps=100)
     assert grid[0] == reference and len(set(grid)) == len(grid)
     assert {sampler.solver for sampler in grid} == {'ancestral', 'ddim', 'dpm++'}
     assert all(sampler.mask_steps <= 16 and sampler.denoise_steps <= 100 for sampler in grid)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from magi_jax.benchmarks import problem, resources, side_by_side, table
-from magi_jax.config import Config, ConfigError, DataConfig, TokenizerConfig
+from magi_jax.config import ConfigError, DataConfig, MagiConfig, TokenizerConfig
 
-CONFIG = Config(data=DataConfig(frames=3, height=16, width=32, batch_size=2, max_interval=5))
+CONFIG = MagiConfig(data=DataConfig(frames=3, height=16, width=32, batch_size=2, max_interval=5))
 
 
 def test_who_takes_part(monkeypatch):
@@ -45,9 +45,9 @@ def test_latents_are_read_from_the_bytes_of_a_video():
 
 def test_what_has_no_reference_is_refused():
     with pytest.raises(ConfigError, match='no PyTorch reference'):
-        problem.latent_bytes(Config(objective='autoencoder'))
+        problem.latent_bytes(MagiConfig(objective='autoencoder'))
     with pytest.raises(ConfigError, match='tokenizer.channels = 13 is more than the 12 bytes'):
-        problem.latent_bytes(Config(tokenizer=TokenizerConfig(channels=13, downsample=2)))
+        problem.latent_bytes(MagiConfig(tokenizer=TokenizerConfig(channels=13, downsample=2)))
 
 
 def test_seconds_of_both_clocks():

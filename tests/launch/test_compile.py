@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from launch import console, fit
-from magi_jax.config import Config, ConfigError, TrainConfig
+from magi_jax.config import ConfigError, MagiConfig, TrainConfig
 from magi_jax.parallel.chips import CHIPS
 from tests.launch.commands import ROOT, assert_one_line, module, run
 
@@ -104,7 +104,7 @@ def test_a_program_that_fits():
 
 
 def test_a_program_that_does_not_fit_says_what_to_do():
-    config, chip = Config(train=TrainConfig(remat='none')), CHIPS['v5e']
+    config, chip = MagiConfig(train=TrainConfig(remat='none')), CHIPS['v5e']
     ways = fit.suggestions(config, chip, REPORT | {'hbm_needed': 40 * GIB})
     assert ways[0].startswith('--config.train.remat=') and ways[1].startswith(
         '--topology v5e:8x8: large enough by arithmetic'

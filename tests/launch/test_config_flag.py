@@ -7,7 +7,7 @@ import pytest
 from launch import commands
 from launch.config_flag import config_to_explain, print_config_help
 from magi_jax import config_files
-from magi_jax.config import Config, ConfigError, from_config_dict
+from magi_jax.config import ConfigError, MagiConfig, from_config_dict
 from magi_jax.config_files import find_config_file, import_config, shipped_names
 from tests.launch.commands import ROOT, assert_one_line, module
 from tests.launch.forked import run_forked
@@ -87,7 +87,7 @@ def test_help_shows_every_field(capsys):
 
     print_config_help('quickstart')
     shown = capsys.readouterr().out
-    assert all(f'\n  {name} ' in shown for name in names(Config()))
+    assert all(f'\n  {name} ' in shown for name in names(MagiConfig()))
 
 
 @pytest.mark.parametrize(

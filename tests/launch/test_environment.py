@@ -11,7 +11,7 @@ import pytest
 from absl import flags
 
 from launch import console
-from magi_jax.config import ConfigError, SamplerConfig, field_help, from_config_dict
+from magi_jax.config import ConfigError, MagiSamplerConfig, field_help, from_config_dict
 from magi_jax.data import cache, prepared
 from magi_jax.fields import expand_path
 from magi_jax.training.workdir_lock import LOCK, locked
@@ -129,7 +129,7 @@ def test_a_missing_flag_is_told_with_an_example(environment, command):
 def test_help_lists_the_fields_of_the_sampler(environment):
     result = run_forked([*module('launch.sample'), '--help'], environment)
     text = ' '.join(result.stdout.split())
-    assert all(f'{name}: ' in text for name in field_help(SamplerConfig)) and 'mask_steps: from 1 to 65536' in text
+    assert all(f'{name}: ' in text for name in field_help(MagiSamplerConfig)) and 'mask_steps: from 1 to 65536' in text
 
 
 def test_a_missing_tokenizer_is_told_with_its_command(tmp_path, environment, videos):

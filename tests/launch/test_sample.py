@@ -13,7 +13,7 @@ import pytest
 
 import magi_jax
 from magi_jax.checkpoint import save_config
-from magi_jax.config import Config, ConfigError, MeshConfig, override
+from magi_jax.config import ConfigError, MagiConfig, MeshConfig, override
 from magi_jax.data.video_file import fit, read_video, write_gif, write_mp4
 from magi_jax.parallel.mesh import make_mesh
 from tests.launch.commands import ROOT, assert_one_line, module, run, train_command
@@ -208,7 +208,7 @@ def test_a_thousand_frames_take_no_more_memory_or_time_than_a_hundred(environmen
 
 
 def test_autoencoder_is_no_generator(command, environment, tmp_path):
-    save_config(tmp_path, Config(objective='autoencoder'))
+    save_config(tmp_path, MagiConfig(objective='autoencoder'))
     assert_one_line(
         run_forked(command('--workdir', str(tmp_path)), environment), 'holds an autoencoder, not a generator'
     )

@@ -6,14 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from magi_jax.config import ModelConfig, Remat
-from magi_jax.layers.blocks import Block, Trunk
+from magi_jax.config import MagiModelConfig, Remat
+from magi_jax.layers.blocks import Block
 from magi_jax.layers.dropout import ClipDropout
 from magi_jax.layers.layout import SINGLE_DEVICE, Layout
+from magi_jax.layers.trunk import Trunk
 from magi_jax.masking.frames import complete_teacher_forcing
 from tests.random_params import random_params
 
-CONFIG = ModelConfig(width=24, blocks=2, heads=3, mlp_width=40, dropout=0.2)
+CONFIG = MagiModelConfig(width=24, blocks=2, heads=3, mlp_width=40, dropout=0.2)
 FRAMES, SITES = 3, 5
 
 
@@ -23,7 +24,7 @@ REMATS = [remat for remat in typing.get_args(Remat) if remat not in ('none', 'of
 
 
 def _trunk(params, remat='none', dropout=None, unroll=1, layout=SINGLE_DEVICE):
-    trunk = Trunk(CONFIG, jnp.float32, remat, unroll, layout)
+    trunk = Trunk(Block, CONFIG, jnp.float32, remat, unroll, layout)
     return trunk.apply({'params': params}, X, None, MASK, CONDITIONING, dropout)
 
 
@@ -33,12 +34,14 @@ def _dropout(seed):
 
 
 def _block(params, x):
-    return Block(CONFIG, jnp.float32).apply({'params': params}, x, None, 0, MASK, CONDITIONING, None)
+    return Block(CONFIG, jnp.float32).apply({'params': params}, x, 0, None, MASK, CONDITIONING, None)
 
 
 @pytest.fixture(scope='module')
 def params():
-    return random_params(lambda key: Trunk(CONFIG, jnp.float32).init(key, X, None, MASK, CONDITIONING, None)['params'])
+    return random_params(
+        lambda key: Trunk(Block, CONFIG, jnp.float32).init(key, X, None, MASK, CONDITIONING, None)['params']
+    )
 
 
 @pytest.mark.parametrize('unroll', [1, 2])
@@ -76,7 +79,7 @@ def test_kernels_of_a_gpu_compute_the_same_trunk(params):
     """In bfloat16, with dropout, value and gradients; in float32 they are not used."""
 
     def loss(params, layout, dtype):
-        trunk = Trunk(CONFIG, dtype, 'dots', layout=layout)
+        trunk = Trunk(Block, CONFIG, dtype, 'dots', layout=layout)
         return jnp.sum(trunk.apply({'params': params}, X, None, MASK, CONDITIONING, _dropout(0))[0] ** 2)
 
     kernels = [
@@ -155,9 +158,9 @@ def test_remat_changes_nothing(params, remat):
 
 
 def test_mlp_in_the_temporal_layer_only():
-    config = ModelConfig(width=24, blocks=1, heads=3, mlp_width=40, mlp_layers='temporal')
+    config = MagiModelConfig(width=24, blocks=1, heads=3, mlp_width=40, mlp_layers='temporal')
     x, mask = jnp.zeros((1, 2, 1, 24)), jnp.ones((2, 2), bool)
-    trunk = Trunk(config, jnp.float32, 'none')
+    trunk = Trunk(Block, config, jnp.float32, 'none')
     shapes = jax.eval_shape(lambda key: trunk.init(key, x, None, mask, None, None), jax.random.key(0))
     assert sorted(shapes['params']['blocks']) == [
         'spatial_attention',

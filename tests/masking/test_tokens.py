@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from magi_jax.config import MaskingConfig
+from magi_jax.config import MagiMaskingConfig
 from magi_jax.masking.tokens import draw_masks, mask_ratio, masked_counts, random_ranks, reveal_counts
 
 # Tokens revealed by each step of MAR's sampler.
@@ -45,7 +45,7 @@ def test_every_token_is_revealed_whatever_the_number_of_steps(tokens, steps):
 
 
 def test_mask_ratio_law():
-    config = MaskingConfig()
+    config = MagiMaskingConfig()
     ratio = np.asarray(mask_ratio((jnp.arange(200_000) + 0.5) / 200_000, config), np.float64)
     assert ratio.min() >= 0.7 and ratio.max() <= 1.0
     # The references are printed with four digits.
@@ -66,7 +66,7 @@ def test_random_ranks_are_uniform_permutations():
 
 
 def _masks(draw_per, key=1, clips=(3, 8, 1, 5), frames=11, tokens=97):
-    config = dataclasses.replace(MaskingConfig(), draw_per=draw_per)
+    config = dataclasses.replace(MagiMaskingConfig(), draw_per=draw_per)
     draw = jax.jit(functools.partial(draw_masks, frames=frames, tokens=tokens, config=config))
     clip_keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(9), jnp.asarray(clips))
     return np.asarray(draw(jax.random.key(key), clip_keys))

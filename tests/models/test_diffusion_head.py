@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from flax.linen import unbox
 
-from magi_jax.config import HeadConfig
+from magi_jax.config import MagiHeadConfig
 from magi_jax.models.diffusion_head import DiffusionHead, timestep_embedding
 from tests.random_params import random_params
 
-CONFIG, TOKEN, WIDTH = HeadConfig(width=20, blocks=2), 3, 13
+CONFIG, TOKEN, WIDTH = MagiHeadConfig(width=20, blocks=2), 3, 13
 RNG = np.random.default_rng(0)
 X, T, Z = np.float32(RNG.normal(size=(7, TOKEN))), np.arange(7) * 166, np.float32(RNG.normal(size=(7, WIDTH)))
 
@@ -22,7 +22,7 @@ def test_timestep_embedding_value_by_value():
 
 
 def test_output_is_zero_at_initialisation_and_init_is_mars():
-    head = DiffusionHead(HeadConfig(width=64, blocks=1), TOKEN, jnp.float32)
+    head = DiffusionHead(MagiHeadConfig(width=64, blocks=1), TOKEN, jnp.float32)
     params = unbox(jax.jit(head.init)(jax.random.key(0), X, T, Z))['params']
     np.testing.assert_array_equal(jax.jit(head.apply)({'params': params}, X, T, Z), np.zeros((7, 2 * TOKEN)))
     kernels = {name: layer['kernel'] for name, layer in params.items() if 'kernel' in layer}

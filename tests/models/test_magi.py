@@ -8,16 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from magi_jax.config import HeadConfig, ModelConfig
+from magi_jax.config import MagiHeadConfig, MagiModelConfig
 from magi_jax.layers.kv_cache import append, empty_cache
 from magi_jax.masking.frames import causal, complete_teacher_forcing
 from magi_jax.models import magi
-from magi_jax.models.magi import ClipShape, Magi
+from magi_jax.models.clip_shape import ClipShape
+from magi_jax.models.magi import Magi
 from tests.random_params import random_params
 
 SHAPE = ClipShape(frames=4, rows=1, columns=5, token_width=3, intervals=7, noise_levels=6)
 CLIPS, FRAMES, TOKENS, WIDTH = 2, SHAPE.frames, SHAPE.tokens, SHAPE.token_width
-BASE = ModelConfig(width=16, blocks=2, heads=2, mlp_width=24, dropout=0.3)
+BASE = MagiModelConfig(width=16, blocks=2, heads=2, mlp_width=24, dropout=0.3)
 VARIANTS = {
     'complete': {},
     'masked': {'teacher_forcing': 'masked'},
@@ -28,7 +29,7 @@ VARIANTS = {
         'frame_table': 'frame',
         'mlp_layers': 'temporal',
         'input_norm': False,
-        'head': HeadConfig(position_table='per_frame'),
+        'head': MagiHeadConfig(position_table='per_frame'),
     },
     'masked_all': {
         'teacher_forcing': 'masked',
@@ -52,7 +53,7 @@ def _inputs():
 class Passes:
     """A model's passes, each compiled once; `rows` gives z and the trunk's output of all its rows."""
 
-    config: ModelConfig
+    config: MagiModelConfig
 
     def __post_init__(self):
         self.model = Magi(self.config, SHAPE, jnp.float32)

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from magi_jax.config import ModelConfig
-from magi_jax.models.magi import ClipShape, Magi
+from magi_jax.config import MagiModelConfig
+from magi_jax.models.clip_shape import ClipShape
+from magi_jax.models.magi import Magi
 from tests.random_params import random_params
 
 SHAPE = ClipShape(frames=3, rows=1, columns=5, token_width=3, intervals=7, noise_levels=6)
-CONFIG = ModelConfig(width=32, blocks=2, heads=2, mlp_width=48)
+CONFIG = MagiModelConfig(width=32, blocks=2, heads=2, mlp_width=48)
 
 
 @pytest.fixture(scope='module')

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from magi_jax.config import Config, HeadConfig, ModelConfig
+from magi_jax.config import MagiConfig, MagiHeadConfig, MagiModelConfig
+from magi_jax.models.clip_shape import ClipShape
 from magi_jax.models.diffusion_head import DiffusionHead
-from magi_jax.models.magi import ClipShape
 from magi_jax.objectives.masked_diffusion import MaskedDiffusion
 
 PAPER = ClipShape(frames=16, rows=16, columns=16, token_width=16, intervals=25, noise_levels=6)
@@ -20,7 +20,7 @@ def _count(tree):
 
 
 def _init(config=None, **model):
-    objective = MaskedDiffusion(config or Config(model=ModelConfig(**model)), PAPER)
+    objective = MaskedDiffusion(config or MagiConfig(model=MagiModelConfig(**model)), PAPER)
     return jax.eval_shape(objective.init, jax.random.key(0))
 
 
@@ -48,7 +48,7 @@ def test_every_component_of_the_paper():
 
 @pytest.mark.parametrize(('token_width', 'count'), [(32, 20_573_248), (64, 20_671_616)])
 def test_head_of_wider_tokens(token_width, count):
-    head = DiffusionHead(HeadConfig(), token_width, jnp.float32)
+    head = DiffusionHead(MagiHeadConfig(), token_width, jnp.float32)
     x, t, z = jnp.zeros((1, token_width)), jnp.zeros(1, jnp.int32), jnp.zeros((1, 1280))
     assert _count(jax.eval_shape(head.init, jax.random.key(0), x, t, z)) == count
 
@@ -63,7 +63,7 @@ def test_head_of_wider_tokens(token_width, count):
         ({'noise_embedding': 'add'}, -3_278_080),
         ({'noise_embedding': 'concat_token'}, -3_278_080),
         ({'input_norm': False}, -2_560),
-        ({'head': HeadConfig(position_table='per_frame')}, 15 * 256 * 1280),
+        ({'head': MagiHeadConfig(position_table='per_frame')}, 15 * 256 * 1280),
         ({'teacher_forcing': 'masked'}, -256 * 1280),
         ({'blocks': 21}, 2 * 19_677_440),
     ],

@@ -5,23 +5,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from magi_jax.config import Config, HeadConfig, MaskingConfig, ModelConfig, TokenizerConfig, TrainConfig
-from magi_jax.models.magi import ClipShape, Magi
+from magi_jax.config import MagiConfig, MagiHeadConfig, MagiMaskingConfig, MagiModelConfig, TokenizerConfig, TrainConfig
+from magi_jax.models.clip_shape import ClipShape
+from magi_jax.models.magi import Magi
 from magi_jax.objectives import masked_diffusion
 from magi_jax.objectives.masked_diffusion import MaskedDiffusion
 from magi_jax.tokenizers.api import create_tokenizer
 from tests.random_params import random_params
 
 CLIPS, FRAMES = 3, 4
-MODEL = ModelConfig(width=16, blocks=1, heads=2, mlp_width=24, patch=1, head=HeadConfig(width=16, blocks=1, repeats=5))
+MODEL = MagiModelConfig(
+    width=16, blocks=1, heads=2, mlp_width=24, patch=1, head=MagiHeadConfig(width=16, blocks=1, repeats=5)
+)
 TOKENIZER = TokenizerConfig(kind='identity', downsample=2, channels=12)
 SHAPE = ClipShape(frames=FRAMES, rows=2, columns=3, token_width=12, intervals=7, noise_levels=6)
 
 
 def _objective(model=None, masking=None, **train):
-    config = Config(
+    config = MagiConfig(
         model=dataclasses.replace(MODEL, **(model or {})),
-        masking=MaskingConfig(**(masking or {})),
+        masking=MagiMaskingConfig(**(masking or {})),
         tokenizer=TOKENIZER,
         train=TrainConfig(compute_dtype='float32', **train),
     )

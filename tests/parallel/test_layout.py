@@ -16,7 +16,7 @@ from jax.extend import core
 from jax.sharding import PartitionSpec as P
 
 from magi_jax.config import MeshConfig, override
-from magi_jax.layers.blocks import POLICIES
+from magi_jax.layers.trunk import POLICIES
 from magi_jax.parallel.layout import REPLICATED, _gather
 from magi_jax.parallel.mesh import make_mesh
 from magi_jax.training.lowering import abstract_tokenizer, lower_train_step, trace_train_step

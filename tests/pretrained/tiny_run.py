@@ -7,11 +7,11 @@ import numpy as np
 
 from magi_jax.checkpoint import Checkpoints, save_config
 from magi_jax.config import (
-    Config,
     DataConfig,
-    HeadConfig,
-    ModelConfig,
-    SamplerConfig,
+    MagiConfig,
+    MagiHeadConfig,
+    MagiModelConfig,
+    MagiSamplerConfig,
     TokenizerConfig,
     TrainConfig,
 )
@@ -22,12 +22,12 @@ from tests.random_params import random_params
 
 STEP = 7
 # bfloat16: what a sampler reads is not what is saved.
-CONFIG = Config(
+CONFIG = MagiConfig(
     data=DataConfig(path='/home/somebody/videos', height=16, width=16, frames=4, max_interval=2, batch_size=8),
     tokenizer=TokenizerConfig(path='/home/somebody/tokenizer', channels=3, downsample=4, width=4, decoder_blocks=1),
-    model=ModelConfig(width=16, blocks=1, heads=2, mlp_width=16, patch=2, head=HeadConfig(width=16, blocks=1)),
+    model=MagiModelConfig(width=16, blocks=1, heads=2, mlp_width=16, patch=2, head=MagiHeadConfig(width=16, blocks=1)),
     train=TrainConfig(compute_dtype='bfloat16'),
-    sampler=SamplerConfig(mask_steps=2, denoise_steps=3, keep_frames=2),
+    sampler=MagiSamplerConfig(mask_steps=2, denoise_steps=3, keep_frames=2),
 )
 
 

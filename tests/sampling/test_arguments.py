@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from magi_jax.config import ConfigError, SamplerConfig
+from magi_jax.config import ConfigError, MagiSamplerConfig
 from magi_jax.sampling.arguments import check_numbers, check_seed, check_videos, check_whole, replace_sampler_fields
 
 CLIPS = np.zeros((2, 3, 16, 32, 3), np.uint8)
@@ -89,10 +89,12 @@ def test_numbers_of_videos_keep_all_their_bits():
 )
 def test_sampler_fields_are_checked_by_name_and_type(fields, message):
     with pytest.raises(ConfigError, match=message):
-        replace_sampler_fields(SamplerConfig(), fields, ['frames', 'num'])
+        replace_sampler_fields(MagiSamplerConfig(), fields, ['frames', 'num'])
 
 
 def test_sampler_fields_are_replaced():
-    changed = replace_sampler_fields(SamplerConfig(), {'temperature': np.float32(0.5), 'denoise_steps': np.int64(10)})
-    assert changed == SamplerConfig(temperature=0.5, denoise_steps=10) and type(changed.denoise_steps) is int
-    assert type(replace_sampler_fields(SamplerConfig(), {'temperature': 1}).temperature) is float
+    changed = replace_sampler_fields(
+        MagiSamplerConfig(), {'temperature': np.float32(0.5), 'denoise_steps': np.int64(10)}
+    )
+    assert changed == MagiSamplerConfig(temperature=0.5, denoise_steps=10) and type(changed.denoise_steps) is int
+    assert type(replace_sampler_fields(MagiSamplerConfig(), {'temperature': 1}).temperature) is float

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from einops import rearrange
 
-from magi_jax.config import Config, ConfigError, DataConfig, HeadConfig, ModelConfig, TokenizerConfig, TrainConfig
+from magi_jax.config import (
+    ConfigError,
+    DataConfig,
+    MagiConfig,
+    MagiHeadConfig,
+    MagiModelConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
 from magi_jax.models.magi import Magi
 from magi_jax.objectives.api import clip_shape, make_objective
 from magi_jax.sampling.attention_maps import attention_to_past
@@ -19,10 +27,10 @@ from magi_jax.tokenizers.patches import patchify
 from magi_jax.tokenizers.pixels import to_float
 from tests.random_params import random_params
 
-CONFIG = Config(
+CONFIG = MagiConfig(
     data=DataConfig(frames=5, height=4, width=4, max_interval=3),
     tokenizer=TokenizerConfig(kind='identity', channels=12, downsample=2),
-    model=ModelConfig(width=16, blocks=2, heads=2, mlp_width=8, patch=1, head=HeadConfig(width=8, blocks=1)),
+    model=MagiModelConfig(width=16, blocks=2, heads=2, mlp_width=8, patch=1, head=MagiHeadConfig(width=8, blocks=1)),
     train=TrainConfig(compute_dtype='float32'),
 )
 OTHER = dataclasses.replace(CONFIG.model, noise_embedding='concat_token', teacher_forcing='masked')

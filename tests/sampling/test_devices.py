@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from magi_jax.config import Config, HeadConfig, MeshConfig, ModelConfig, SamplerConfig, TrainConfig
-from magi_jax.models.magi import ClipShape
+from magi_jax.config import MagiConfig, MagiHeadConfig, MagiModelConfig, MagiSamplerConfig, MeshConfig, TrainConfig
+from magi_jax.models.clip_shape import ClipShape
 from magi_jax.objectives.masked_diffusion import MaskedDiffusion
 from magi_jax.parallel.layout import sampling_layout
 from magi_jax.parallel.mesh import batch_sharding, make_mesh, replicated_sharding
@@ -28,9 +28,9 @@ SHAPE = ClipShape(frames=3, rows=1, columns=5, token_width=3, intervals=7, noise
 @functools.cache
 def _sample(axes):
     """Two frames after one of context, and the part of the cache that one device holds."""
-    model = ModelConfig(width=16, blocks=2, heads=2, mlp_width=24, head=HeadConfig(width=16, blocks=1))
-    settings = SamplerConfig(mask_steps=2, denoise_steps=3, keep_frames=2)
-    config = Config(model=model, sampler=settings, train=TrainConfig(compute_dtype='float32'))
+    model = MagiModelConfig(width=16, blocks=2, heads=2, mlp_width=24, head=MagiHeadConfig(width=16, blocks=1))
+    settings = MagiSamplerConfig(mask_steps=2, denoise_steps=3, keep_frames=2)
+    config = MagiConfig(model=model, sampler=settings, train=TrainConfig(compute_dtype='float32'))
     mesh = make_mesh(axes, jax.devices()[: axes.data * axes.fsdp * axes.sequence * axes.tensor])
     sampler = VideoSampler(config, SHAPE, sampling_layout(model, SHAPE, mesh))
     params = jax.device_put(random_params(MaskedDiffusion(config, SHAPE).init, scale=0.2), replicated_sharding(mesh))

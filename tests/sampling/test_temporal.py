@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from magi_jax.config import (
-    Config,
     ConfigError,
     DataConfig,
-    HeadConfig,
-    ModelConfig,
-    SamplerConfig,
+    MagiConfig,
+    MagiHeadConfig,
+    MagiModelConfig,
+    MagiSamplerConfig,
     TrainConfig,
 )
 from magi_jax.objectives.api import clip_shape, make_objective
@@ -30,11 +30,13 @@ def parts():
     """Sampler, parameters and tokenizer of a model trained on 9 frames = 3 latent frames."""
     with pytest.MonkeyPatch.context() as patch:
         tokenizer = toy.install(patch)
-        config = Config(
+        config = MagiConfig(
             data=DataConfig(height=SIDE, width=SIDE, frames=9),
             tokenizer=toy.CONFIG,
-            model=ModelConfig(width=16, blocks=1, heads=2, mlp_width=24, patch=1, head=HeadConfig(width=16, blocks=1)),
-            sampler=SamplerConfig(mask_steps=2, denoise_steps=3, keep_frames=2),
+            model=MagiModelConfig(
+                width=16, blocks=1, heads=2, mlp_width=24, patch=1, head=MagiHeadConfig(width=16, blocks=1)
+            ),
+            sampler=MagiSamplerConfig(mask_steps=2, denoise_steps=3, keep_frames=2),
             train=TrainConfig(compute_dtype='float32'),
         )
         sampler = VideoSampler(config, clip_shape(config, tokenizer))

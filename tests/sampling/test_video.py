@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 
 from magi_jax.config import (
-    Config,
     ConfigError,
-    HeadConfig,
-    MaskingConfig,
-    ModelConfig,
-    SamplerConfig,
+    MagiConfig,
+    MagiHeadConfig,
+    MagiMaskingConfig,
+    MagiModelConfig,
+    MagiSamplerConfig,
     TokenizerConfig,
     TrainConfig,
 )
 from magi_jax.masking.tokens import masked_counts
-from magi_jax.models.magi import ClipShape
+from magi_jax.models.clip_shape import ClipShape
 from magi_jax.objectives.masked_diffusion import MaskedDiffusion
 from magi_jax.sampling.stream import clip_keys, sample_clips, stream_clips
 from magi_jax.sampling.video import VideoSampler, sampling_weights
@@ -31,7 +31,7 @@ from tests.random_params import random_params
 SHAPE = ClipShape(frames=4, rows=1, columns=5, token_width=3, intervals=7, noise_levels=6)
 TRAINED, TOKENS, WIDTH = SHAPE.frames, SHAPE.tokens, SHAPE.token_width
 CLIPS, MASK_STEPS, DENOISE_STEPS, CLIP = 2, 3, 4, 2.5
-MODEL = ModelConfig(width=16, blocks=2, heads=2, mlp_width=24, patch=1, head=HeadConfig(width=16, blocks=1))
+MODEL = MagiModelConfig(width=16, blocks=2, heads=2, mlp_width=24, patch=1, head=MagiHeadConfig(width=16, blocks=1))
 INTERVAL = np.asarray([2, 7])
 VIDEO = np.float32(np.random.default_rng(3).normal(size=(CLIPS, 9, TOKENS, WIDTH)))
 
@@ -39,9 +39,11 @@ VIDEO = np.float32(np.random.default_rng(3).normal(size=(CLIPS, 9, TOKENS, WIDTH
 def _sampler(model=None, **sampler):
     settings = {'mask_steps': MASK_STEPS, 'denoise_steps': DENOISE_STEPS, 'x0_clip': CLIP, 'keep_frames': 3, **sampler}
     model = dataclasses.replace(MODEL, **(model or {}))
-    masking = MaskingConfig(history_dropout=0.1)
+    masking = MagiMaskingConfig(history_dropout=0.1)
     train = TrainConfig(compute_dtype='float32')
-    return VideoSampler(Config(model=model, masking=masking, sampler=SamplerConfig(**settings), train=train), SHAPE)
+    return VideoSampler(
+        MagiConfig(model=model, masking=masking, sampler=MagiSamplerConfig(**settings), train=train), SHAPE
+    )
 
 
 def _weights(sampler):
@@ -264,7 +266,9 @@ def test_temperature_falls_over_the_generated_frames():
 
 
 def test_impossible_requests_are_named(sampler, weights):
-    untrained = dataclasses.replace(sampler.config, masking=MaskingConfig(), sampler=SamplerConfig(guidance=2.0))
+    untrained = dataclasses.replace(
+        sampler.config, masking=MagiMaskingConfig(), sampler=MagiSamplerConfig(guidance=2.0)
+    )
     with pytest.raises(ConfigError, match=r'sampler.guidance = 2.0 needs .* masking.history_dropout > 0'):
         _start(VideoSampler(untrained, SHAPE), weights, 1, 4)
     with pytest.raises(ConfigError, match='5 context frames are more than the 4 frames'):

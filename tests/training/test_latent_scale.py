@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from magi_jax.config import Config, ConfigError, DataConfig
+from magi_jax.config import ConfigError, DataConfig, MagiConfig
 from magi_jax.data.pipeline import train_batches
 from magi_jax.data.video_file import write_mp4
 from magi_jax.tokenizers.folder import NOT_MEASURED, load_tokenizer, open_tokenizer, read_statistics, save_tokenizer
@@ -29,7 +29,7 @@ def test_a_scale_is_measured_once_and_remembered(tmp_path, monkeypatch):
     data = DataConfig(
         source='video_folder', path=str(tmp_path / 'videos'), height=32, width=32, frames=5, batch_size=4, threads=0
     )
-    mean, std = measure_scale(Config(data=data, tokenizer=tokenizer), 7, lambda videos, total: videos)
+    mean, std = measure_scale(MagiConfig(data=data, tokenizer=tokenizer), 7, lambda videos, total: videos)
     batches = train_batches(data, 0)
     video = np.concatenate([next(batches)['video'] for _ in range(2)])
     batches.close()
@@ -44,4 +44,4 @@ def test_a_scale_is_measured_once_and_remembered(tmp_path, monkeypatch):
     save_tokenizer(unmeasured.replace(config=own), tmp_path / 'own', {})
     with pytest.raises(ConfigError, match='is already known'):
         own = dataclasses.replace(own, path=str(tmp_path / 'own'))
-        measure_scale(Config(data=data, tokenizer=own), 7, lambda videos, total: videos)
+        measure_scale(MagiConfig(data=data, tokenizer=own), 7, lambda videos, total: videos)

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from magi_jax.config import (
-    Config,
     ConfigError,
     DataConfig,
-    HeadConfig,
+    MagiConfig,
+    MagiHeadConfig,
+    MagiModelConfig,
+    MagiSamplerConfig,
     MeshConfig,
-    ModelConfig,
-    SamplerConfig,
     TokenizerConfig,
     TrainConfig,
 )
@@ -35,11 +35,13 @@ from magi_jax.training.state import StateFactory
 from magi_jax.training.step import make_train_step
 
 BATCH = 8
-CONFIG = Config(
+CONFIG = MagiConfig(
     data=DataConfig(frames=3, height=16, width=32, batch_size=BATCH, max_interval=5),
     tokenizer=TokenizerConfig(width=4),
-    model=ModelConfig(width=16, blocks=2, heads=2, mlp_width=24, head=HeadConfig(width=16, blocks=1, repeats=1)),
-    sampler=SamplerConfig(mask_steps=2, denoise_steps=3, keep_frames=2),
+    model=MagiModelConfig(
+        width=16, blocks=2, heads=2, mlp_width=24, head=MagiHeadConfig(width=16, blocks=1, repeats=1)
+    ),
+    sampler=MagiSamplerConfig(mask_steps=2, denoise_steps=3, keep_frames=2),
     train=TrainConfig(steps=4, compute_dtype='float32'),
     mesh=MeshConfig(data=4, fsdp=2),
 )

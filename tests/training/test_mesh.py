@@ -9,12 +9,12 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from magi_jax.config import (
-    Config,
     ConfigError,
     DataConfig,
-    HeadConfig,
+    MagiConfig,
+    MagiHeadConfig,
+    MagiModelConfig,
     MeshConfig,
-    ModelConfig,
     OptimConfig,
     TokenizerConfig,
     TrainConfig,
@@ -32,11 +32,11 @@ QUICK = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes
 
 
 def _config(width=16, heads=2):
-    head = HeadConfig(width=width, blocks=1, repeats=1)
-    return Config(
+    head = MagiHeadConfig(width=width, blocks=1, repeats=1)
+    return MagiConfig(
         data=DataConfig(frames=3, height=8, width=12, batch_size=BATCH, max_interval=5),
         tokenizer=TokenizerConfig(kind='identity', channels=12, downsample=2),
-        model=ModelConfig(width=width, blocks=2, heads=heads, mlp_width=24, head=head),
+        model=MagiModelConfig(width=width, blocks=2, heads=heads, mlp_width=24, head=head),
         # eps: gradients that are zero but for rounding (of the keys' biases) would else be blown up to full steps.
         optim=OptimConfig(learning_rate=1e-2, warmup_steps=2, ema_decay=0.9, eps=1e-3),
         train=TrainConfig(steps=STEPS, compute_dtype='float32'),

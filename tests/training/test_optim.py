@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from magi_jax.config import Config, HeadConfig, ModelConfig, OptimConfig, TokenizerConfig
+from magi_jax.config import MagiConfig, MagiHeadConfig, MagiModelConfig, OptimConfig, TokenizerConfig
 from magi_jax.objectives.api import make_objective
 from magi_jax.tokenizers.api import create_tokenizer
 from magi_jax.training.optim import decay_mask, ema_decay, learning_rate_schedule, make_optimizer
@@ -19,7 +19,7 @@ def _leaves(tree):
 
 
 def test_weight_decay_spares_the_head_biases_and_norms():
-    config = Config(tokenizer=TokenizerConfig(kind='identity', channels=192))
+    config = MagiConfig(tokenizer=TokenizerConfig(kind='identity', channels=192))
     tokenizer = create_tokenizer(config.tokenizer, jax.random.key(0), 64, 64)
     shapes = nn.unbox(jax.eval_shape(make_objective(config, tokenizer).init, jax.random.key(0)))
     decays = _leaves(decay_mask(shapes))
@@ -71,9 +71,9 @@ MATRICES = {
 
 def test_muon_takes_all_singular_values_alike_one_matrix_at_a_time():
     """The first step of the maps between hidden features is near orthogonal and 0.2 in size; the rest are AdamW's."""
-    head = HeadConfig(width=12, blocks=1)
-    model = ModelConfig(width=16, blocks=2, heads=2, mlp_width=24, head=head)
-    config = Config(model=model, tokenizer=TokenizerConfig(kind='identity', channels=192))
+    head = MagiHeadConfig(width=12, blocks=1)
+    model = MagiModelConfig(width=16, blocks=2, heads=2, mlp_width=24, head=head)
+    config = MagiConfig(model=model, tokenizer=TokenizerConfig(kind='identity', channels=192))
     tokenizer = create_tokenizer(config.tokenizer, jax.random.key(0), 64, 64)
     gradients = random_params(make_objective(config, tokenizer).init)
     optim = OptimConfig(name='muon', learning_rate=0.5, warmup_steps=0, weight_decay=0.0, clip_norm=1e9, eps=1e-12)

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from magi_jax.config import Config, MeshConfig, OptimConfig
+from magi_jax.config import MagiConfig, MeshConfig, OptimConfig
 from magi_jax.layers.layout import SINGLE_DEVICE, Layout
 from magi_jax.parallel.mesh import make_mesh
 from magi_jax.training.state import TrainState
@@ -23,6 +23,7 @@ class Line:
     """A regression with noise on its targets, drawn from the step's key and the example."""
 
     layout: Layout = SINGLE_DEVICE
+    trunk: None = None
 
     def init(self, key):
         return {'root': jnp.float32(0), 'w': jnp.ones(WIDTH)}
@@ -49,7 +50,7 @@ def _state(optimizer, root=1.0):
 def _steps(count=1, optimizer=None, batch=None, root=1.0, mesh=None, **optim):
     """States of `count` steps, with the optimizer that adds the gradient unless told otherwise."""
     optimizer = optimizer or optax.identity()
-    step = jax.jit(make_train_step(Line(), optimizer, Config(optim=OptimConfig(**optim)), mesh or MESH))
+    step = jax.jit(make_train_step(Line(), optimizer, MagiConfig(optim=OptimConfig(**optim)), mesh or MESH))
     states, metrics = [_state(optimizer, root)], []
     for _ in range(count):
         state, values = step(states[-1], None, batch or _batch())
@@ -87,12 +88,12 @@ def test_average_starts_at_the_parameters_and_follows_them():
 def test_draws_belong_to_the_step_and_the_seed():
     states, metrics = _steps(2)
     assert float(metrics[0]['noise']) != float(metrics[1]['noise'])
-    step = jax.jit(make_train_step(Line(), optax.identity(), Config(), MESH))
+    step = jax.jit(make_train_step(Line(), optax.identity(), MagiConfig(), MESH))
     again = step(states[1], None, _batch())[1]  # a resumed run
     assert float(again['noise']) == float(metrics[1]['noise'])
-    other = jax.jit(make_train_step(Line(), optax.identity(), Config(seed=1), MESH))(states[1], None, _batch())[1]
+    other = jax.jit(make_train_step(Line(), optax.identity(), MagiConfig(seed=1), MESH))(states[1], None, _batch())[1]
     assert float(other['noise']) != float(again['noise'])
-    evaluate = jax.jit(make_eval_step(Line(), Config(), MESH))
+    evaluate = jax.jit(make_eval_step(Line(), MagiConfig(), MESH))
     values = [evaluate(state.params, None, _batch())['noise'] for state in states[:2]]
     assert float(values[0]) == float(values[1]) and float(values[0]) not in [float(m['noise']) for m in metrics]
 

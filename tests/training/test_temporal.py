@@ -7,7 +7,15 @@ import jax
 import numpy as np
 import pytest
 
-from magi_jax.config import Config, DataConfig, HeadConfig, MeshConfig, ModelConfig, TokenizerConfig, TrainConfig
+from magi_jax.config import (
+    DataConfig,
+    MagiConfig,
+    MagiHeadConfig,
+    MagiModelConfig,
+    MeshConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
 from magi_jax.objectives.api import make_objective
 from magi_jax.parallel.mesh import make_mesh, put_batch
 from magi_jax.tokenizers.api import create_tokenizer
@@ -27,11 +35,11 @@ KINDS = {
 
 def _config(kind):
     tokenizer, side, context = KINDS[kind]
-    head = HeadConfig(width=16, blocks=1, repeats=1)
-    return Config(
+    head = MagiHeadConfig(width=16, blocks=1, repeats=1)
+    return MagiConfig(
         data=DataConfig(height=side, width=side, batch_size=2, max_interval=5, frames=9, context_frames=context),
         tokenizer=tokenizer,
-        model=ModelConfig(width=16, blocks=1, heads=2, mlp_width=24, patch=side // 16, head=head),
+        model=MagiModelConfig(width=16, blocks=1, heads=2, mlp_width=24, patch=side // 16, head=head),
         train=TrainConfig(compute_dtype='float32'),
     )
 

@@ -1,20 +1,15 @@
-"""The schema of an experiment: frozen dataclasses, built once from a ConfigDict.
+"""The groups of an experiment's config that several systems share, as frozen dataclasses.
 
-A config file (`configs/*.py`) starts from `default()`, sets the fields that differ and returns the ConfigDict.
-`from_config_dict` turns it into a `Config`. A field that is unknown, of the wrong type or out of range raises a
-`ConfigError` that names it. `config_checks.py` checks fields against each other. Fields marked A1..A23 settle an
-ambiguity of the MAGI paper (arXiv 2501.12389); the default is the recommended reading.
+A field that is unknown, of the wrong type or out of range raises a `ConfigError` that names it. `config_checks.py`
+checks fields against each other. Fields marked A1..A23 settle an ambiguity of the MAGI paper (arXiv 2501.12389); the
+default is the recommended reading.
 """
 
 import dataclasses
-import json
 import math
-import typing
 from typing import Annotated, Any, Literal
 
-from ml_collections import ConfigDict
-
-from magi_jax.fields import PATH, ConfigError, Range, build, convert, describe
+from magi_jax.fields import PATH, Range
 
 INF, INT32 = math.inf, 2**31 - 1
 Remat = Literal['none', 'dots', 'named', 'block', 'offload']
@@ -62,7 +57,7 @@ class TokenizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class HeadConfig:
-    """MAR's diffusion head and its diffusion process (paper: 3 blocks of width 1024, noise prediction)."""
+    """MAR's diffusion head and its diffusion process (papers: 3 blocks of width 1024, noise prediction)."""
 
     width: Annotated[int, Range(1, 65_536)] = 1024
     blocks: Annotated[int, Range(0, 1024)] = 3
@@ -73,32 +68,23 @@ class HeadConfig:
     # weight of the variational bound, which trains the variance half (MAR: 1)
     bound_weight: Annotated[float, Range(0)] = 1.0
     readout: bool = False  # add a linear map of the condition to the prediction, as a shortcut for its gradient
-    position_table: Literal['shared', 'per_frame'] = 'shared'  # A13: [N,D] or [T,N,D]
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The spatial-temporal transformer. Defaults: the paper's 20 blocks of width 1280."""
+    """Sizes of a transformer over the tokens of a video. Each system declares its own fields and defaults."""
 
     width: Annotated[int, Range(4, 65_536)] = 1280  # D
-    blocks: Annotated[int, Range(1, 4096)] = 20  # each with one spatial and one temporal layer
+    blocks: Annotated[int, Range(1, 4096)] = 20
     heads: Annotated[int, Range(1, 4096)] = 16
     mlp_width: Annotated[int, Range(1, 2**18)] = 5120
     patch: Annotated[int, Range(1, 1024)] = 2  # latents per token along each axis
-    dropout: Annotated[float, Range(0, 0.999)] = 0.1
-    teacher_forcing: Literal['complete', 'masked'] = 'complete'  # CTF or MTF
-    mlp_layers: Literal['both', 'temporal'] = 'both'  # A10: layers of a block that have an MLP
-    frame_table: Literal['position', 'frame', 'full'] = 'position'  # A5: learned [N,D], [D] or [T,N,D] per frame type
-    shared_projection: bool = True  # A9: observed and masked frames share Linear(C -> D)
-    noise_embedding: Literal['concat_channel', 'concat_token', 'add'] = 'concat_channel'  # A3
-    embed_at: Literal['input', 'every_block'] = 'input'  # A11: where interval and time embeddings are added
-    input_norm: bool = True  # LayerNorm before block 1 (MAR's z_proj_ln)
     head: HeadConfig = HeadConfig()
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskingConfig:
-    """Masking and noise in training."""
+    """The frames and tokens that are predicted in training (MAR)."""
 
     ratio_mean: Annotated[float, Range(-10, 10)] = 1.0
     ratio_std: Annotated[float, Range(0, 10, above=True)] = 0.25
@@ -106,17 +92,21 @@ class MaskingConfig:
     ratio_max: Annotated[float, Range(0, 1, above=True)] = 1.0
     # A7: 'clip': one ratio and order per clip; 'batch': one ratio per batch
     draw_per: Literal['frame', 'clip', 'batch'] = 'frame'
-    # A1, A2: standard deviation of each noise level; level 0 is clean and trained as well
-    noise_std: Annotated[tuple[Annotated[float, Range(0, 1000)], ...], Range(1, 1000)] = (
-        0.0, 0.14, 0.28, 0.42, 0.56, 0.7,
-    )  # fmt: skip
-    noise_per: Literal['clip', 'frame'] = 'clip'  # A4
-    noise_visible: bool = False  # A8: add noise to the visible tokens of masked frames as well (CTF)
-    noise_masked_teacher: bool = True  # A14: add noise to the inputs of MTF
-    first_frame_loss: bool = True  # A22
+    # frames with a loss: all, or one random frame of each clip (VideoMAR's next-frame diffusion loss)
+    target_frames: Literal['every', 'one'] = 'every'
+    first_frame_loss: bool = True  # A22: the first frame has a loss; the only frame of a clip always has one
     posterior_noise: bool = True  # latents are posterior samples (MAR), not means
-    # probability that the masked frames of a clip attend to no other frame, for guidance (GameNGen: 0.1)
-    history_dropout: Annotated[float, Range(0, 1)] = 0.0
+
+    # Systems that train on noised observations declare these as fields; the others observe clean frames.
+    @property
+    def noise_std(self) -> tuple[float, ...]:
+        """Standard deviation of each noise level."""
+        return (0.0,)
+
+    @property
+    def history_dropout(self) -> float:
+        """Probability that the masked frames of a clip attend to no other frame."""
+        return 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,35 +151,48 @@ class TrainConfig:
     checkpoint_every: Annotated[int, Range(1, INT32)] = 5_000
     keep_checkpoints: Annotated[int, Range(1, INT32)] = 3
     compute_dtype: Literal['bfloat16', 'float32'] = 'bfloat16'
-    remat: Remat = 'none'  # what the backward pass recomputes: POLICIES in layers/blocks.py
+    remat: Remat = 'none'  # what the backward pass recomputes: POLICIES in layers/trunk.py
     # blocks per iteration of the loop over depth; more need fewer copies and compile longer
     unroll: Annotated[int, Range(1, 4096)] = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplerConfig:
-    """The KV-cached sampling loop. `x0_clip = inf` with `start = 999` is the paper's exact recipe."""
+    """The KV-cached sampling loop. `x0_clip = inf` with `start = 999` is MAGI's exact recipe."""
 
     mask_steps: Annotated[int, Range(1, 65_536)] = 64  # K
     denoise_steps: Annotated[int, Range(2, 1_000_000)] = 100
-    solver: Literal['ancestral', 'ddim', 'dpm++'] = 'ancestral'  # paper: ancestral; the others need fewer steps
+    solver: Literal['ancestral', 'ddim', 'dpm++'] = 'ancestral'  # papers: ancestral; the others need fewer steps
     # A15: scale of the noise in ancestral steps; for the other solvers, scale of the initial noise
     temperature: Annotated[float, Range(0, 100)] = 1.0
     # the n-th generated frame has temperature + temperature_decay * 10^-n (VideoMAR: 0.9 and 1)
     temperature_decay: Annotated[float, Range(0, 100)] = 0.0
+    # temperature falls by this much, linearly over the generated frames
+    temperature_drop: Annotated[float, Range(0, 100)] = 0.0
     # temperature of a video's first two frames, which decide content and motion
     opening_temperature: Annotated[float, Range(0, 100)] = 1.0
-    # 1 = off; above 1, away from the prediction without history; needs masking.history_dropout (A15)
-    guidance: Annotated[float, Range(0, 100)] = 1.0
+    guidance: Annotated[float, Range(0, 100)] = 1.0  # 1 = off
     guidance_schedule: Literal['linear', 'constant'] = 'linear'  # linear: grows with the revealed fraction (MAR)
     # bound on predicted clean tokens, in standard deviations of the latents; inf = none
     x0_clip: Annotated[float, Range(0, above=True, also=(INF,))] = 3.0
     start: Annotated[int, Range(1, 999_999)] = 999  # first diffusion timestep
     spacing: Literal['even', 'trailing'] = 'even'  # of timesteps; even: down to 0 (MAR); trailing: none near 0
-    long_video: Literal['slide', 'interpolate'] = 'slide'  # A12: positions of frames beyond the trained length
+    # positions of frames beyond the trained length; 'slide' restarts a full window from its last frames
+    long_video: Literal['slide', 'interpolate', 'extend'] = 'slide'
     keep_frames: Annotated[int, Range(1, 65_536)] = 8  # 'slide': frames that stay as context when the window is full
-    context_level: Annotated[int, Range(0, 999)] = 0  # A2: noise level embedded with finished frames
-    context_noise: bool = False  # A2: add the noise of that level to finished frames
+    # bound on sampled tokens after the first generated frame, in standard deviations of the latents; inf = none
+    token_clip: Annotated[float, Range(0, above=True, also=(INF,))] = INF
+
+    # Systems whose model observes noise declare these as fields.
+    @property
+    def context_level(self) -> int:
+        """Noise level embedded with finished frames."""
+        return 0
+
+    @property
+    def context_noise(self) -> bool:
+        """True if the noise of that level is added to finished frames."""
+        return False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,8 +207,9 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One experiment."""
+    """One experiment: the groups of every system. Each system declares its own `model`, `masking` and `sampler`."""
 
+    system: str = ''
     seed: Annotated[int, Range(0, 2**32 - 1)] = 0
     objective: Literal['masked_diffusion', 'autoencoder'] = 'masked_diffusion'
     data: DataConfig = DataConfig()
@@ -218,59 +222,15 @@ class Config:
     sampler: SamplerConfig = SamplerConfig()
     mesh: MeshConfig = MeshConfig()
 
+    @property
+    def text_settings(self) -> Any:
+        """Settings of the text that conditions a video; None for a system or run without text."""
+        return None
 
-def default() -> ConfigDict:
-    """Return the default experiment as a mutable ConfigDict, from which every config file starts."""
-    return to_config_dict(Config())
+    @property
+    def is_guided(self) -> bool:
+        """True if samples are moved away from predictions with less context (classifier-free guidance)."""
+        return self.sampler.guidance != 1
 
-
-def to_config_dict(config: Config) -> ConfigDict:
-    """Return `Config` as a ConfigDict, the inverse of `from_config_dict`."""
-    return ConfigDict(dataclasses.asdict(config), type_safe=False)
-
-
-def from_config_dict(values: ConfigDict | dict) -> Config:
-    """Return the `Config` of a ConfigDict, or of the plain dict of a saved config.json.
-
-    Raises:
-      ConfigError: a field is unknown, or its value is not of the declared type, choice or range.
-    """
-    plain = values.to_dict() if isinstance(values, ConfigDict) else values
-    return build(Config, plain, 'config')
-
-
-def override(group: Any, assignments: list[str]) -> Any:
-    """Return a config group with some fields replaced, given as texts such as 'temperature=0.9'.
-
-    Raises:
-      ConfigError: a text without '=', an unknown field, or a value that is not of its type or range.
-    """
-    hints, changes = typing.get_type_hints(type(group)), {}
-    for text in assignments:
-        name, equals, value = text.partition('=')
-        if not equals or name not in hints:
-            raise ConfigError(f'{text!r} is not FIELD=VALUE: choose a field of {", ".join(hints)}')
-        try:
-            parsed = value if hints[name] is str or typing.get_origin(hints[name]) is Literal else json.loads(value)
-        except ValueError:  # not JSON, or an int with thousands of digits
-            parsed = float(value) if value in ('inf', '-inf', 'nan') else value
-        changes[name] = parsed
-    return replace_fields(group, changes)
-
-
-def replace_fields(group: Any, changes: dict[str, Any]) -> Any:
-    """Return a config group with some fields replaced, each checked as in `from_config_dict`.
-
-    Raises:
-      ConfigError: a field is unknown, or its value is not of the declared type, choice or range.
-    """
-    hints = typing.get_type_hints(type(group), include_extras=True)
-    if unknown := [name for name in changes if name not in hints]:
-        raise ConfigError(f'unknown field {unknown[0]!r}: choose one of {", ".join(hints)}')
-    return dataclasses.replace(group, **{name: convert(hints[name], value, name) for name, value in changes.items()})
-
-
-def field_help(group: type) -> dict[str, str]:
-    """Return the allowed values of each field of a config group in words: {name: 'from 1 to 65536'}."""
-    hints = typing.get_type_hints(group, include_extras=True)
-    return {name: describe(hint) for name, hint in hints.items()}
+    def check_sampler(self) -> None:
+        """Raise ConfigError if sampler fields do not match the other groups of this system."""
