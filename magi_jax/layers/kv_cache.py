@@ -4,12 +4,14 @@ Dimension key: L blocks, B clips, F frame slots, R new frames, N sites, D width 
 """
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
 SLOTS_AT_ONCE = 16
+Carry = TypeVar('Carry')
 
 
 @flax.struct.dataclass
@@ -42,16 +44,18 @@ class KVCache:
         """Return the values of a block; arguments as in `keys`."""
         return _slice(self.v, block, first, slots)
 
-    def fold_filled(self, step: Callable[[jax.Array | int, int, jax.Array], jax.Array], start: jax.Array) -> jax.Array:
+    def fold_filled(
+        self, step: Callable[[jax.Array | int, int, Carry], Carry], start: Carry, slots: int = SLOTS_AT_ONCE
+    ) -> Carry:
         """Fold `step(first slot, number of slots, carry) -> carry` over the filled slots, and return the last carry.
 
-        A long cache is read in chunks of `SLOTS_AT_ONCE` slots, and only chunks with frames are read. A cache that is
-        shorter than a chunk, or no multiple of one, is read whole.
+        A long cache is read in chunks of `slots` slots, and only chunks with frames are read. A cache that is shorter
+        than a chunk, or no multiple of one, is read whole.
         """
-        if self.capacity <= SLOTS_AT_ONCE or self.capacity % SLOTS_AT_ONCE:
+        if self.capacity <= slots or self.capacity % slots:
             return step(0, self.capacity, start)
-        parts = (self.length + SLOTS_AT_ONCE - 1) // SLOTS_AT_ONCE
-        return jax.lax.fori_loop(0, parts, lambda i, carry: step(i * SLOTS_AT_ONCE, SLOTS_AT_ONCE, carry), start)
+        parts = (self.length + slots - 1) // slots
+        return jax.lax.fori_loop(0, parts, lambda i, carry: step(i * slots, slots, carry), start)
 
 
 def _slice(cached: jax.Array, block: jax.Array, first: jax.Array | int, slots: int) -> jax.Array:

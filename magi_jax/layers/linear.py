@@ -1,4 +1,4 @@
-"""Linear layer, GELU and LayerNorm of all networks here: float32 parameters with logical axis names.
+"""Linear layer, GELU, LayerNorm and RMSNorm of all networks here: float32 parameters with logical axis names.
 
 Dimension key: ... any leading axes, D width.
 """
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.ad_checkpoint import checkpoint_name
 
-LAYER_NORM_EPS = 1e-6
+LAYER_NORM_EPS = RMS_NORM_EPS = 1e-6
 MATRICES = 'matrices'  # collection of kernels that `prepare` cast and split
 PRODUCT = 'product'  # checkpoint name of the outputs
 
@@ -35,6 +35,7 @@ class Linear(nn.Module):
       dtype: dtype of the product.
       kernel_init: default Xavier-uniform (MAR); the bias starts at zero.
       then: function applied to the product [..., F] before the bias is added, or None.
+      use_bias: False leaves the bias out.
     """
 
     features: int | tuple[int, int]
@@ -42,6 +43,7 @@ class Linear(nn.Module):
     dtype: Any
     kernel_init: nn.initializers.Initializer | None = None
     then: Callable[[jax.Array], jax.Array] | None = None
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> Any:
@@ -50,12 +52,19 @@ class Linear(nn.Module):
         A fused kernel is multiplied output by output: slices of one large product would be copied on a TPU.
         """
         features = (self.features,) if isinstance(self.features, int) else self.features
-        bias_init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
         matrices = self._matrices((x.shape[-1], *features))
-        bias = self.param('bias', bias_init, features).astype(self.dtype)
+        bias = self._bias(features)
         if len(features) == 1:
             return self._product(x, matrices[0], bias)
-        return tuple(self._product(x, matrix, bias[index]) for index, matrix in enumerate(matrices))
+        return tuple(
+            self._product(x, matrix, None if bias is None else bias[index]) for index, matrix in enumerate(matrices)
+        )
+
+    def _bias(self, features: tuple[int, ...]) -> jax.Array | None:
+        if not self.use_bias:
+            return None
+        bias_init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
+        return self.param('bias', bias_init, features).astype(self.dtype)
 
     def _matrices(self, shape: tuple[int, ...]) -> list[jax.Array]:
         """Return the kernel of each output, [D, F], in the dtype of the product."""
@@ -65,13 +74,14 @@ class Linear(nn.Module):
         kernel = self.param('kernel', nn.with_logical_partitioning(kernel_init, self.axes), shape).astype(self.dtype)
         return [kernel] if len(shape) == 2 else [kernel[:, index] for index in range(shape[1])]
 
-    def _product(self, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    def _product(self, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
         y = x.reshape(-1, x.shape[-1]).astype(self.dtype) @ kernel
         # The bias is added after the reshape: before it, a TPU could not write the product in its final layout.
         y = y.reshape(*x.shape[:-1], -1)
         if self.then is not None:
             y = self.then(y)
-        y = y + jnp.expand_dims(bias, tuple(range(x.ndim - 1)))
+        if bias is not None:
+            y = y + jnp.expand_dims(bias, tuple(range(x.ndim - 1)))
         return checkpoint_name(y, PRODUCT)
 
 
@@ -119,5 +129,15 @@ def layer_norm(name: str, affine: bool = True) -> nn.LayerNorm:
         use_scale=affine,
         scale_init=nn.with_logical_partitioning(nn.initializers.ones, ('norm',)),
         bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ('norm',)),
+        name=name,
+    )
+
+
+def rms_norm(name: str) -> nn.RMSNorm:
+    """Return an RMSNorm with a scale over the last axis that computes in float32."""
+    return nn.RMSNorm(
+        epsilon=RMS_NORM_EPS,
+        dtype=jnp.float32,
+        scale_init=nn.with_logical_partitioning(nn.initializers.ones, ('norm',)),
         name=name,
     )
