@@ -56,6 +56,17 @@ class TokenizerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """Text states, which launch.encode_text stores beside the videos."""
+
+    # words: the small frozen encoder of text_encoders/words.py; else the name or folder of a Hugging Face model
+    encoder: Annotated[str, PATH] = ''  # '' = no text
+    length: Annotated[int, Range(1, 65_536)] = 300  # S, states of a text; longer texts are truncated
+    width: Annotated[int, Range(1, 65_536)] = 1536  # E
+    dropout: Annotated[float, Range(0, 1)] = 0.1  # probability that a clip has no text in a training step, for guidance
+
+
+@dataclasses.dataclass(frozen=True)
 class HeadConfig:
     """MAR's diffusion head and its diffusion process (papers: 3 blocks of width 1024, noise prediction)."""
 
