@@ -7,7 +7,7 @@ default is the recommended reading.
 
 import dataclasses
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from magi_jax.fields import PATH, Range
 
@@ -233,10 +233,11 @@ class Config:
     sampler: SamplerConfig = SamplerConfig()
     mesh: MeshConfig = MeshConfig()
 
+    # Systems that read text declare this as a field.
     @property
-    def text_settings(self) -> Any:
-        """Settings of the text that conditions a video; None for a system or run without text."""
-        return None
+    def text(self) -> TextConfig:
+        """The text that conditions a video: none."""
+        return TextConfig()
 
     @property
     def is_guided(self) -> bool:
