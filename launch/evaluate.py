@@ -21,6 +21,7 @@ from magi_jax.checkpoint import load_config
 from magi_jax.config import DataConfig
 from magi_jax.evaluation.extractors import VARIANTS, VerifiedFile
 from magi_jax.evaluation.protocols import (
+    CaptionedVideos,
     Continuations,
     Distances,
     explained,
@@ -28,7 +29,7 @@ from magi_jax.evaluation.protocols import (
     spelling,
 )
 
-from . import console, distributed, evaluations
+from . import console, distributed, evaluations, text_evaluation
 from .evaluations import Call
 
 _COUNT = functools.partial(flags.DEFINE_integer, lower_bound=1)
@@ -88,6 +89,8 @@ def main() -> None:
         evaluations.measure_distances(call, protocol, weights)
     elif isinstance(protocol, Continuations):
         evaluations.measure_bouncing_shapes(call, protocol, AUTOENCODER.value)
+    elif isinstance(protocol, CaptionedVideos):
+        text_evaluation.measure_text_steering(call, protocol)
     else:
         evaluations.measure_continuation(call, protocol)
 

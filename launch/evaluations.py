@@ -94,16 +94,16 @@ def measure_continuation(call: Call, protocol: FrameComparison) -> None:
     clips = open_clips(generator.config.data, protocol, generator.tokenizer)
     resolved = clips.protocol
     with Stages(['sampling clips', REPORT_STAGE]) as stages:
-        per_device_batch = _per_device_batch()
+        batch_size = per_device_batch()
 
         def generate(context: np.ndarray, seed: int, numbers: np.ndarray) -> np.ndarray:
             options = {
                 'interval': resolved.interval,
                 'seed': seed,
                 'numbers': numbers,
-                'per_device_batch': per_device_batch,
+                'per_device_batch': batch_size,
             }
-            return generator.sample(context, resolved.frames, **options, progress=_frame_progress(stages, len(context)))
+            return generator.sample(context, resolved.frames, **options, progress=frame_progress(stages, len(context)))
 
         result, shown = score_continuation(call.protocol, clips, generate, call.seed, EXAMPLES, stages.steps)
         if not console.is_first():
@@ -116,7 +116,7 @@ def measure_continuation(call: Call, protocol: FrameComparison) -> None:
     headings, (mean, *frames) = continuation_report.table_rows(result)
     print(report.markdown_table(headings, [mean, *frames[:: -(-len(frames) // PRINTED_ROWS)]]))
     print('\n'.join(['', *continuation_report.sentences(result), *(f'note: {note}' for note in clips.notes)]))
-    call.write(result.to_json() | _call_facts(call), page)
+    call.write(result.to_json() | call_facts(call), page)
 
 
 def measure_bouncing_shapes(call: Call, protocol: Continuations, autoencoder: str | None) -> None:
@@ -186,26 +186,26 @@ def measure_distances(call: Call, protocol: Distances, weights: VerifiedFile | N
 def _measure_reconstruction(call: Call, measure: Measure) -> None:
     tokenizer = load_tokenizer(Path(call.workdir) / 'tokenizer')
     with Stages([*list(scoring.REAL_STAGES.values())[:2], scoring.TOKENIZER_STAGE]) as stages:
-        roundtrip = functools.partial(reconstruct, tokenizer, per_device_batch=_per_device_batch())
+        roundtrip = functools.partial(reconstruct, tokenizer, per_device_batch=per_device_batch())
         distance = scoring.score_reconstruction(measure, roundtrip, stages.steps)
     if not console.is_first():
         return
     print(f'\n{measure.metric}, protocol {measure.name}')
     print(f'  real clips after the tokenizer {distance.mean:.4g}   real: {distance.floor:.4g}')
     metrics = {'metric': measure.metric, 'protocol': measure.name, 'reconstruction': distance.to_json()}
-    call.write(metrics | _call_facts(call))
+    call.write(metrics | call_facts(call))
 
 
 def _measure_generator(call: Call, measure: Measure) -> None:
-    generator, protocol, per_device_batch = magi_jax.load(call.workdir), measure.real.protocol, _per_device_batch()
+    generator, protocol, batch_size = magi_jax.load(call.workdir), measure.real.protocol, per_device_batch()
     frame_wise = generator.tokenizer.frame_wise
-    roundtrip = functools.partial(generator.reconstruct, per_device_batch=per_device_batch) if frame_wise else None
+    roundtrip = functools.partial(generator.reconstruct, per_device_batch=batch_size) if frame_wise else None
     labels = [*scoring.REAL_STAGES.values(), scoring.SAMPLING_STAGE, *[scoring.TOKENIZER_STAGE][:frame_wise]]
     with Stages([*labels, REPORT_STAGE]) as stages:
 
         def generate(context: np.ndarray, seed: int) -> np.ndarray:
-            options = {'interval': protocol.interval, 'seed': seed, 'per_device_batch': per_device_batch}
-            return generator.sample(context, protocol.frames, **options, progress=_frame_progress(stages, len(context)))
+            options = {'interval': protocol.interval, 'seed': seed, 'per_device_batch': batch_size}
+            return generator.sample(context, protocol.frames, **options, progress=frame_progress(stages, len(context)))
 
         measured, shown = scoring.score(measure, generate, roundtrip, call.seed, stages.steps)
         if not console.is_first():
@@ -223,7 +223,7 @@ def _measure_generator(call: Call, measure: Measure) -> None:
         )
         page = render_score(content)
     _print_score(measured)
-    call.write(measured.to_json() | _call_facts(call), page)
+    call.write(measured.to_json() | call_facts(call), page)
 
 
 def _print_score(measured: Score) -> None:
@@ -246,8 +246,8 @@ def _continue_clips(
     stages.next()
     options = {
         'seed': call.seed,
-        'per_device_batch': _per_device_batch(),
-        'progress': _frame_progress(stages, len(real)),
+        'per_device_batch': per_device_batch(),
+        'progress': frame_progress(stages, len(real)),
     }
     return Clips(real, generator.sample(real[:, :context], frames, **options), context), batch
 
@@ -266,16 +266,17 @@ def _write_videos(folder: Path, clips: Clips, long_clips: Clips) -> None:
     write_mp4(folder / 'long.mp4', enlarge(long, 4), FPS)
 
 
-def _per_device_batch() -> int:
+def per_device_batch() -> int:
+    """Return the number of clips that a device samples together."""
     return max(1, min(PER_DEVICE_BATCH, scoring.BATCH // jax.device_count()))
 
 
-def _frame_progress(stages: Stages, clips: int) -> Callable[..., Any]:
+def frame_progress(stages: Stages, clips: int) -> Callable[..., Any]:
     """Return the argument `progress` of `Generator.sample` for this number of clips."""
-    return functools.partial(stages.frames, parts=-(-clips // (_per_device_batch() * jax.device_count())))
+    return functools.partial(stages.frames, parts=-(-clips // (per_device_batch() * jax.device_count())))
 
 
-def _call_facts(call: Call) -> dict[str, Any]:
+def call_facts(call: Call) -> dict[str, Any]:
     """Return the facts about this call for metrics.json."""
     return {'run': {'workdir': call.workdir, 'seed': call.seed, 'revision': _revision()}}
 

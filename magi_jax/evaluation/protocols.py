@@ -50,6 +50,20 @@ class Continuations:
 
 
 @dataclasses.dataclass(frozen=True)
+class CaptionedVideos:
+    """Videos from the captions of the test split of `bouncing_objects/captions`, without context frames.
+
+    `evaluation.text_steering` detects the objects in them.
+    """
+
+    CHANGEABLE: ClassVar = ('clips', 'seeds')
+    clips: int = 192
+    seeds: int = 3
+    frames: int = 16
+    context: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Distances:
     """A distance between features of N real clips and N generated ones: `evaluation.scoring`.
 
@@ -120,10 +134,11 @@ _SHAPES = Distances(
 )  # fmt: skip
 _DIGITS = dataclasses.replace(_SHAPES, dataset='bouncing_objects/digits', sources=('bouncing_objects/digits',))
 
-Protocol = FrameComparison | Continuations | Distances
+Protocol = FrameComparison | Continuations | CaptionedVideos | Distances
 PROTOCOLS: dict[str, Protocol] = {
     'continuation': FrameComparison(),
     'bouncing_shapes': Continuations(),
+    'captions_text': CaptionedVideos(),
     'shapes_five_frame': _SHAPES,
     'shapes_first_frame': dataclasses.replace(_SHAPES, context=1, stills=5),
     'shapes_unconditional': dataclasses.replace(_SHAPES, context=0),
@@ -141,6 +156,7 @@ PROTOCOLS: dict[str, Protocol] = {
 SUMMARIES = {
     'continuation': 'any run: PSNR and SSIM of continued clips, beside those of the repeated last context frame',
     'bouncing_shapes': 'the quickstart: PSNR of predicted frames, and objects that persist in long videos',
+    'captions_text': 'captions: how often videos show the colour, shape and direction that their caption names',
     'shapes_five_frame': 'shapes: Fréchet distance in features of the embedded classifier, 5 context frames',
     'shapes_first_frame': 'shapes: the same distance, 1 context frame, for clips and single frames',
     'shapes_unconditional': 'shapes: the same distance, unconditional',

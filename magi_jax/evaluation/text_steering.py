@@ -1,0 +1,115 @@
+"""Checks that generated videos show what their captions name, on `bouncing_objects/captions`.
+
+Captions of the test split put known words together in combinations that training never shows. Objects are found by
+colour, so the measures need no network.
+
+Dimension key: B clips, T frames, H W pixels.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from magi_jax.data.builders.captions import DIRECTIONS
+from magi_jax.evaluation.objects import find_objects
+
+MEASURES = ('colour', 'shape', 'direction')
+GOALS = {'colour': 0.9, 'shape': 0.8, 'direction': 0.8}
+MIN_TRAVEL = 6.0  # pixels between the first and the last place of an object that moves; the slowest moves 22
+
+Generate = Callable[[list[str], int], np.ndarray]  # (captions [B], seed) -> videos uint8 [B,T,H,W,3]
+
+
+@dataclasses.dataclass(frozen=True)
+class SteeringResult:
+    """Fractions of videos that show what is named: {measure: one value for each seed}.
+
+    Attributes:
+      own: videos generated from their caption.
+      swapped: videos generated from the caption of another combination, and compared with the first caption.
+      real: real videos of the captions, once; the detector's errors.
+      clips: number of captions.
+    """
+
+    own: dict[str, list[float]]
+    swapped: dict[str, list[float]]
+    real: dict[str, float]
+    clips: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all numbers for metrics.json."""
+        return dataclasses.asdict(self)
+
+
+def shown(video: np.ndarray, labels: np.ndarray, colours: np.ndarray, directions: np.ndarray) -> dict[str, np.ndarray]:
+    """Return which videos show the named colour, shape and direction: bool [B] each.
+
+    The colour is shown if an object of it is found in half of the frames; the shape, if it fits the object best in most
+    of these frames; the direction, if the way from its first to its last place is nearest to it.
+
+    Args:
+      video: uint8 [B,T,H,W,3].
+      labels: int [B], named shapes, indices into SHAPES.
+      colours: int [B], named colours, indices into PALETTE.
+      directions: int [B], named directions, indices into DIRECTIONS.
+    """
+    objects = find_objects(video, labels[:, None], colours[:, None])
+    found, shape, centre = objects.found[..., 0], objects.shape[..., 0], objects.centre[..., 0, :]
+    seen = found.mean(axis=1) >= 0.5
+    fits = (found & (shape == labels[:, None])).sum(axis=1) > found.sum(axis=1) / 2
+    moved = np.array([_direction(*clip) for clip in zip(found, centre)])
+    return {'colour': seen, 'shape': seen & fits, 'direction': seen & (moved == directions)}
+
+
+def score_steering(batch: dict[str, np.ndarray], generate: Generate, seeds: int, first_seed: int) -> SteeringResult:
+    """Generate videos from captions, and from swapped captions, and compare both with the captions.
+
+    Args:
+      batch: clips of `bouncing_objects/captions`: video, caption, labels, colours and direction.
+      generate: function that samples videos.
+      seeds: number of seeds.
+      first_seed: the first of them.
+    """
+    named = batch['labels'][:, 0], batch['colours'][:, 0], batch['direction']
+    captions = batch['caption'].tolist()
+    swapped = [captions[row] for row in other_rows(*named)]
+    results: dict[str, dict[str, list[float]]] = {kind: {name: [] for name in MEASURES} for kind in ('own', 'swapped')}
+    for seed in range(first_seed, first_seed + seeds):
+        for kind, texts in (('own', captions), ('swapped', swapped)):
+            for name, values in shown(generate(texts, seed), *named).items():
+                results[kind][name].append(float(values.mean()))
+    real = {name: float(values.mean()) for name, values in shown(batch['video'], *named).items()}
+    return SteeringResult(results['own'], results['swapped'], real, len(captions))
+
+
+def other_rows(labels: np.ndarray, colours: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    """Return for each clip the number of the next clip that differs in colour, shape and direction, int [B].
+
+    Raises:
+      ValueError: a clip has no such other clip.
+    """
+    count, rows = len(labels), []
+    for row in range(count):
+        others = (np.arange(1, count) + row) % count
+        differ = (labels[others] != labels[row]) & (colours[others] != colours[row])
+        differ &= directions[others] != directions[row]
+        if not differ.any():
+            raise ValueError(f'clip {row} has no clip with another colour, shape and direction: evaluate more clips')
+        rows.append(others[differ.argmax()])
+    return np.array(rows)
+
+
+def _direction(found: np.ndarray, centre: np.ndarray) -> int:
+    """Return the direction from the first to the last place of an object, an index into DIRECTIONS, or -1 at rest.
+
+    Args:
+      found: bool [T].
+      centre: float [T, 2], (x, y); y grows downwards.
+    """
+    places = centre[found]
+    if len(places) < 2 or np.hypot(*(places[-1] - places[0])) < MIN_TRAVEL:
+        return -1
+    x, y = places[-1] - places[0]
+    return round(np.arctan2(y, x) / (2 * np.pi / len(DIRECTIONS))) % len(DIRECTIONS)
