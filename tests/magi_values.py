@@ -39,24 +39,42 @@ def write_run(folder, run):
 
 
 def measure(folder, run):
-    """Return the loss of the restored weights, the losses of the training steps that follow, and samples."""
+    """Return what `run['measures']` names, by its name."""
     write_run(folder, run)
     generator = magi_jax.load(folder)
-    config, tokenizer = generator.config, generator.tokenizer
-    objective, mesh = make_objective(config, tokenizer), make_mesh(MeshConfig(data=1), jax.devices()[:1])
-    batch, params = _batch(config.data), jax.device_put(generator.params)
-    loss = jax.jit(make_eval_step(objective, config, mesh))(params, tokenizer, batch)['loss']
-    optimizer, losses = make_optimizer(config.optim, config.train.steps), []
-    step = jax.jit(make_train_step(objective, optimizer, config, mesh))
+    return {name: MEASURES[name](generator) for name in run['measures']}
+
+
+def restored_loss(generator):
+    """Return the validation loss of the restored weights."""
+    objective, mesh, batch = _problem(generator)
+    step = jax.jit(make_eval_step(objective, generator.config, mesh))
+    return float(step(generator.params, generator.tokenizer, batch)['loss'])
+
+
+def training_losses(generator):
+    """Return the losses of training steps that begin at the restored weights."""
+    (objective, mesh, batch), config = _problem(generator), generator.config
+    optimizer, params = make_optimizer(config.optim, config.train.steps), jax.device_put(generator.params)
+    step, losses = jax.jit(make_train_step(objective, optimizer, config, mesh)), []
     state = TrainState(np.int32(0), params, optimizer.init(params), params)
     for _ in range(STEPS):
-        state, metrics = step(state, tokenizer, batch)
+        state, metrics = step(state, generator.tokenizer, batch)
         losses.append(float(metrics['loss']))
-    video = generator.sample(frames=FRAMES, num=VIDEOS, seed=1, interval=2, progress=False)
-    return {'loss': float(loss), 'losses': losses, 'video': video.tolist()}
+    return losses
 
 
-def _batch(data):
-    rng = np.random.default_rng(0)
+def sampled_video(generator):
+    """Return uint8 videos of more frames than the model was trained on, as lists."""
+    return generator.sample(frames=FRAMES, num=VIDEOS, seed=1, interval=2, progress=False).tolist()
+
+
+MEASURES = {'loss': restored_loss, 'losses': training_losses, 'video': sampled_video}
+
+
+def _problem(generator):
+    data, rng = generator.config.data, np.random.default_rng(0)
     video = rng.integers(0, 256, (CLIPS, data.frames, data.height, data.width, 3), dtype=np.uint8)
-    return {'video': video, 'interval': np.arange(CLIPS, dtype=np.int32) % 2 + 1, 'example': np.arange(CLIPS)}
+    batch = {'video': video, 'interval': np.arange(CLIPS, dtype=np.int32) % 2 + 1, 'example': np.arange(CLIPS)}
+    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    return make_objective(generator.config, generator.tokenizer), mesh, batch
