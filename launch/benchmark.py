@@ -23,6 +23,7 @@ from absl import flags
 
 from magi_jax.benchmarks import side_by_side, table
 from magi_jax.benchmarks.benchmark_config import BenchmarkConfig
+from magi_jax.config import ConfigError, MagiConfig
 
 from . import console
 from .config_flag import define_config
@@ -68,6 +69,8 @@ def main() -> None:
 def read_settings() -> BenchmarkConfig:
     """Return the benchmark that the flags describe."""
     config = console.read_config(CONFIG)
+    if not isinstance(config, MagiConfig):
+        raise ConfigError(f"config.system = {config.system!r} has no benchmark: give a config of system 'magi'")
     data = dataclasses.replace(config.data, batch_size=CLIPS.value or config.data.batch_size)
     return BenchmarkConfig(
         task=TASK.value,

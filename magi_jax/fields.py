@@ -132,6 +132,13 @@ def unknown_fields(cls: type, values: Any, prefix: str = '') -> list[str]:
     return unknown
 
 
+def has_field(cls: type, path: str) -> bool:
+    """Return True if the dataclass `cls` has a field at a dotted path."""
+    name, _, rest = path.partition('.')
+    hints = typing.get_type_hints(cls)
+    return name in hints and (not rest or (dataclasses.is_dataclass(hints[name]) and has_field(hints[name], rest)))
+
+
 def convert(hint: Any, value: Any, path: str) -> Any:
     """Check `value` of the field `path` against its annotation, and return the value to keep.
 

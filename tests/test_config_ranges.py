@@ -7,21 +7,24 @@ import typing
 
 import pytest
 
-from configs import quickstart
+from configs import quickstart, quickstart_videomar
 from magi_jax import config as schema
-from magi_jax.config import Config, ConfigError, MagiSamplerConfig, from_config_dict, override, replace_fields
+from magi_jax.config import SYSTEMS, ConfigError, MagiSamplerConfig, from_config_dict, override, replace_fields
 from magi_jax.config_checks import check_config, check_sampler
 from magi_jax.fields import Range
 from magi_jax.parallel.mesh import make_mesh
 from magi_jax.training.lowering import abstract_tokenizer, trace_next_frame, trace_train_step
 
-LOCAL = from_config_dict(quickstart.get_config('runlocal'))
+LOCAL = {
+    'magi': from_config_dict(quickstart.get_config('runlocal')),
+    'videomar': from_config_dict(quickstart_videomar.get_config('runlocal')),
+}
 VALUES = (0, -1, math.nan, math.inf, -math.inf, 10**30, 10**400, 1e30, 1e308)
 SECONDS = 10  # of the processor, to an answer
 
 
-def numeric_fields(cls=Config, path=()):
-    """{path of field names: its annotation}, of ints, floats and tuples of floats."""
+def numeric_fields(cls, path=()):
+    """{path of field names: its annotation}, of ints, floats and tuples of numbers."""
     found = {}
     for name, hint in typing.get_type_hints(cls, include_extras=True).items():
         kind = hint.__origin__ if typing.get_origin(hint) is typing.Annotated else hint
@@ -32,16 +35,17 @@ def numeric_fields(cls=Config, path=()):
     return found
 
 
-FIELDS = numeric_fields()
+FIELDS = {name: numeric_fields(cls) for name, cls in SYSTEMS.items()}
 
 
-def changed(path, value):
-    """The local quickstart with one field set, not checked."""
-    values = dataclasses.asdict(LOCAL)
+def changed(system, path, value):
+    """The local quickstart of a system with one field set, not checked."""
+    values = dataclasses.asdict(LOCAL[system])
     group = values
     for name in path[:-1]:
         group = group[name]
-    group[path[-1]] = (value,) if typing.get_origin(FIELDS[path].__origin__) is tuple else value
+    is_tuple = typing.get_origin(FIELDS[system][path].__origin__) is tuple
+    group[path[-1]] = (value,) * len(group[path[-1]]) if is_tuple else value
     return values
 
 
@@ -52,22 +56,24 @@ def start(values):
     return config
 
 
-def outcomes():
+def outcomes(system):
     """(path, value, config or None if it is refused, seconds) of all fields and values."""
-    for path in FIELDS:
+    for path in FIELDS[system]:
         for value in VALUES:
             began = time.process_time()
             try:
-                config = start(changed(path, value))
+                config = start(changed(system, path, value))
             except ConfigError as error:
                 assert '\n' not in str(error) and path[-1] in str(error) and ': ' in str(error), error
                 config = None
             yield path, value, config, time.process_time() - began
 
 
-def test_every_number_declares_its_range():
-    assert len(FIELDS) > 60
-    undeclared = [path for path, hint in FIELDS.items() if not any(isinstance(rule, Range) for rule in _rules(hint))]
+@pytest.mark.parametrize('system', SYSTEMS)
+def test_every_number_declares_its_range(system):
+    fields = FIELDS[system]
+    assert len(fields) > 60
+    undeclared = [path for path, hint in fields.items() if not any(isinstance(rule, Range) for rule in _rules(hint))]
     assert undeclared == []
 
 
@@ -75,21 +81,24 @@ def _rules(hint):
     return getattr(hint, '__metadata__', ())
 
 
-def test_no_number_ends_in_a_traceback_or_takes_long():
-    found = list(outcomes())
+@pytest.mark.parametrize('system', SYSTEMS)
+def test_no_number_ends_in_a_traceback_or_takes_long(system):
+    found = list(outcomes(system))
     refused, longest = sum(config is None for _, _, config, _ in found), max(seconds for *_, seconds in found)
-    print(f'{len(FIELDS)} fields x {len(VALUES)} values: {refused} of {len(found)} refused, at most {longest:.3f} s')
+    fields = f'{len(FIELDS[system])} fields x {len(VALUES)} values'
+    print(f'{fields}: {refused} of {len(found)} refused, at most {longest:.3f} s')
     assert longest < SECONDS and refused > len(found) / 2
     for path, value, config, _ in found:
-        endless = value == math.inf and path[-1] in ('x0_clip', 'clip_norm')
+        endless = value == math.inf and path[-1] in ('x0_clip', 'clip_norm', 'token_clip')
         assert config is None or endless or value in (0, -1, 1e30, 10**30)
 
 
 @pytest.mark.slow
-def test_a_run_can_start_with_every_number_that_is_not_refused():
+@pytest.mark.parametrize('system', SYSTEMS)
+def test_a_run_can_start_with_every_number_that_is_not_refused(system):
     """Traces the training step and the sampler with each, which is all that can fail before devices compute."""
     traced, longest, late = 0, 0.0, 0
-    for _, _, config, _ in outcomes():
+    for _, _, config, _ in outcomes(system):
         if config is None:
             continue
         began = time.process_time()

@@ -5,7 +5,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from magi_jax.config import Config
+from magi_jax.config import MagiConfig
 
 COMPARED_STEPS = 3  # the first learning rate of a warm-up is 0, so the second update shows in the third step
 COMPARED_FRAMES = 2
@@ -26,7 +26,7 @@ class BenchmarkConfig:
     """
 
     task: Literal['train', 'sample']
-    config: Config
+    config: MagiConfig
     frames: int
     rounds: int
     seconds: float

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from magi_jax.config import Config, ConfigError
+from magi_jax.config import Config, ConfigError, MagiConfig
 from magi_jax.tokenizers.api import Tokenizer
 from magi_jax.tokenizers.patches import patchify
 from magi_jax.tokenizers.pixels import to_float
@@ -82,6 +82,6 @@ def random_params(init: Callable[[jax.Array], Any], seed: int) -> dict[str, Any]
     return jax.tree.map_with_path(draw, nn.unbox(jax.eval_shape(init, jax.random.key(0))))
 
 
-def without_dropout(config: Config) -> Config:
+def without_dropout(config: MagiConfig) -> MagiConfig:
     """Return the config without dropout, which differs between frameworks and is off while outputs are compared."""
     return dataclasses.replace(config, model=dataclasses.replace(config.model, dropout=0.0))

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from magi_jax.config import Config
+from magi_jax.config import MagiConfig
 from magi_jax.masking.tokens import draw_masks, reveal_counts
 from magi_jax.models.clip_shape import ClipShape
 from magi_jax.sampling.video import CONTEXT_NOISE
@@ -19,12 +19,12 @@ from magi_jax.training.step import TRAIN
 Array = jax.Array
 
 
-def step_key(config: Config, step: int) -> Array:
+def step_key(config: MagiConfig, step: int) -> Array:
     """Return the key that the train step passes to the objective."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), TRAIN), step)
 
 
-def training_draws(config: Config, shape: ClipShape, key: Array, example: Array) -> dict[str, Array]:
+def training_draws(config: MagiConfig, shape: ClipShape, key: Array, example: Array) -> dict[str, Array]:
     """Draw the random numbers of `MaskedDiffusion.loss` without dropout, named as in `torch_training.TrainingDraws`.
 
     Args:
@@ -67,7 +67,7 @@ class VideoDraws:
       clip_keys: [B] keys that the sampler was given.
     """
 
-    config: Config
+    config: MagiConfig
     shape: ClipShape
     clip_keys: Array
 

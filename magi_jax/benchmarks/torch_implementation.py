@@ -18,7 +18,7 @@ from magi_jax.benchmarks.torch_model import Magi
 from magi_jax.benchmarks.torch_sampling import RandomDraws, Sampler, VideoDraws
 from magi_jax.benchmarks.torch_training import Trainer, TrainingDraws, training_draws
 from magi_jax.benchmarks.weights import from_state_dict
-from magi_jax.config import Config
+from magi_jax.config import MagiConfig
 
 Problem = dict[str, Any]
 
@@ -56,7 +56,7 @@ class _Torch:
         if self.kind == 'gpu':
             torch.cuda.synchronize()
 
-    def _model(self, config: Config, given: Problem) -> Magi:
+    def _model(self, config: MagiConfig, given: Problem) -> Magi:
         return Magi(config, given['shape']).load_params(given['params']).to(self.device)
 
     def _tensor(self, array: np.ndarray) -> Tensor:
@@ -89,7 +89,7 @@ class Training(_Torch):
             self.trainer.step(self.tokens, self.interval, self._own_draws())
         self._wait()
 
-    def _trainer(self, config: Config, given: Problem) -> Trainer:
+    def _trainer(self, config: MagiConfig, given: Problem) -> Trainer:
         self.tokens, self.interval = self._tensor(given['tokens']), self._tensor(given['interval'])
         return Trainer(self._model(config, given), self.compiled, self.settings.torch_mode)
 

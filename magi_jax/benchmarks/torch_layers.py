@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from magi_jax.config import ModelConfig
+from magi_jax.config import MagiModelConfig
 
 LAYER_NORM_EPS = 1e-6
 
@@ -22,7 +22,7 @@ class KVCache(nn.Module):
     their addresses as static.
     """
 
-    def __init__(self, config: ModelConfig, sequences: int, slots: int, dtype: torch.dtype, device: torch.device):
+    def __init__(self, config: MagiModelConfig, sequences: int, slots: int, dtype: torch.dtype, device: torch.device):
         super().__init__()
         shape = (config.blocks, sequences, config.heads, slots, config.width // config.heads)
         self.register_buffer('k', torch.zeros(shape, dtype=dtype, device=device))
@@ -43,7 +43,7 @@ class KVCache(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention along the second axis of [S, R, D]."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: MagiModelConfig):
         super().__init__()
         self.heads, self.rate = config.heads, config.dropout
         self.qkv = nn.Linear(config.width, 3 * config.width)
@@ -73,7 +73,7 @@ class Attention(nn.Module):
 class Mlp(nn.Module):
     """Linear, exact GELU, Linear, with dropout after each."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: MagiModelConfig):
         super().__init__()
         self.up = nn.Linear(config.width, config.mlp_width)
         self.down = nn.Linear(config.mlp_width, config.width)
@@ -87,7 +87,7 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """One spatial and one temporal layer, each x += Attn(LN(x)); x += MLP(LN(x)) (A10 may drop the spatial MLP)."""
 
-    def __init__(self, config: ModelConfig, layer: int):
+    def __init__(self, config: MagiModelConfig, layer: int):
         super().__init__()
         self.layer = layer
         self.spatial_norm = nn.LayerNorm(config.width, LAYER_NORM_EPS)

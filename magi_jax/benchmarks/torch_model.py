@@ -7,7 +7,7 @@ from magi_jax.benchmarks.torch_diffusion import Diffusion
 from magi_jax.benchmarks.torch_head import DiffusionHead, ResidualBlock
 from magi_jax.benchmarks.torch_trunk import Trunk
 from magi_jax.benchmarks.weights import to_state_dict
-from magi_jax.config import Config
+from magi_jax.config import MagiConfig
 from magi_jax.models.clip_shape import ClipShape
 
 
@@ -19,7 +19,7 @@ class Magi(nn.Module):
       shape: sizes of the trained clips.
     """
 
-    def __init__(self, config: Config, shape: ClipShape):
+    def __init__(self, config: MagiConfig, shape: ClipShape):
         super().__init__()
         self.config, self.shape = config, shape
         head = config.model.head

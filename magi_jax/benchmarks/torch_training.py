@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from magi_jax.benchmarks.torch_model import Magi, autocast
-from magi_jax.config import Config, MaskingConfig, OptimConfig
+from magi_jax.config import MagiConfig, MagiMaskingConfig, OptimConfig
 from magi_jax.models.clip_shape import ClipShape
 
 Metrics = dict[str, Tensor]
@@ -43,7 +43,7 @@ class TrainingDraws:
         return TrainingDraws(**fields)
 
 
-def training_draws(config: Config, shape: ClipShape, clips: int, device: torch.device) -> TrainingDraws:
+def training_draws(config: MagiConfig, shape: ClipShape, clips: int, device: torch.device) -> TrainingDraws:
     """Draw the random numbers of a step from the generator of torch on `device`."""
     masking, head = config.masking, config.model.head
     frames, tokens, width = shape.frames, shape.tokens, shape.token_width
@@ -58,7 +58,7 @@ def training_draws(config: Config, shape: ClipShape, clips: int, device: torch.d
     )
 
 
-def _token_masks(config: MaskingConfig, clips: int, frames: int, tokens: int, device: torch.device) -> Tensor:
+def _token_masks(config: MagiMaskingConfig, clips: int, frames: int, tokens: int, device: torch.device) -> Tensor:
     """Draw masks bool [B, T, N] with ceil(N * ratio) hidden tokens; ratio and order per frame or clip (A7)."""
     rows = 1 if config.draw_per == 'clip' else frames
     ratio = torch.empty((1, 1) if config.draw_per == 'batch' else (clips, rows), device=device)

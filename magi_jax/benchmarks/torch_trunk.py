@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from magi_jax.benchmarks.torch_layers import LAYER_NORM_EPS, Block, KVCache
-from magi_jax.config import Config
+from magi_jax.config import MagiConfig
 from magi_jax.models.clip_shape import ClipShape
 
 
@@ -20,7 +20,7 @@ class Trunk(nn.Module):
     the surrounding autocast; the residual stream, norms and positions stay float32.
     """
 
-    def __init__(self, config: Config, shape: ClipShape):
+    def __init__(self, config: MagiConfig, shape: ClipShape):
         super().__init__()
         model, width = config.model, config.model.width
         self.model, self.shape, self.remat = model, shape, config.train.remat == 'block'

@@ -90,6 +90,8 @@ class ModelConfig:
     heads: Annotated[int, Range(1, 4096)] = 16
     mlp_width: Annotated[int, Range(1, 2**18)] = 5120
     patch: Annotated[int, Range(1, 1024)] = 2  # latents per token along each axis
+    # complete (CTF), masked (MTF), or one masked frame after complete ones; each system declares its choices
+    teacher_forcing: Literal['complete', 'masked', 'single'] = 'complete'
     head: HeadConfig = HeadConfig()
 
 

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from magi_jax.config.groups import Config
 from magi_jax.config.magi import MagiConfig
 from magi_jax.config.videomar import VideomarConfig
-from magi_jax.fields import ConfigError, build, convert, describe, unknown_fields
+from magi_jax.fields import ConfigError, build, convert, describe, has_field, unknown_fields
 
 SYSTEMS: dict[str, type[Config]] = {'magi': MagiConfig, 'videomar': VideomarConfig}
 
@@ -43,7 +43,7 @@ def from_config_dict(values: ConfigDict | dict) -> Config:
     if name not in SYSTEMS:
         raise ConfigError(f'config.system = {name!r} is unknown: choose one of {", ".join(map(repr, SYSTEMS))}')
     for path in unknown_fields(SYSTEMS[name], plain):
-        owners = [other for other, cls in SYSTEMS.items() if path not in unknown_fields(cls, plain)]
+        owners = [other for other, cls in SYSTEMS.items() if has_field(cls, path)]
         if owners:
             raise ConfigError(
                 f'config.{path} is a field of {" and ".join(owners)}, and this config is of {name}: remove it, or set'

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from magi_jax.config import Config
+from magi_jax.config import Config, MagiConfig, VideomarConfig
 from magi_jax.layers.kv_cache import KVCache
 from magi_jax.layers.layout import SINGLE_DEVICE, Layout
 from magi_jax.layers.trunk import KeysValues
@@ -29,12 +29,14 @@ class VideoModel(Protocol):
     The methods without parameters work on an unbound module.
 
     Attributes:
+      shape: sizes of the training clips.
       sharded: axis that devices share along mesh axis `sequence` when they embed and predict: 'frames' or 'sites'.
       guided_away_from: what guidance moves away from: predictions without earlier frames, or without text.
       resizable: True if the model can sample frames of other sizes than it was trained on.
       sites: number of sites of a frame in the trunk: its tokens, and perhaps further ones.
     """
 
+    shape: ClipShape
     sharded: Literal['frames', 'sites']
     guided_away_from: Literal['history', 'text']
     resizable: bool
@@ -73,11 +75,11 @@ class VideoModel(Protocol):
         """Return the FLOPs of a pass of one frame of one clip against `slots` cached frames, by component."""
 
 
-def _make_magi(config: Config, shape: ClipShape, **fields: Any) -> VideoModel:
+def _make_magi(config: MagiConfig, shape: ClipShape, **fields: Any) -> VideoModel:
     return Magi(config.model, shape, **fields)
 
 
-def _make_videomar(config: Config, shape: ClipShape, **fields: Any) -> VideoModel:
+def _make_videomar(config: VideomarConfig, shape: ClipShape, **fields: Any) -> VideoModel:
     return Videomar(config.model, shape, config.text, **fields)
 
 

@@ -22,6 +22,7 @@ from magi_jax.config import (
     TokenizerConfig,
     TrainConfig,
 )
+from magi_jax.models.conditions import Conditions
 from magi_jax.objectives.api import clip_shape
 from magi_jax.objectives.masked_diffusion import MaskedDiffusion
 from magi_jax.parallel.mesh import make_mesh
@@ -176,7 +177,9 @@ def sample(config: MagiConfig, context: int, frames: int) -> np.ndarray:
     sampler, weights = VideoSampler(config, clip_shape(config, tokenizer())), sampling_weights(config, params(config))
     jax.config.update('jax_disable_most_optimizations', True)  # `QUICK` for methods that are jitted where they are
     try:
-        state = sampler.start(weights, context_tokens(context), frames, jnp.asarray(batch()['interval']), clip_keys())
+        state = sampler.start(
+            weights, context_tokens(context), frames, Conditions(jnp.asarray(batch()['interval'])), clip_keys()
+        )
         return np.stack(list(sampler.frames(weights, state, frames - context)), axis=1)
     finally:
         jax.config.update('jax_disable_most_optimizations', False)

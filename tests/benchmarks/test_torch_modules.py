@@ -15,6 +15,7 @@ from magi_jax.diffusion import gaussian
 from magi_jax.diffusion.schedule import full_process, respaced_process
 from magi_jax.layers import positions
 from magi_jax.masking import frames
+from magi_jax.models.conditions import Conditions
 from magi_jax.models.diffusion_head import timestep_embedding
 from tests.benchmarks import jax_side, torch_side
 from tests.benchmarks.agreement import EXACT, relative_error
@@ -39,7 +40,8 @@ def test_trunk(name):
         RNG.random(clips) < 0.7,
     )
     interval, level = RNG.integers(1, shape.intervals + 1, CLIPS), RNG.integers(0, shape.noise_levels, clips[:2])
-    z = jax_side.apply(config, 'trunk', observed, masked, mask, interval, level)
+    given = observed if config.model.teacher_forcing == 'complete' else None
+    z = jax_side.apply(config, 'trunk', given, masked, mask, Conditions(interval, level))
     with torch.no_grad():
         expected = torch_side.model(config).trunk(*map(tensor, (observed, masked, mask, interval, level)))
     assert expected.shape == (*clips, config.model.width)

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from magi_jax.config import MagiModelConfig, MagiSamplerConfig
+from magi_jax.config import MagiConfig, MagiModelConfig, MagiSamplerConfig
 from magi_jax.models.clip_shape import ClipShape
 from magi_jax.models.flops import frame_flops, head_flops, train_flops
 
@@ -15,7 +15,7 @@ TEMPORAL_LAYER = 8 * 1280**2 + 4 * 32 * 1280 + 4 * 1280 * 5120  # of one token, 
 
 def _clip(frames=16, side=16, token_width=16, **model):
     shape = dataclasses.replace(PAPER, frames=frames, rows=side, columns=side, token_width=token_width)
-    flops = train_flops(MagiModelConfig(**model), shape)
+    flops = train_flops(MagiConfig(model=MagiModelConfig(**model)), shape)
     return flops['spatial'] + flops['temporal'], flops['head']
 
 
@@ -38,7 +38,8 @@ def test_a_training_clip(sizes, trunk, head):
 
 def test_a_sampled_frame():
     """64 mask passes and one to commit against 16 cached frames, 100 denoising steps of each token."""
-    flops = frame_flops(MagiModelConfig(), MagiSamplerConfig(mask_steps=64, denoise_steps=100), PAPER, slots=16)
+    config = MagiConfig(sampler=MagiSamplerConfig(mask_steps=64, denoise_steps=100))
+    flops = frame_flops(config, PAPER, slots=16)
     trunk = flops['spatial'] + flops['temporal']
     assert trunk / 65 == pytest.approx(0.410 * T, rel=1e-3)
     assert flops['head'] == pytest.approx(1.05 * T, rel=2e-3)
@@ -47,7 +48,8 @@ def test_a_sampled_frame():
 
 def test_a_guided_frame():
     """Each mask pass once more without the 16 cached frames, and the head twice."""
-    plain, guided = (frame_flops(MagiModelConfig(), MagiSamplerConfig(guidance=g), PAPER, slots=16) for g in (1.0, 2.0))
+    configs = (MagiConfig(sampler=MagiSamplerConfig(guidance=g)) for g in (1.0, 2.0))
+    plain, guided = (frame_flops(config, PAPER, slots=16) for config in configs)
     assert guided['head'] == 2 * plain['head']
     assert guided['spatial'] / plain['spatial'] == pytest.approx(129 / 65)
     assert 2 * plain['temporal'] - guided['temporal'] > 64 * 20 * 256 * 16 * 4 * 1280
@@ -68,5 +70,7 @@ def test_the_head_on_one_token():
     ids=str,
 )
 def test_what_each_option_costs(option, component, difference):
-    default, changed = (train_flops(MagiModelConfig(**fields), PAPER)[component] for fields in ({}, option))
+    default, changed = (
+        train_flops(MagiConfig(model=MagiModelConfig(**fields)), PAPER)[component] for fields in ({}, option)
+    )
     assert changed - default == difference

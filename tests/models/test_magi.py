@@ -13,6 +13,7 @@ from magi_jax.layers.kv_cache import append, empty_cache
 from magi_jax.masking.frames import causal, complete_teacher_forcing
 from magi_jax.models import magi
 from magi_jax.models.clip_shape import ClipShape
+from magi_jax.models.conditions import Conditions
 from magi_jax.models.magi import Magi
 from tests.random_params import random_params
 
@@ -57,16 +58,32 @@ class Passes:
 
     def __post_init__(self):
         self.model = Magi(self.config, SHAPE, jnp.float32)
-        self.params = {'params': random_params(lambda key: self.model.init(key, **_inputs())['params'])}
-        self.observe = jax.jit(lambda *args: self.model.apply(self.params, *args, method=Magi.observe))
-        self.predict = jax.jit(lambda *args: self.model.apply(self.params, *args, method=Magi.predict))
+        self.params = {
+            'params': random_params(lambda key: self.model.init(key, **self._arguments(_inputs()))['params'])
+        }
+        self.observe, self.predict = jax.jit(self._observe), jax.jit(self._predict)
         self._rows = jax.jit(self._run)
+
+    def _observe(self, tokens, level, interval, *rest):
+        return self.model.apply(self.params, tokens, Conditions(interval, level), *rest, method=Magi.observe)
+
+    def _predict(self, tokens, mask, interval, *rest):
+        return self.model.apply(self.params, tokens, mask, Conditions(interval), *rest, method=Magi.predict)
+
+    def _arguments(self, inputs):
+        inputs = dict(inputs)
+        conditions = Conditions(inputs.pop('interval'), inputs.pop('level'), inputs.pop('history', None))
+        if self.config.teacher_forcing == 'masked':
+            inputs['observed'] = None
+        return inputs | {'conditions': conditions}
 
     def _run(self, inputs):
         def keep_trunk(module, _):
             return module.name == 'trunk'
 
-        z, kept = self.model.apply(self.params, **inputs, capture_intermediates=keep_trunk, mutable=['intermediates'])
+        z, kept = self.model.apply(
+            self.params, **self._arguments(inputs), capture_intermediates=keep_trunk, mutable=['intermediates']
+        )
         return z, kept['intermediates']['trunk']['__call__'][0][0]
 
     def rows(self, **changes):

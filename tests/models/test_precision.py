@@ -9,6 +9,7 @@ import pytest
 
 from magi_jax.config import MagiModelConfig
 from magi_jax.models.clip_shape import ClipShape
+from magi_jax.models.conditions import Conditions
 from magi_jax.models.magi import Magi
 from tests.random_params import random_params
 
@@ -20,7 +21,8 @@ CONFIG = MagiModelConfig(width=32, blocks=2, heads=2, mlp_width=48)
 def inputs():
     rng = np.random.default_rng(1)
     observed, masked = np.float32(rng.normal(size=(2, 2, 3, 5, 3)))
-    return observed, masked, rng.random((2, 3, 5)) < 0.6, np.asarray([1, 7]), rng.integers(0, 6, (2, 3))
+    mask, level = rng.random((2, 3, 5)) < 0.6, rng.integers(0, 6, (2, 3))
+    return observed, masked, mask, Conditions(np.asarray([1, 7]), level)
 
 
 @pytest.fixture(scope='module')

@@ -77,9 +77,9 @@ def seen(monkeypatch):
     """The objective with its networks replaced: what they are given, and a loss of 10 t + n for token n of frame t."""
     seen = {}
 
-    def trunk(self, variables, observed, masked, mask, interval, level, dropout_keys, history):
-        seen.update(observed=observed, masked=masked, mask=mask, interval=interval, level=level)
-        seen.update(dropout_keys=dropout_keys, history=history)
+    def trunk(self, variables, observed, masked, mask, conditions, dropout_keys):
+        seen.update(observed=observed, masked=masked, mask=mask, interval=conditions.interval, level=conditions.level)
+        seen.update(dropout_keys=dropout_keys, history=conditions.history)
         return jnp.zeros((*mask.shape, self.config.width))
 
     def head(process, prediction, output, clean, noise, i):
@@ -154,7 +154,10 @@ def test_which_inputs_are_noised(params, tokenizer, seen, forcing, masking, nois
     _run(objective, params, tokenizer)
     difference = np.abs(np.asarray(seen['masked']) - _clean(tokenizer))
     assert (difference.mean() > 0.2) if noised else (difference.max() < 1e-5)
-    np.testing.assert_allclose(seen['observed'] if noised else seen['masked'], seen['masked'])
+    if forcing == 'masked':
+        assert seen['observed'] is None
+    else:
+        np.testing.assert_allclose(seen['observed'] if noised else seen['masked'], seen['masked'])
     assert bool(seen['level'].any()) == labelled
     np.testing.assert_array_equal(seen['interval'], _batch()['interval'])
 

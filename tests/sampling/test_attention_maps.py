@@ -17,6 +17,7 @@ from magi_jax.config import (
     TokenizerConfig,
     TrainConfig,
 )
+from magi_jax.models.conditions import Conditions
 from magi_jax.models.magi import Magi
 from magi_jax.objectives.api import clip_shape, make_objective
 from magi_jax.sampling.attention_maps import attention_to_past
@@ -52,9 +53,9 @@ def test_weighted_values_are_the_layers_output(model):
     assert attention.std() > 0.02  # not even: a wrong order of frames would show
 
     tokens = patchify(tokenizer.encode(to_float(jnp.asarray(video))), 1)
-    state = sampler.start(weights, tokens, 4, jnp.full(3, 2), clip_keys(0, range(3)))
+    state = sampler.start(weights, tokens, 4, Conditions(jnp.full(3, 2)), clip_keys(0, range(3)))
     hidden = jnp.zeros((3, 4, 12)), jnp.ones((3, 4), bool)
-    arguments = (*hidden, state.interval, state.positions[3], state.cache)
+    arguments = (*hidden, state.conditions, state.positions[3], state.cache)
     _, captured = sampler.trunk.apply(
         weights['trunk'], *arguments, method=Magi.predict, capture_intermediates=True, mutable=['intermediates']
     )

@@ -67,7 +67,7 @@ def test_flops_of_a_frame_are_the_least_there_are(config, frame):
         times * _flops(equation) for equation, times in executed(frame) if equation.primitive.name == 'dot_general'
     )
     shape = clip_shape(config, abstract_tokenizer(config))
-    assert flops <= 1.05 * CLIPS * sum(frame_flops(config.model, config.sampler, shape, slots=16).values())
+    assert flops <= 1.05 * CLIPS * sum(frame_flops(config, shape, slots=16).values())
 
 
 def test_what_depends_on_the_token_alone_leaves_the_denoise_loop(config, frame):

@@ -8,6 +8,7 @@ import pytest
 
 from magi_jax.config import MagiConfig, MagiHeadConfig, MagiModelConfig, MagiSamplerConfig, MeshConfig, TrainConfig
 from magi_jax.models.clip_shape import ClipShape
+from magi_jax.models.conditions import Conditions
 from magi_jax.objectives.masked_diffusion import MaskedDiffusion
 from magi_jax.parallel.layout import sampling_layout
 from magi_jax.parallel.mesh import batch_sharding, make_mesh, replicated_sharding
@@ -32,13 +33,13 @@ def _sample(axes):
     settings = MagiSamplerConfig(mask_steps=2, denoise_steps=3, keep_frames=2)
     config = MagiConfig(model=model, sampler=settings, train=TrainConfig(compute_dtype='float32'))
     mesh = make_mesh(axes, jax.devices()[: axes.data * axes.fsdp * axes.sequence * axes.tensor])
-    sampler = VideoSampler(config, SHAPE, sampling_layout(model, SHAPE, mesh))
+    sampler = VideoSampler(config, SHAPE, sampling_layout(config, SHAPE, mesh))
     params = jax.device_put(random_params(MaskedDiffusion(config, SHAPE).init, scale=0.2), replicated_sharding(mesh))
     weights = sampling_weights(config, params)
     start = np.float32(np.random.default_rng(0).normal(size=(CLIPS, 1, SHAPE.tokens, SHAPE.token_width)))
     arrays = start, np.arange(CLIPS, dtype=np.int32) % 7 + 1, jax.random.split(jax.random.key(0), CLIPS)
     context, interval, keys = jax.device_put(arrays, batch_sharding(mesh))
-    state = sampler.start(weights, context, 4, interval, keys)
+    state = sampler.start(weights, context, 4, Conditions(interval), keys)
     state, first = sampler.next_frame(weights, state)
     held = state.cache.k.sharding.shard_shape(state.cache.k.shape)
     return np.asarray(first), np.asarray(sampler.next_frame(weights, state)[1]), held

@@ -25,6 +25,10 @@ def _book_keeper(tokens, mask):
     return jnp.stack(columns, axis=-1).astype(jnp.float32)
 
 
+def _unguided(tokens, mask):
+    return _book_keeper(tokens, mask), None
+
+
 def _write_condition(z):
     """A clean-token head that answers z itself: what is drawn tells when it was drawn."""
     return lambda x, t: jnp.concatenate([z, -jnp.ones_like(z)], axis=-1)
@@ -32,7 +36,7 @@ def _write_condition(z):
 
 @pytest.mark.parametrize('mask_steps', [1, 3, 7, 20])
 def test_every_token_is_drawn_once_at_its_place_and_in_its_turn(mask_steps):
-    networks = FrameNetworks(_book_keeper, _write_condition)
+    networks = FrameNetworks(_unguided, _write_condition)
     recipe = _recipe(mask_steps, temperature=0.0, x0_clip=np.inf)
     frame = np.asarray(jax.jit(lambda: sample_frame(networks, recipe, KEYS, (TOKENS, WIDTH)))())
     counts = [count for count in reveal_counts(TOKENS, mask_steps) if count]
@@ -47,7 +51,7 @@ def test_every_token_is_drawn_once_at_its_place_and_in_its_turn(mask_steps):
 
 
 def test_orders_are_random_and_belong_to_the_clip():
-    networks, recipe = FrameNetworks(_book_keeper, _write_condition), _recipe(TOKENS, temperature=0.0, x0_clip=np.inf)
+    networks, recipe = FrameNetworks(_unguided, _write_condition), _recipe(TOKENS, temperature=0.0, x0_clip=np.inf)
     sample = jax.jit(lambda keys: sample_frame(networks, recipe, keys, (TOKENS, WIDTH))[..., 1])
     orders = np.asarray(sample(jax.random.split(jax.random.key(0), 500)))
     for token in range(TOKENS):
@@ -60,7 +64,7 @@ def test_temperature_scales_the_noise_and_the_clip_bounds_the_tokens():
         return jnp.concatenate([jnp.full_like(x, 50.0), jnp.zeros_like(x)], axis=-1)
 
     def sample(denoise, **settings):
-        networks = FrameNetworks(_book_keeper, lambda z: denoise)
+        networks = FrameNetworks(_unguided, lambda z: denoise)
         return jax.jit(lambda: sample_frame(networks, _recipe(2, **settings), KEYS, (TOKENS, WIDTH)))()
 
     np.testing.assert_allclose(sample(large, x0_clip=1.5), 1.5, rtol=1e-5)
@@ -84,7 +88,8 @@ def test_guidance_leads_away_from_the_blind_answer_and_grows_with_the_revealed_p
     def answering(value):
         return lambda tokens, mask: _book_keeper(tokens, mask) * 0 + value
 
-    networks = FrameNetworks(answering(3.0), _write_condition, blind=answering(1.0))
+    seeing, blind = answering(3.0), answering(1.0)
+    networks = FrameNetworks(lambda *frame: (seeing(*frame), blind(*frame)), _write_condition)
     recipe = _recipe(3, temperature=0.0, x0_clip=np.inf, guidance=1.5, guidance_schedule=schedule)
     frame = np.asarray(jax.jit(lambda: sample_frame(networks, recipe, KEYS, (TOKENS, WIDTH)))())
     weights = np.repeat(1 + 0.5 * np.asarray(revealed), [1, 3, 3])

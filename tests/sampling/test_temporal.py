@@ -14,6 +14,7 @@ from magi_jax.config import (
     MagiSamplerConfig,
     TrainConfig,
 )
+from magi_jax.models.conditions import Conditions
 from magi_jax.objectives.api import clip_shape, make_objective
 from magi_jax.sampling.stream import clip_keys, sample_clips
 from magi_jax.sampling.video import VideoSampler, sampling_weights
@@ -65,7 +66,9 @@ def test_whole_latent_videos_are_decoded_and_the_context_is_kept(parts):
         seen.append((total, made))
         return made
 
-    video = sample_clips(sampler, params, tokenizer, context, 11, interval, clip_keys(7, [0, 1]), progress=watch)
+    video = sample_clips(
+        sampler, params, tokenizer, context, 11, Conditions(interval), clip_keys(7, [0, 1]), progress=watch
+    )
     assert video.shape == (2, 11, SIDE, SIDE, 3) and video.dtype == np.uint8
     np.testing.assert_array_equal(video[:, :5], context)
     ((total, made),) = seen
@@ -75,16 +78,24 @@ def test_whole_latent_videos_are_decoded_and_the_context_is_kept(parts):
     decoded = to_uint8(jax.jit(lambda t, z: t.decode(z))(tokenizer, latents))
     np.testing.assert_allclose(np.int32(video[:, 5:]), np.int32(decoded[:, 5:11]), atol=1)
     assert decoded.shape[1] == 13 and np.std(decoded[:, 5:]) > 5
-    state = sampler.start(params, alone, 4, jnp.asarray(interval), clip_keys(7, [0, 1]))
+    state = sampler.start(params, alone, 4, Conditions(jnp.asarray(interval)), clip_keys(7, [0, 1]))
     np.testing.assert_allclose(sampler.next_frame(params, state)[1], made[0], atol=1e-5)
 
 
 def test_from_nothing_and_contexts_that_do_not_fit(parts):
     sampler, params, tokenizer = parts
     interval, keys = np.ones(2, np.int32), clip_keys(0, [0, 1])
-    assert sample_clips(sampler, params, tokenizer, _context(0), 3, interval, keys).shape == (2, 3, SIDE, SIDE, 3)
-    np.testing.assert_array_equal(sample_clips(sampler, params, tokenizer, _context(5), 5, interval, keys), _context(5))
+    assert sample_clips(sampler, params, tokenizer, _context(0), 3, Conditions(interval), keys).shape == (
+        2,
+        3,
+        SIDE,
+        SIDE,
+        3,
+    )
+    np.testing.assert_array_equal(
+        sample_clips(sampler, params, tokenizer, _context(5), 5, Conditions(interval), keys), _context(5)
+    )
     with pytest.raises(ConfigError, match=r'takes 1 \+ 4k frames, not 4: use 1 or 5'):
-        sample_clips(sampler, params, tokenizer, _context(4), 9, interval, keys)
+        sample_clips(sampler, params, tokenizer, _context(4), 9, Conditions(interval), keys)
     with pytest.raises(ConfigError, match='5 context frames are more than the 3 frames'):
-        sample_clips(sampler, params, tokenizer, _context(5), 3, interval, keys)
+        sample_clips(sampler, params, tokenizer, _context(5), 3, Conditions(interval), keys)

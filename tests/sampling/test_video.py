@@ -22,6 +22,7 @@ from magi_jax.config import (
 )
 from magi_jax.masking.tokens import masked_counts
 from magi_jax.models.clip_shape import ClipShape
+from magi_jax.models.conditions import Conditions
 from magi_jax.objectives.masked_diffusion import MaskedDiffusion
 from magi_jax.sampling.stream import clip_keys, sample_clips, stream_clips
 from magi_jax.sampling.video import VideoSampler, sampling_weights
@@ -56,7 +57,7 @@ def _keys():
 
 
 def _start(sampler, weights, context, frames):
-    return sampler.start(weights, jnp.asarray(VIDEO[:, :context]), frames, jnp.asarray(INTERVAL), _keys())
+    return sampler.start(weights, jnp.asarray(VIDEO[:, :context]), frames, Conditions(jnp.asarray(INTERVAL)), _keys())
 
 
 def _make(sampler, weights, context, frames):
@@ -96,7 +97,7 @@ def _uncached(sampler, weights, video, frame):
     bucket = int(-np.diff(remaining).min())
     for step in range(MASK_STEPS):
         revealed = order[:, remaining[step + 1] : remaining[step]]
-        z = np.asarray(trunk(weights['trunk'], clips, clips, hidden, INTERVAL, level))[:, frame]
+        z = np.asarray(trunk(weights['trunk'], clips, clips, hidden, Conditions(INTERVAL, level)))[:, frame]
         step_keys = [jax.random.fold_in(key, step + 1) for key in keys]
         drawn = _denoised(head, weights['head'], np.take_along_axis(z, revealed[..., None], 1), step_keys, bucket)
         for clip in range(CLIPS):
@@ -157,7 +158,7 @@ def test_any_context_and_length(sampler, weights, context, frames):
 def test_a_window_that_slides_is_a_fresh_start_from_its_last_frames(sampler, weights):
     """The fifth frame of a four frame window, and a start from frames 1 to 3 alone."""
     slid, tokens = sampler.next_frame(weights, _start(sampler, weights, 4, 9))
-    fresh = sampler.start(weights, jnp.asarray(VIDEO[:, 1:4]), 9, jnp.asarray(INTERVAL), _keys())
+    fresh = sampler.start(weights, jnp.asarray(VIDEO[:, 1:4]), 9, Conditions(jnp.asarray(INTERVAL)), _keys())
     fresh, expected = sampler.next_frame(weights, fresh.replace(frame=jnp.asarray(4, jnp.int32)))
     np.testing.assert_allclose(tokens, expected, atol=1e-5)
     assert slid.cache.length == fresh.cache.length == 4 and slid.frame == fresh.frame == 5
@@ -171,7 +172,7 @@ def test_prefill_is_what_committing_the_frames_would_have_left(sampler, weights)
     for _ in range(3):
         state, _ = sampler.next_frame(weights, state)
     made = state.window[:, :3]
-    prefilled = sampler.start(weights, made, 4, jnp.asarray(INTERVAL), _keys())
+    prefilled = sampler.start(weights, made, 4, Conditions(jnp.asarray(INTERVAL)), _keys())
     assert prefilled.cache.length == state.cache.length == 3 and prefilled.frame == state.frame == 3
     np.testing.assert_allclose(prefilled.cache.k[:, :, :3], state.cache.k[:, :, :3], atol=1e-4)
     next_frames = [sampler.next_frame(weights, s)[1] for s in (prefilled, state)]
@@ -188,8 +189,10 @@ def test_clips_do_not_depend_on_their_batch(sampler, weights):
     """The first clip as the second of another batch."""
     video, interval = jnp.asarray(VIDEO[::-1, :1].copy()), jnp.asarray(INTERVAL[::-1].copy())
     keys = jnp.stack([jax.random.key(5), _keys()[0]])
-    other = np.stack(list(sampler.frames(weights, sampler.start(weights, 2 * video, 3, interval, keys), 2)), axis=1)
-    state = sampler.start(weights, video * jnp.asarray([2.0, 1.0])[:, None, None, None], 3, interval, keys)
+    other = np.stack(
+        list(sampler.frames(weights, sampler.start(weights, 2 * video, 3, Conditions(interval), keys), 2)), axis=1
+    )
+    state = sampler.start(weights, video * jnp.asarray([2.0, 1.0])[:, None, None, None], 3, Conditions(interval), keys)
     moved = np.stack(list(sampler.frames(weights, state, 2)), axis=1)
     reference = _make(sampler, weights, 1, 3)
     np.testing.assert_allclose(moved[1], reference[0], atol=1e-5)
@@ -198,9 +201,10 @@ def test_clips_do_not_depend_on_their_batch(sampler, weights):
 
 
 def test_arguments_survive_the_donated_state(sampler, weights):
-    context, interval, keys = jnp.asarray(VIDEO[:, :4]), jnp.asarray(INTERVAL), _keys()
+    context, interval, keys = jnp.asarray(VIDEO[:, :4]), Conditions(jnp.asarray(INTERVAL)), _keys()
     videos = [
-        np.stack(list(sampler.frames(weights, sampler.start(weights, context, 5, interval, keys), 1))) for _ in range(2)
+        np.stack(list(sampler.frames(weights, sampler.start(weights, context, 5, Conditions(interval), keys), 1)))
+        for _ in range(2)
     ]
     np.testing.assert_array_equal(*videos)
 
@@ -238,7 +242,7 @@ def test_observed_frames_carry_the_asked_noise_and_level(sampler, weights):
     noise = np.asarray(states[2].window - states[0].window)[:, :3]
     assert noise.std() == pytest.approx(sampler.config.masking.noise_std[3], rel=0.25)
     assert len(np.unique(noise)) > 0.9 * noise.size
-    later = noisy.start(weights, jnp.asarray(VIDEO[:, :6]), 7, jnp.asarray(INTERVAL), _keys())
+    later = noisy.start(weights, jnp.asarray(VIDEO[:, :6]), 7, Conditions(jnp.asarray(INTERVAL)), _keys())
     np.testing.assert_allclose(later.window[:, 0] - VIDEO[:, 2], noise[:, 2], atol=1e-6)  # the same noise for frame 2
     state, tokens = noisy.next_frame(weights, states[2])
     committed = np.asarray(state.window[:, 3] - tokens)
@@ -287,7 +291,7 @@ def pixels():
 def _request(numbers, frames=7):
     """What clips of these numbers are made from: the window slides."""
     context = np.random.default_rng(1).integers(0, 256, (9, 2, 1, TOKENS, 3), np.uint8)[list(numbers)]
-    return context, frames, INTERVAL[:1].repeat(len(numbers)), clip_keys(5, numbers)
+    return context, frames, Conditions(INTERVAL[:1].repeat(len(numbers))), clip_keys(5, numbers)
 
 
 def test_a_stream_gives_the_frames_of_the_whole_video(sampler, weights, pixels):

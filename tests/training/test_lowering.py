@@ -19,6 +19,7 @@ from magi_jax.config import (
     TokenizerConfig,
     TrainConfig,
 )
+from magi_jax.models.conditions import Conditions
 from magi_jax.objectives.api import clip_shape, make_objective
 from magi_jax.parallel.layout import sampling_layout
 from magi_jax.parallel.mesh import batch_sharding, make_mesh, put_batch, replicated_sharding
@@ -111,12 +112,12 @@ def test_the_train_step_is_the_one_that_runs(mesh, tokenizer, state):
 
 def test_the_next_frame_is_the_one_that_runs(mesh, tokenizer, state):
     shape = clip_shape(CONFIG, tokenizer)
-    sampler = VideoSampler(CONFIG, shape, sampling_layout(CONFIG.model, shape, mesh))
+    sampler = VideoSampler(CONFIG, shape, sampling_layout(CONFIG, shape, mesh))
     keys = jax.device_put(jax.random.split(jax.random.key(0), BATCH), batch_sharding(mesh))
     context = jnp.zeros((BATCH, 0, sampler.shape.tokens, sampler.shape.token_width))
     params = jax.device_put(jax.device_get(state.ema), replicated_sharding(mesh))
     weights = sampling_weights(CONFIG, params)
-    video = sampler.start(weights, context, 5, jnp.ones(BATCH, jnp.int32), keys)
+    video = sampler.start(weights, context, 5, Conditions(jnp.ones(BATCH, jnp.int32)), keys)
     live = VideoSampler.next_frame.trace(sampler, weights, video)
     assert digest(trace_next_frame(CONFIG, mesh, abstract_tokenizer(CONFIG), BATCH, 5)) == digest(live)
 
