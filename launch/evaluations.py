@@ -33,8 +33,8 @@ from magi_jax.evaluation.real_clips import RealClips
 from magi_jax.evaluation.report import Clips, ReportContent
 from magi_jax.evaluation.score_report import WHAT, ScoreContent, render_score
 from magi_jax.evaluation.scoring import Measure, Score
-from magi_jax.generator import reconstruct
 from magi_jax.parallel.mesh import make_mesh
+from magi_jax.reconstruction import reconstruct
 from magi_jax.tokenizers.folder import load_tokenizer
 from magi_jax.training.metrics import read_metrics
 

@@ -70,6 +70,8 @@ def main() -> None:
     """Sample videos and write them to --out, with `write_small` or `write_large`."""
     generator = magi_jax.load(WORKDIR.value)
     generator = generator.with_sampler(override(generator.config.sampler, SAMPLER.value))
+    if SIZE.value is not None:
+        generator = generator.with_size(*_size())
     folder, write = Path(OUT.value).expanduser(), write_large if STREAM.value or BATCH.value else write_small
     with video_folder.locked(folder) if console.is_first() else contextlib.nullcontext():
         write(generator, folder, _arguments())
@@ -78,12 +80,10 @@ def main() -> None:
 def _arguments() -> dict[str, Any]:
     """Return the arguments of `Generator.sample` that the flags give."""
     names = ('frames', 'interval', 'seed', 'prompt')
-    return {name: flags.FLAGS[name].value for name in names} | {'size': _size()}
+    return {name: flags.FLAGS[name].value for name in names}
 
 
-def _size() -> tuple[int, int] | None:
-    if SIZE.value is None:
-        return None
+def _size() -> tuple[int, int]:
     if len(SIZE.value) != 2 or not all(side.strip().isdigit() for side in SIZE.value):
         raise ConfigError(f'--size={",".join(SIZE.value)} is not HEIGHT,WIDTH: give two whole numbers, as in 96,96')
     return int(SIZE.value[0]), int(SIZE.value[1])
@@ -162,9 +162,8 @@ def _context(generator: magi_jax.Generator, num: int) -> np.ndarray | None:
     if not CONTEXT.value:
         return None
     data, count = generator.config.data, CONTEXT_FRAMES.value
-    height, width = _size() or (data.height, data.width)
     needed = (count - 1) * INTERVAL.value + 1
-    video = read_video(CONTEXT.value, height, width, max_frames=needed)
+    video = read_video(CONTEXT.value, data.height, data.width, max_frames=needed)
     if len(video) < needed:
         raise ConfigError(
             f'{CONTEXT.value} has {len(video)} frames, but {count} context frames at interval {INTERVAL.value} need'

@@ -19,19 +19,19 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from magi_jax.checkpoint import Checkpoints, load_config
-from magi_jax.config import Config, ConfigError, MeshConfig, SamplerConfig, TextConfig
+from magi_jax.config import Config, ConfigError, SamplerConfig, TextConfig
 from magi_jax.models.api import make_model
 from magi_jax.models.conditions import Conditions, TextStates
 from magi_jax.objectives.api import clip_shape, make_objective
-from magi_jax.parallel.hosts import equal_batches, gather_to_hosts, padded_rows, replicate, shard
+from magi_jax.parallel.hosts import gather_to_hosts, replicate, shard
 from magi_jax.parallel.layout import sampling_layout
-from magi_jax.parallel.mesh import batch_sharding, make_mesh, replicated_sharding
+from magi_jax.parallel.mesh import batch_sharding, replicated_sharding
 from magi_jax.pretrained.folder import is_pretrained, read_facts, read_pretrained, read_results, save_pretrained
 from magi_jax.pretrained.hub import find_folder, push_folder
-from magi_jax.sampling.arguments import check_videos, check_whole, replace_sampler_fields
+from magi_jax.reconstruction import all_devices, reconstruct, rows_of_parts
+from magi_jax.sampling.arguments import check_whole, replace_sampler_fields
 from magi_jax.sampling.attention_maps import attention_to_past
 from magi_jax.sampling.progress import Progress, frame_bar
 from magi_jax.sampling.request import VideoRequest
@@ -40,7 +40,6 @@ from magi_jax.sampling.video import VideoSampler, sampling_weights
 from magi_jax.text_encoders.api import TextEncoder, open_encoder
 from magi_jax.tokenizers.api import Tokenizer, create_tokenizer
 from magi_jax.tokenizers.folder import load_tokenizer
-from magi_jax.tokenizers.pixels import to_float, to_uint8
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -74,6 +73,22 @@ class Generator:
         """Return the same model with other sampler settings."""
         return dataclasses.replace(self, config=dataclasses.replace(self.config, sampler=sampler))
 
+    def with_size(self, height: int, width: int) -> 'Generator':
+        """Return the same model for videos of another size in pixels.
+
+        Raises:
+          ConfigError: the model has position tables of its trained size, or the tokenizer cannot encode this size.
+        """
+        size, data = (check_whole('height', height, 1, 8192), check_whole('width', width, 1, 8192)), self.config.data
+        if size != (data.height, data.width):
+            if not make_model(self.config, clip_shape(self.config, self.tokenizer)).resizable:
+                trained = f'{data.height}x{data.width}'
+                raise ConfigError(f'{self.config.system} samples only its trained size {trained}, not {height}x{width}')
+            data = dataclasses.replace(data, height=height, width=width)
+        resized = dataclasses.replace(self, config=dataclasses.replace(self.config, data=data))
+        clip_shape(resized.config, self.tokenizer)
+        return resized
+
     def sample(
         self,
         context: np.ndarray | None = None,
@@ -84,7 +99,6 @@ class Generator:
         seed: int = 0,
         numbers: Sequence[int] | None = None,
         prompt: str | Sequence[str] | None = None,
-        size: tuple[int, int] | None = None,
         per_device_batch: int | None = None,
         progress: bool | Progress = True,
         **sampler: Any,
@@ -104,8 +118,6 @@ class Generator:
             None: 0..B-1.
           prompt: text that describes the videos, one for all or one for each; only for a model with text. None: videos
             without text.
-          size: (height, width) in pixels; other sizes than the trained one only for a model without position tables.
-            None: the trained size.
           per_device_batch: number of videos per device and part. If it is set, videos are bit-identical on any number
             of devices. None: all videos in one part.
           progress: True for a progress bar in a terminal or notebook, False for none. A function is called for each
@@ -118,7 +130,7 @@ class Generator:
         Raises:
           ConfigError: an argument is not allowed or does not match the run.
         """
-        request = VideoRequest(context, frames, num, interval, seed, numbers, prompt, size)
+        request = VideoRequest(context, frames, num, interval, seed, numbers, prompt)
         parts, count = self._with_fields(sampler)._inputs(request, per_device_batch)
         bar = contextlib.nullcontext(progress) if callable(progress) else frame_bar(len(parts), bool(progress))
         with bar as watch:
@@ -134,7 +146,6 @@ class Generator:
         seed: int = 0,
         numbers: Sequence[int] | None = None,
         prompt: str | Sequence[str] | None = None,
-        size: tuple[int, int] | None = None,
         **sampler: Any,
     ) -> Iterator[np.ndarray]:
         """Return an iterator over the frames of the same videos, context first, in constant memory.
@@ -147,7 +158,7 @@ class Generator:
         Raises:
           ConfigError: as in `sample`; also if the tokenizer is not frame-wise.
         """
-        request = VideoRequest(context, frames, num, interval, seed, numbers, prompt, size)
+        request = VideoRequest(context, frames, num, interval, seed, numbers, prompt)
         (inputs,), count = self._with_fields(sampler)._inputs(request, per_device_batch=None)
         context_frames, new_frames = np.moveaxis(inputs['context'][:count], 1, 0), stream_clips(**inputs)
         new_frames = (gather_to_hosts(frame)[:count] for frame in _prefetch_to_host(new_frames))
@@ -164,11 +175,8 @@ class Generator:
 
         Every device gets the same number of clips.
         """
-        mesh, trained = _mesh(), clip_shape(self.config, self.tokenizer)
-        height, width = request.checked_size(self.config, make_model(self.config, trained).resizable)
-        data = dataclasses.replace(self.config.data, height=height, width=width)
-        shape = clip_shape(dataclasses.replace(self.config, data=data), self.tokenizer)
-        context, numbers, prompts = request.checked(self.config, (height, width))
+        mesh, (context, numbers, prompts) = all_devices(), request.checked(self.config)
+        shape = clip_shape(self.config, self.tokenizer)
         text = self._text(prompts, len(context))
         shared = {
             'sampler': VideoSampler(self.config, shape, sampling_layout(self.config, shape, mesh)),
@@ -186,7 +194,7 @@ class Generator:
                 'keys': clip_keys(request.seed, numbers[rows]),
             }
 
-        return [part(rows) for rows in _parts(mesh, len(context), per_device_batch)], len(context)
+        return [part(rows) for rows in rows_of_parts(mesh, len(context), per_device_batch)], len(context)
 
     def _text(self, prompts: list[str] | None, clips: int) -> TextStates | None:
         """Return the text states of the prompts. Clips without a prompt get empty text."""
@@ -275,23 +283,10 @@ class Generator:
             return push_folder(folder, name, private)
 
 
-def reconstruct(tokenizer: Tokenizer, video: np.ndarray, per_device_batch: int | None = None) -> np.ndarray:
-    """Encode and decode videos as `Generator.reconstruct` does, with a tokenizer alone."""
-    mesh, video = _mesh(), check_videos('video', video)
-    tokenizer, sharding = replicate(mesh, tokenizer), batch_sharding(mesh)
-    parts = (shard(sharding, video[rows]) for rows in _parts(mesh, len(video), per_device_batch))
-    return np.concatenate([gather_to_hosts(_reconstruct(tokenizer, part)) for part in parts])[: len(video)]
-
-
 @functools.lru_cache(maxsize=1)
 def _open_encoder(text: TextConfig, folder: str) -> TextEncoder:
     """Open the text encoder of a run once for many calls."""
     return open_encoder(text, folder)
-
-
-@jax.jit
-def _reconstruct(tokenizer: Tokenizer, video: jax.Array) -> jax.Array:
-    return to_uint8(tokenizer.decode(tokenizer.encode(to_float(video))))
 
 
 def load(workdir: str | os.PathLike, revision: str | None = None) -> Generator:
@@ -308,7 +303,7 @@ def load(workdir: str | os.PathLike, revision: str | None = None) -> Generator:
     workdir = find_folder(workdir, revision)
     if is_pretrained(workdir):
         config, tokenizer, params, step = read_pretrained(workdir)
-        weights = sampling_weights(config, shard(replicated_sharding(_mesh()), params))
+        weights = sampling_weights(config, shard(replicated_sharding(all_devices()), params))
         return Generator(config, weights, tokenizer, str(workdir), step, params)
     config = load_config(workdir)
     if config.objective == 'autoencoder':
@@ -318,24 +313,13 @@ def load(workdir: str | os.PathLike, revision: str | None = None) -> Generator:
     else:
         tokenizer = load_tokenizer(Path(workdir) / 'tokenizer')
     boxed = jax.eval_shape(make_objective(config, tokenizer).init, jax.random.key(0))
-    replicated = replicated_sharding(_mesh())
+    replicated = replicated_sharding(all_devices())
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), nn.unbox(boxed))
     checkpoints = Checkpoints(workdir)
     params = checkpoints.restore({'ema': abstract})['ema']
     checkpoints.close()
     weights, params = sampling_weights(config, params), jax.tree.map(np.asarray, params)
     return Generator(config, weights, tokenizer, str(workdir), checkpoints.restored_step, params)
-
-
-def _parts(mesh: Mesh, count: int, per_device_batch: int | None) -> list[np.ndarray]:
-    if per_device_batch is None:
-        return [padded_rows(mesh, count)]
-    return equal_batches(mesh, count, check_whole('per_device_batch', per_device_batch, 1))
-
-
-def _mesh() -> Mesh:
-    """Return a mesh of all devices of all hosts along the data axis."""
-    return make_mesh(MeshConfig())
 
 
 def _prefetch_to_host(frames: Iterator[jax.Array]) -> Iterator[jax.Array]:

@@ -27,7 +27,7 @@ FLOORS = (
     ('objectives', 'sampling'),
     ('parallel', 'data', 'checkpoint'),
     ('training', 'evaluation'),
-    ('pretrained', 'video_output'),
+    ('pretrained', 'reconstruction', 'video_output'),
     ('generator', 'benchmarks'),
     ('magi_jax',),
     ('launch',),

@@ -24,30 +24,12 @@ class VideoRequest:
     seed: int
     numbers: Sequence[int] | None
     prompt: str | Sequence[str] | None
-    size: tuple[int, int] | None
 
-    def checked_size(self, config: Config, resizable: bool) -> tuple[int, int]:
-        """Return height and width of the videos. Raise ConfigError if the model cannot sample them."""
-        trained = config.data.height, config.data.width
-        if self.size is None:
-            return trained
-        try:
-            height, width = self.size
-        except (TypeError, ValueError):
-            raise ConfigError(f'size = {self.size!r} is not a size: give (height, width) in pixels') from None
-        size = check_whole('height', height, 1, 8192), check_whole('width', width, 1, 8192)
-        if size != trained and not resizable:
-            raise ConfigError(
-                f'size = {size} is not the size of this {config.system} run: give ({trained[0]}, {trained[1]})'
-            )
-        return size
-
-    def checked(self, config: Config, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, list[str] | None]:
+    def checked(self, config: Config) -> tuple[np.ndarray, np.ndarray, list[str] | None]:
         """Check all arguments.
 
         Args:
           config: config of the run.
-          size: height and width of the videos.
 
         Returns:
           Context [B, c, H, W, 3], numbers [B] of the videos, and their prompts [B] or None.
@@ -59,6 +41,7 @@ class VideoRequest:
         check_whole('num', self.num, 1)
         check_whole('interval', self.interval, 1, config.data.max_interval, 'data.max_interval of this run')
         check_seed(self.seed)
+        size = config.data.height, config.data.width
         numbers = None if self.numbers is None else check_numbers(self.numbers)
         prompts = self._prompts(config)
         if self.context is None:
