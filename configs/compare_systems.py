@@ -1,0 +1,38 @@
+"""MAGI and VideoMAR on equal terms: data, tokens, steps, seeds, loss, sampler settings and about equal parameters.
+
+    python -m launch.compare_systems --config configs/compare_systems.py --workdir runs/compare
+
+This trains both on `bouncing_objects/shapes`, evaluates them and writes one table. The same command resumes after an
+interruption. Both learn by complete teacher forcing, so that every frame is a target. To train one by hand, use
+`python -m launch.train --config configs/compare_systems.py:videomar --workdir FOLDER`. `:runlocal` runs a few steps.
+"""
+
+from ml_collections import ConfigDict
+
+from magi_jax.config import ConfigError
+from magi_jax.config_files import import_config
+
+VARIANTS = ('magi', 'videomar')
+
+
+def get_config(arg: str = '') -> ConfigDict:
+    names = [name for name in arg.split(',') if name]
+    if unknown := set(names) - {*VARIANTS, 'runlocal'}:
+        raise ConfigError(f'no variant {sorted(unknown)}; there are: {", ".join(VARIANTS)}, runlocal')
+    local = 'runlocal' if 'runlocal' in names else ''
+    magi = import_config('quickstart').get_config(local)
+    config = magi
+    if 'videomar' in names:
+        config = import_config('quickstart_videomar').get_config(local)
+        config.text.encoder = ''
+        for group in ('data', 'tokenizer', 'optim', 'train'):
+            setattr(config, group, getattr(magi, group))
+        config.train.unroll = config.model.blocks
+        config.sampler.opening_temperature = magi.sampler.opening_temperature
+        config.sampler.x0_clip, config.sampler.token_clip = magi.sampler.x0_clip, float('inf')
+        config.sampler.long_video, config.sampler.keep_frames = magi.sampler.long_video, magi.sampler.keep_frames
+        config.sampler.guidance = magi.sampler.guidance
+    config.sampler.opening_temperature = config.sampler.temperature
+    if not local:
+        config.train.steps = 1_600
+    return config
