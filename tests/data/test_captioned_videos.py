@@ -1,15 +1,15 @@
 """The captioned videos: what the caption says is what moves, and 'test' holds its combinations alone."""
 
+import dataclasses
 import itertools
 
 import numpy as np
 import pytest
 
-from magi_jax.config import DataConfig
 from magi_jax.data import pipeline, sources
-from magi_jax.data.builders import bouncing_objects as bouncing
 from magi_jax.data.builders import captions
 from magi_jax.data.builders.drawing import GAP, PALETTE, RADII, SHAPES
+from tests.data import tiny_captions
 
 COUNTS = {'train': 6, 'validation': 3, 'test': 4}
 TRAIN = [captions.make_video('train', index) for index in range(2 * len(captions.SEEN))]
@@ -86,12 +86,7 @@ def test_colours_are_where_the_labels_say():
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
-    folder = str(tmp_path_factory.mktemp('captions'))
-    with pytest.MonkeyPatch.context() as patch:
-        (config,) = (config for config in bouncing.BouncingObjects.BUILDER_CONFIGS if config.name == captions.KIND)
-        patch.setattr(config, 'counts', COUNTS)
-        bouncing.prepare('bouncing_objects/captions', folder)
-    return DataConfig(source='bouncing_objects/captions', path=folder, batch_size=4, threads=0)
+    return dataclasses.replace(tiny_captions.build(tmp_path_factory.mktemp('captions'), **COUNTS), frames=16)
 
 
 def test_stored_example_is_make_video(data):
