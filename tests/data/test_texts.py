@@ -11,7 +11,9 @@ import pytest
 from magi_jax.config import ConfigError, DataConfig, TextConfig
 from magi_jax.data import pipeline, prepared, sources, texts
 from magi_jax.data.builders import captions as captioned
-from magi_jax.data.preparation import captions, dataset, encoding, shards, text_states
+from magi_jax.data.preparation import captions, dataset, encoding, rows, shards, text_states
+from magi_jax.data.preparation.listing import list_source
+from magi_jax.data.preparation.reencode import Settings
 from magi_jax.data.video_file import write_mp4
 from magi_jax.text_encoders.api import describe, open_encoder, read_description
 from tests.data import tiny_captions
@@ -194,6 +196,30 @@ def test_captions_of_a_file(folder_of_videos, tmp_path, form):
         take(3, folder_of_videos)
     with pytest.raises(ConfigError, match='1 of 4 videos of video_folder have no caption, the first is train/new.mp4'):
         encode(folder_of_videos, given=str(path))
+
+
+def test_captions_of_a_prepared_dataset(folder_of_videos, tmp_path):
+    settings = Settings(height=32, width=32, min_frames=1)
+    listing = list_source(folder_of_videos.path)
+    folder, plan = dataset.make_plan('mine', str(tmp_path), listing, settings)
+    for shard in shards.make_shards('mine', folder, listing, settings):
+        with shards.ShardWriter(shard, plan['digest'], prepared.make_features(plan['labels'])) as writer:
+            for row in shard.rows:
+                writer.add(*rows.make_record(row, rows.prepare_row((listing.root, row, settings)), plan['labels']))
+            writer.commit()
+    dataset.merge('mine', str(tmp_path), dataset.Limits())
+    data = dataclasses.replace(folder_of_videos, source='mine', path=str(tmp_path))
+    with pytest.raises(ConfigError, match='3 of 3 videos of mine have no caption'):
+        captions.collect(data)
+    videos = [source[i] for source in (sources.open_source(data, s) for s in plan['rows']) for i in range(len(source))]
+    given = {video.video_id: f'the video {video.video_id}' for video in videos}
+    write_captions(tmp_path / 'captions.csv', given)
+    assert encode(data, given=str(tmp_path / 'captions.csv')) == folder / 'text/words/1.0.0'
+    video, found = sources.open_source(data, 'train')[1], pipeline.EvalClips(data, 'train', 5, text=TEXT).read([1])
+    np.testing.assert_array_equal(found['text'], open_encoder(TEXT).encode([given[video.video_id]])[0])
+    write_captions(tmp_path / 'captions.csv', given | {video.video_id: 'another'})
+    with pytest.raises(ConfigError, match=r'was started with other captions \(3 then, 3 now\): add --replace'):
+        encode(data, given=str(tmp_path / 'captions.csv'))
 
 
 def write_captions(path, given):
