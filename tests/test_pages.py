@@ -24,6 +24,7 @@ TESTS = {
     'compile': 'tests/launch/test_compile.py',
     'convert_weights': 'tests/launch/test_convert_weights.py',
     'encode_latents': 'tests/launch/test_own_videos.py',
+    'encode_text': 'tests/launch/test_encode_text.py',
     'evaluate': 'tests/test_readme.py',
     'export': 'tests/launch/test_export.py',
     'frame_times': 'tests/test_readme.py',
@@ -35,7 +36,7 @@ TESTS = {
     'train': 'tests/launch/test_train.py',
 }
 SCRIPTS = ('bash launch/quickstart.sh', 'bash launch/test.sh', 'source .venv/bin/activate')
-MISSING_HERE = {'a TPU', 'a cluster', 'hardware', 'hours of two cores', 'the torch extra'}
+MISSING_HERE = {'a TPU', 'a cluster', 'hardware', 'hours of two cores', 'the torch extra', 'the text extra'}
 
 every_page = pytest.mark.parametrize('page', PAGES, ids=name_of)
 every_command = pytest.mark.parametrize('command', COMMANDS, ids=lambda c: f'{c.page} {c.text[:60]}')

@@ -33,6 +33,7 @@ COUNTS = {'train': 4096, 'validation': 64, 'test': 192}
 SPLITS = tuple(COUNTS)
 SPEEDS = (1.5, 2.5)  # pixels per frame
 RESTING = 0.5  # fraction of the videos with a resting shape
+MARGIN = 2.0  # pixels to the walls, so that antialiased borders fit as well
 STRIDE = 37  # prime, so consecutive videos go through all combinations, in an order that mixes colours and shapes
 
 _DIAGONAL = np.sqrt(0.5)
@@ -118,6 +119,6 @@ def _paths(rng: np.random.Generator, direction: str, moving: ObjectSpec, resting
 def _draw_start(rng: np.random.Generator, item: ObjectSpec, travel: np.ndarray) -> np.ndarray:
     """Draw a first centre from which no centre of `travel` [T,2] brings the shape to a wall."""
     left, right, up, down = item.extents
-    low = np.array([left, up]) + 1.0 - travel.min(axis=0)  # one pixel from the wall, for the antialiased border
-    high = SIDE - 1.0 - np.array([right, down]) - travel.max(axis=0)
+    low = np.array([left, up]) + MARGIN - travel.min(axis=0)
+    high = SIDE - MARGIN - np.array([right, down]) - travel.max(axis=0)
     return rng.uniform(low, high)

@@ -96,8 +96,11 @@ def _prepared_ids(data: DataConfig) -> list[tuple[str, str]]:
 
 
 def _open_source(data: DataConfig, split: str) -> sources.Source | None:
-    """Open a split with videos of any length. Return None if it is an empty split of a folder."""
-    data = dataclasses.replace(data, frames=1)
+    """Open a split with videos of any length. Return None if it is an empty split of a folder.
+
+    No frame is read, so the smallest frame size keeps a large folder from being measured for memory.
+    """
+    data = dataclasses.replace(data, frames=1, height=1, width=1)
     if data.source != sources.FOLDER or split == 'train':
         return sources.open_source(data, split)
     try:
