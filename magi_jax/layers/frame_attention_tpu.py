@@ -37,7 +37,7 @@ QUERY_FRAME, QUERY_BLOCK, KEY_FRAME, KEY_BLOCK, FIRST, LAST = range(6)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Blocks:
+class Blocks:
     """The cut of `tokens` into `count` blocks of `size` tokens; the last one may end in padding."""
 
     tokens: int
@@ -45,7 +45,7 @@ class _Blocks:
     size: int
 
     @classmethod
-    def of(cls, tokens: int) -> '_Blocks':
+    def of(cls, tokens: int) -> 'Blocks':
         count = pl.cdiv(tokens, LARGEST_BLOCK)
         return cls(tokens, count, pl.cdiv(pl.cdiv(tokens, count), SUBLANES) * SUBLANES)
 
@@ -55,26 +55,32 @@ class _Blocks:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Sizes:
-    """Static sizes of a kernel."""
+class Sizes:
+    """Static sizes of a kernel.
 
-    queries: _Blocks
-    keys: _Blocks
+    Attributes:
+      queries: blocks of n.
+      keys: blocks of N.
+      heads: H.
+      width: d.
+      lanes_of_head: d with padding.
+      together: e.
+      seen: the key frames that each query frame sees.
+    """
+
+    queries: Blocks
+    keys: Blocks
     heads: int
     width: int
+    lanes_of_head: int
+    together: int
     seen: Seen
 
     @classmethod
-    def of(cls, q: Array, k: Array, seen: Seen) -> '_Sizes':
-        return cls(_Blocks.of(q.shape[2]), _Blocks.of(k.shape[2]), *q.shape[3:], seen)
-
-    @property
-    def lanes_of_head(self) -> int:
-        return pl.next_power_of_2(self.width) if self.width <= LANES else pl.cdiv(self.width, LANES) * LANES
-
-    @property
-    def together(self) -> int:
-        return max(1, LANES // self.lanes_of_head)
+    def of(cls, q: Array, k: Array, seen: Seen) -> 'Sizes':
+        heads, width = q.shape[3:]
+        lanes = pl.next_power_of_2(width) if width <= LANES else pl.cdiv(width, LANES) * LANES
+        return cls(Blocks.of(q.shape[2]), Blocks.of(k.shape[2]), heads, width, lanes, max(1, LANES // lanes), seen)
 
     @property
     def groups(self) -> int:
@@ -84,13 +90,13 @@ class _Sizes:
     def lanes(self) -> int:
         return self.together * self.lanes_of_head
 
-    def merge(self, x: Array, blocks: _Blocks) -> Array:
+    def merge(self, x: Array, blocks: Blocks) -> Array:
         """Merge [B, R, n, H, d] to [B, R, n, G W], with zeros as padding of tokens, heads and channels."""
         tokens, heads = blocks.padded - blocks.tokens, self.groups * self.together - self.heads
         x = jnp.pad(x, [(0, 0), (0, 0), (0, tokens), (0, heads), (0, self.lanes_of_head - self.width)])
         return einops.rearrange(x, 'b r n h d -> b r n (h d)')
 
-    def split(self, x: Array, blocks: _Blocks) -> Array:
+    def split(self, x: Array, blocks: Blocks) -> Array:
         """Invert `merge`."""
         x = einops.rearrange(x, 'b r n (h d) -> b r n h d', d=self.lanes_of_head)
         return x[:, :, : blocks.tokens, : self.heads, : self.width]
@@ -124,16 +130,11 @@ def forward(q: Array, k: Array, v: Array, seen: Seen, interpret: bool = False) -
     Returns:
       Output [B, R, n, H, d], and the logarithms, float32 [B, R, G, blocks of queries, e, q].
     """
-    sizes = _Sizes.of(q, k, seen)
+    sizes = Sizes.of(q, k, seen)
     q = sizes.merge(q, sizes.queries)
     inputs = {'q': q, 'k': sizes.merge(k, sizes.keys), 'v': sizes.merge(v, sizes.keys)}
-    scratch = {
-        'highest': (sizes.together, sizes.queries.size),
-        'total': (sizes.together, sizes.queries.size),
-        'sum': (sizes.lanes, sizes.queries.size),
-    }
     outputs = {'out': q, 'denominator': sizes.sums(q)}
-    out, denominator = _call(_forward_kernel, sizes, inputs, outputs, scratch, interpret)
+    out, denominator = _call(_forward_kernel, sizes, inputs, outputs, sums_of_queries(sizes), interpret)
     return sizes.split(out, sizes.queries), denominator
 
 
@@ -145,7 +146,7 @@ def backward(
     The gradients of all queries of a clip stay in fast memory. Where they are too many, query frames are divided over
     several calls.
     """
-    sizes = _Sizes.of(q, k, seen)
+    sizes = Sizes.of(q, k, seen)
     bytes_of_frame = sizes.queries.padded * sizes.lanes * (4 + 2 * q.dtype.itemsize)  # a sum, and two output buffers
     rows = max(1, QUERY_GRADIENT_BYTES // bytes_of_frame)
     parts = [slice(first, first + rows) for first in range(0, len(seen), rows)]
@@ -165,7 +166,7 @@ def _backward_of_rows(
     out: Array,
     denominator: Array,
     gradient: Array,
-    sizes: _Sizes,
+    sizes: Sizes,
     dtype: Any,
     interpret: bool,
 ) -> tuple[Array, Array, Array]:
@@ -194,7 +195,7 @@ def _backward_of_rows(
 
 def _call(
     kernel: Callable[..., None],
-    sizes: _Sizes,
+    sizes: Sizes,
     inputs: dict[str, Array],
     outputs: dict[str, Any],
     scratch: dict[str, tuple[int, ...]],
@@ -242,7 +243,7 @@ def _call(
 
 
 def _cost(
-    sizes: _Sizes, inputs: dict[str, Array], outputs: dict[str, Any], steps: int, backward: bool
+    sizes: Sizes, inputs: dict[str, Array], outputs: dict[str, Any], steps: int, backward: bool
 ) -> pl.CostEstimate:
     """Estimate the costs of a kernel, for the scheduler of the compiler and for reports."""
     clips, products = inputs['q'].shape[0], 5 if backward else 2
@@ -258,37 +259,53 @@ def _cost(
     return pl.CostEstimate(flops=2 * products * scores * sizes.width, transcendentals=scores, bytes_accessed=values)
 
 
-def _forward_kernel(sizes: _Sizes, steps: Any, refs: dict[str, Any]) -> None:
+def _forward_kernel(sizes: Sizes, steps: Any, refs: dict[str, Any]) -> None:
     step = pl.program_id(2)
+    pl.when(steps[FIRST, step] == 1)(lambda: start_sums(refs))
+    add_keys(sizes, refs, refs['k'][...], refs['v'][...], steps[KEY_BLOCK, step])
 
-    @pl.when(steps[FIRST, step] == 1)
-    def start() -> None:
-        refs['highest'][...] = jnp.full_like(refs['highest'], LOWEST)
-        refs['total'][...] = jnp.zeros_like(refs['total'])
-        refs['sum'][...] = jnp.zeros_like(refs['sum'])
+    @pl.when(steps[LAST, step] == 1)
+    def finish() -> None:
+        finish_sums(sizes, refs)
+        refs['denominator'][...] = refs['highest'][...] + jnp.log(refs['total'][...])
 
-    q, k, values = refs['q'][...], refs['k'][...], refs['v'][...].T
+
+def sums_of_queries(sizes: Sizes) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the running maximum and sum of the softmax and of the weighted values, of one block."""
+    size = sizes.queries.size
+    return {'highest': (sizes.together, size), 'total': (sizes.together, size), 'sum': (sizes.lanes, size)}
+
+
+def start_sums(refs: dict[str, Any]) -> None:
+    """Set the sums of a block of queries to those of no keys."""
+    refs['highest'][...] = jnp.full_like(refs['highest'], LOWEST)
+    refs['total'][...] = jnp.zeros_like(refs['total'])
+    refs['sum'][...] = jnp.zeros_like(refs['sum'])
+
+
+def add_keys(sizes: Sizes, refs: dict[str, Any], k: Array, v: Array, block: Array) -> None:
+    """Add the keys and values [k, W] of one block of a frame to the sums of the block of queries `refs['q']`."""
+    q, values = refs['q'][...], v.T
     for head in range(sizes.together):
-        own, channels = pl.ds(head, 1), pl.ds(head * sizes.lanes_of_head, sizes.lanes_of_head)
-        scores = _scores(sizes, k, _lanes_of(sizes, head, q), steps[KEY_BLOCK, step])
+        own, channels = pl.ds(head, 1), slice(head * sizes.lanes_of_head, (head + 1) * sizes.lanes_of_head)
+        scores = _scores(sizes, k, _lanes_of(sizes, head, q), block)
         highest = refs['highest'][own]
         higher = jnp.maximum(highest, jnp.max(scores, axis=0, keepdims=True))
         weights, shrink = jnp.exp(scores - higher), jnp.exp(highest - higher)
         refs['highest'][own] = higher
         refs['total'][own] = refs['total'][own] * shrink + jnp.sum(weights, axis=0, keepdims=True)
-        summed = _dot(values[head * sizes.lanes_of_head :][: sizes.lanes_of_head], weights.astype(values.dtype))
-        refs['sum'][channels] = refs['sum'][channels] * shrink + summed
-
-    @pl.when(steps[LAST, step] == 1)
-    def finish() -> None:
-        for head in range(sizes.together):
-            channels = pl.ds(head * sizes.lanes_of_head, sizes.lanes_of_head)
-            refs['sum'][channels] = refs['sum'][channels] / refs['total'][pl.ds(head, 1)]
-        refs['out'][...] = refs['sum'][...].T.astype(refs['out'].dtype)
-        refs['denominator'][...] = refs['highest'][...] + jnp.log(refs['total'][...])
+        refs['sum'][channels] = refs['sum'][channels] * shrink + _dot(values[channels], weights.astype(v.dtype))
 
 
-def _backward_kernel(sizes: _Sizes, steps: Any, refs: dict[str, Any]) -> None:
+def finish_sums(sizes: Sizes, refs: dict[str, Any]) -> None:
+    """Write the output of a block of queries."""
+    for head in range(sizes.together):
+        channels = slice(head * sizes.lanes_of_head, (head + 1) * sizes.lanes_of_head)
+        refs['sum'][channels] = refs['sum'][channels] / refs['total'][pl.ds(head, 1)]
+    refs['out'][...] = refs['sum'][...].T.astype(refs['out'].dtype)
+
+
+def _backward_kernel(sizes: Sizes, steps: Any, refs: dict[str, Any]) -> None:
     step = pl.program_id(2)
 
     @pl.when(step == 0)
@@ -322,7 +339,7 @@ def _backward_kernel(sizes: _Sizes, steps: Any, refs: dict[str, Any]) -> None:
         refs['dq'][...] = refs['dq_sum'][...].astype(refs['dq'].dtype)
 
 
-def _lanes_of(sizes: _Sizes, head: int, x: Array) -> Array:
+def _lanes_of(sizes: Sizes, head: int, x: Array) -> Array:
     """Set the lanes of other heads to zero, so that a product over all lanes is one over those of `head`."""
     if sizes.together == 1:
         return x
@@ -330,7 +347,7 @@ def _lanes_of(sizes: _Sizes, head: int, x: Array) -> Array:
     return jnp.where((lane >= 0) & (lane < sizes.lanes_of_head), x, jnp.zeros_like(x))
 
 
-def _scores(sizes: _Sizes, k: Array, q: Array, block: Array) -> Array:
+def _scores(sizes: Sizes, k: Array, q: Array, block: Array) -> Array:
     """Return float32 scores [k, q], with the lowest float where a key is padding."""
     scores = _dot(k, q, transpose=True) * sizes.width**-0.5
     if sizes.keys.padded == sizes.keys.tokens:
