@@ -8,7 +8,9 @@ import einops
 import jax
 import jax.numpy as jnp
 
+from magi_jax.layers import cached_frame_attention_tpu
 from magi_jax.layers.dense_attention import LOWEST, scan_queries
+from magi_jax.layers.frame_attention import Implementation
 from magi_jax.layers.kv_cache import KVCache
 
 Array = jax.Array
@@ -18,7 +20,14 @@ KEYS_AT_ONCE = 1536  # tokens of cached frames in one step, if a frame has no mo
 
 
 def cached_frame_attention(
-    q: Array, k: Array, v: Array, cache: KVCache, block: Array, mask: Array, heads: int
+    q: Array,
+    k: Array,
+    v: Array,
+    cache: KVCache,
+    block: Array,
+    mask: Array,
+    heads: int,
+    implementation: Implementation,
 ) -> Array:
     """Attend over cached and new frames without concatenating their keys and values in memory.
 
@@ -33,10 +42,14 @@ def cached_frame_attention(
       block: int32 index of the transformer block whose cache entries are read.
       mask: bool [R, F + R] of visible (query frame, key frame) pairs. Each new frame sees itself.
       heads: number of heads H; it divides D.
+      implementation: as in `layers/frame_attention.py`. 'xla' and 'cudnn' are the same here.
 
     Returns:
       [B, R, n, D].
     """
+    if implementation in ('mosaic', 'interpret'):
+        interpret = implementation == 'interpret'
+        return cached_frame_attention_tpu.cached_frame_attention(q, k, v, cache, block, mask, heads, interpret)
     rows, sites, dtype = q.shape[1], k.shape[2], q.dtype
     slots = _slots_at_once(cache.capacity, sites)
     k, v = k.astype(dtype), v.astype(dtype)
