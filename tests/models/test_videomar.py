@@ -244,6 +244,7 @@ def test_parameters_do_not_depend_on_the_size_of_clips():
     assert jax.tree.map(jnp.shape, shapes[0]) == jax.tree.map(jnp.shape, shapes[1])
 
 
+@pytest.mark.slow
 def test_other_sizes_with_the_same_parameters(with_text):
     """Seven frames of 3 x 4 tokens: the cached pass is the full pass, as for the five frames of 2 x 3."""
     model = with_text.model.clone(shape=dataclasses.replace(SHAPE, rows=3, columns=4))
