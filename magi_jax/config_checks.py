@@ -32,6 +32,7 @@ def check_config(config: Config) -> None:
         )
     if config.objective == 'masked_diffusion':
         _check_masking(config)
+        config.check_model()
         check_sampler(config)
 
 
@@ -60,5 +61,15 @@ def check_sampler(config: Config) -> None:
         raise ConfigError(
             f'sampler.denoise_steps = {sampler.denoise_steps} is more than the {sampler.start + 1} timesteps from'
             f' sampler.start = {sampler.start} on: choose sampler.denoise_steps from 2 to {sampler.start + 1}'
+        )
+    if sampler.temperature_decay and sampler.temperature_drop:
+        raise ConfigError(
+            f'sampler.temperature_decay = {sampler.temperature_decay} and sampler.temperature_drop ='
+            f' {sampler.temperature_drop} are two rules for later frames: set one of them to 0'
+        )
+    if sampler.temperature_drop > sampler.temperature:
+        raise ConfigError(
+            f'sampler.temperature_drop = {sampler.temperature_drop} is more than sampler.temperature ='
+            f' {sampler.temperature}: choose sampler.temperature_drop from 0 to {sampler.temperature}'
         )
     config.check_sampler()

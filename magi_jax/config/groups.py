@@ -246,5 +246,8 @@ class Config:
         """True if samples are moved away from predictions with less context (classifier-free guidance)."""
         return self.sampler.guidance != 1
 
+    def check_model(self) -> None:
+        """Raise ConfigError if fields of the model do not match the other groups of this system."""
+
     def check_sampler(self) -> None:
         """Raise ConfigError if sampler fields do not match the other groups of this system."""

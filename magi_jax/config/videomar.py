@@ -61,6 +61,15 @@ class VideomarConfig(Config):
         """True if samples are moved away from predictions without text."""
         return bool(self.text.encoder) and self.sampler.guidance != 1
 
+    def check_model(self) -> None:
+        """Raise ConfigError if a single sequence, which has one masked frame, is to have a loss on every frame."""
+        if self.model.teacher_forcing == 'single' and self.masking.target_frames != 'one':
+            raise ConfigError(
+                f"model.teacher_forcing = 'single' masks one frame of a clip, not masking.target_frames ="
+                f" {self.masking.target_frames!r}: set masking.target_frames = 'one' or model.teacher_forcing ="
+                f" 'complete'"
+            )
+
     def check_sampler(self) -> None:
         """Raise ConfigError if guidance away from no text was not trained."""
         if self.text.encoder and self.sampler.guidance != 1 and not self.text.dropout:

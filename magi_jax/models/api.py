@@ -14,6 +14,7 @@ import numpy as np
 from magi_jax.config import Config, MagiConfig, VideomarConfig
 from magi_jax.layers.kv_cache import KVCache
 from magi_jax.layers.layout import SINGLE_DEVICE, Layout
+from magi_jax.layers.rotary import check_split
 from magi_jax.layers.trunk import KeysValues
 from magi_jax.models.clip_shape import ClipShape
 from magi_jax.models.conditions import Conditions
@@ -80,6 +81,7 @@ def _make_magi(config: MagiConfig, shape: ClipShape, **fields: Any) -> VideoMode
 
 
 def _make_videomar(config: VideomarConfig, shape: ClipShape, **fields: Any) -> VideoModel:
+    check_split(config.model.rope_split, config.model.width // config.model.heads)
     return Videomar(config.model, shape, config.text, **fields)
 
 
