@@ -10,7 +10,7 @@ from typing import Any, Literal
 from absl import app, flags
 from ml_collections import config_flags
 
-from magi_jax.config import from_config_dict
+from magi_jax.config import StageConfig, from_config_dict
 from magi_jax.config_files import find_config_file, import_config
 
 from .commands import qualify_commands
@@ -29,7 +29,11 @@ class _NamedFileParser(flags.ArgumentParser):
 
     def parse(self, path: str) -> Any:
         name, colon, variants = path.partition(':')
-        return self.path_parser.parse(f'{find_config_file(name)}{colon}{variants}')
+        config = self.path_parser.parse(f'{find_config_file(name)}{colon}{variants}')
+        if stages := config.get('stages', ()):
+            unset = dataclasses.asdict(StageConfig())  # so that flags can set fields that the file leaves out
+            config.stages = [unset | stage if isinstance(stage, dict) else stage for stage in stages]
+        return config
 
 
 def define_config() -> flags.FlagHolder:
@@ -38,6 +42,11 @@ def define_config() -> flags.FlagHolder:
     holder = config_flags.DEFINE_config_file('config', None, text, lock_config=True)
     flags.FLAGS['config'].parser = _NamedFileParser(flags.FLAGS['config'].parser)
     return holder
+
+
+def define_stage() -> flags.FlagHolder:
+    """Define the flag `--stage`, the number for `magi_jax.config.select_stage`."""
+    return flags.DEFINE_integer('stage', 0, 'stage of a config with stages, from 1; 0 = the last', lower_bound=0)
 
 
 def config_to_explain(argv: list[str]) -> str | None:
