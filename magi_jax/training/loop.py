@@ -146,7 +146,7 @@ def prepare(
         state = TrainState.from_items(checkpoints.restore(factory.abstract().items()))
         console.line(f'resuming from the checkpoint of step {int(state.step)} in {workdir}')
     elif stage and stage.previous:
-        before = _final_state(stage.previous, factory)
+        before = _final_state(stage.previous, factory, console)
         state = factory.restart(before.params, before.ema)
         console.line(f'starting from the weights of step {int(before.step)} in {stage.previous}')
     else:
@@ -165,14 +165,14 @@ def prepare(
     )
 
 
-def _final_state(folder: Path, factory: StateFactory) -> TrainState:
+def _final_state(folder: Path, factory: StateFactory, console: Console) -> TrainState:
     """Read the last checkpoint of a complete run whose state has the shapes of `factory`.
 
     Raises:
       ConfigError: that checkpoint is missing or damaged. An older one would be another start.
     """
     steps = load_config(folder).train.steps
-    with Checkpoints(folder) as checkpoints:
+    with Checkpoints(folder, warn=console.line) as checkpoints:
         items = checkpoints.restore(factory.abstract().items())
     if checkpoints.restored_step != steps:
         raise ConfigError(
