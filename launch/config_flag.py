@@ -11,6 +11,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from magi_jax.config import StageConfig, from_config_dict
+from magi_jax.config.stages import STAGE_FIELDS
 from magi_jax.config_files import find_config_file, import_config
 
 from .commands import qualify_commands
@@ -89,10 +90,22 @@ def _field_lines(group: Any, default: Any, prefix: str = '') -> Iterator[str]:
             yield from _field_lines(value, default_value, f'{prefix}{name}.')
         else:
             note = '' if value == default_value else f'  (default {default_value!r})'
-            yield f'{prefix + name:32} {_type_name(hint)} = {value!r}{note}'
+            yield f'{prefix + name:32} {_type_name(hint)} = {_shown(value)}{note}'
+    if stages := getattr(group, 'stages', ()):
+        fields = ', '.join(f'{name} ({path})' for name, path in STAGE_FIELDS.items())
+        yield f'stages[0] to stages[{len(stages) - 1}] have the fields {fields}'
+
+
+def _shown(value: Any) -> str:
+    """Return the repr of a value; of stages only the fields that are set."""
+    if isinstance(value, tuple) and value and isinstance(value[0], StageConfig):
+        return repr(tuple({name: field for name, field in vars(stage).items() if field} for stage in value))
+    return repr(value)
 
 
 def _type_name(hint: Any) -> str:
     if typing.get_origin(hint) is Literal:
         return '|'.join(typing.get_args(hint))
+    if hint == tuple[StageConfig, ...]:
+        return 'tuple of stages'
     return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)

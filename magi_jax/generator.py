@@ -303,8 +303,7 @@ def load(workdir: str | os.PathLike, revision: str | None = None) -> Generator:
     """Load the newest checkpoint of a training run, or weights that `save_pretrained` wrote.
 
     Args:
-      workdir: folder of a run, of a stage or of `save_pretrained`, or 'user/name' on the Hugging Face Hub, downloaded
-        once.
+      workdir: folder of a run, stage or `save_pretrained`, or 'user/name' on the Hugging Face Hub, downloaded once.
       revision: branch, tag or commit of a Hub repository.
 
     Raises:
