@@ -2,6 +2,8 @@
 
 python -m launch.compile --config configs/magi_ucf101.py --topology v5e:4x4 [--target sample] [--config.mesh.fsdp=4 ...]
 
+`--stage N` selects a stage of a config with stages; the default is the last.
+
 It needs libtpu: pip install -e '.[tpu]' -c requirements.txt. The exit status is 2 if the program does not fit.
 """
 
@@ -15,7 +17,7 @@ import jax
 from absl import flags
 from jax.sharding import Mesh
 
-from magi_jax.config import Config
+from magi_jax.config import Config, select_stage
 from magi_jax.models.flops import frame_flops, train_flops
 from magi_jax.objectives.api import clip_shape, make_objective
 from magi_jax.parallel.chips import Chip, parse_topology
@@ -27,10 +29,10 @@ from magi_jax.training.optim import make_optimizer
 from magi_jax.training.state import StateFactory
 
 from . import console
-from .config_flag import define_config
+from .config_flag import define_config, define_stage
 from .fit import format_report, suggestions, topology_devices
 
-CONFIG = define_config()
+CONFIG, STAGE = define_config(), define_stage()
 TOPOLOGY = flags.DEFINE_string('topology', None, 'TPU slice, e.g. v4:2x2x4, v5e:4x4, v5p:2x2x4 or v6e:4x4')
 TARGET = flags.DEFINE_enum(
     'target',
@@ -47,7 +49,8 @@ DOES_NOT_FIT = 2
 
 def main() -> int:
     """Compile the program and print the report. Return 0 if it fits, 2 if it does not."""
-    config, (chip, _) = console.read_config(CONFIG), parse_topology(TOPOLOGY.value)
+    config = select_stage(console.read_config(CONFIG), STAGE.value)
+    chip, _ = parse_topology(TOPOLOGY.value)
     mesh = make_mesh(config.mesh, topology_devices(TOPOLOGY.value))
     report = {'topology': TOPOLOGY.value, 'chips': mesh.size, 'mesh': dict(mesh.shape), 'target': TARGET.value}
     report |= {'remat': config.train.remat, 'hbm_available': chip.hbm_bytes}

@@ -10,7 +10,8 @@ from typing import Any, Literal
 from absl import app, flags
 from ml_collections import config_flags
 
-from magi_jax.config import from_config_dict
+from magi_jax.config import StageConfig, from_config_dict
+from magi_jax.config.stages import STAGE_FIELDS
 from magi_jax.config_files import find_config_file, import_config
 
 from .commands import qualify_commands
@@ -29,7 +30,11 @@ class _NamedFileParser(flags.ArgumentParser):
 
     def parse(self, path: str) -> Any:
         name, colon, variants = path.partition(':')
-        return self.path_parser.parse(f'{find_config_file(name)}{colon}{variants}')
+        config = self.path_parser.parse(f'{find_config_file(name)}{colon}{variants}')
+        if stages := config.get('stages', ()):
+            unset = dataclasses.asdict(StageConfig())  # so that flags can set fields that the file leaves out
+            config.stages = [unset | stage if isinstance(stage, dict) else stage for stage in stages]
+        return config
 
 
 def define_config() -> flags.FlagHolder:
@@ -38,6 +43,11 @@ def define_config() -> flags.FlagHolder:
     holder = config_flags.DEFINE_config_file('config', None, text, lock_config=True)
     flags.FLAGS['config'].parser = _NamedFileParser(flags.FLAGS['config'].parser)
     return holder
+
+
+def define_stage() -> flags.FlagHolder:
+    """Define the flag `--stage`, the number for `magi_jax.config.select_stage`."""
+    return flags.DEFINE_integer('stage', 0, 'stage of a config with stages, from 1; 0 = the last', lower_bound=0)
 
 
 def config_to_explain(argv: list[str]) -> str | None:
@@ -80,10 +90,22 @@ def _field_lines(group: Any, default: Any, prefix: str = '') -> Iterator[str]:
             yield from _field_lines(value, default_value, f'{prefix}{name}.')
         else:
             note = '' if value == default_value else f'  (default {default_value!r})'
-            yield f'{prefix + name:32} {_type_name(hint)} = {value!r}{note}'
+            yield f'{prefix + name:32} {_type_name(hint)} = {_shown(value)}{note}'
+    if stages := getattr(group, 'stages', ()):
+        fields = ', '.join(f'{name} ({path})' for name, path in STAGE_FIELDS.items())
+        yield f'stages[0] to stages[{len(stages) - 1}] have the fields {fields}'
+
+
+def _shown(value: Any) -> str:
+    """Return the repr of a value; of stages only the fields that are set."""
+    if isinstance(value, tuple) and value and isinstance(value[0], StageConfig):
+        return repr(tuple({name: field for name, field in vars(stage).items() if field} for stage in value))
+    return repr(value)
 
 
 def _type_name(hint: Any) -> str:
     if typing.get_origin(hint) is Literal:
         return '|'.join(typing.get_args(hint))
+    if hint == tuple[StageConfig, ...]:
+        return 'tuple of stages'
     return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)

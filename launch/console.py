@@ -14,9 +14,11 @@ from typing import Any
 
 import jax
 from absl import app, flags, logging
+from ml_collections.config_flags import config_path
 from tqdm import tqdm
 
 from magi_jax.config import Config, ConfigError, from_config_dict
+from magi_jax.config.stages import STAGE_FIELDS
 from magi_jax.config_checks import check_config
 from magi_jax.data import cache
 from magi_jax.data.video_file import VideoError
@@ -228,6 +230,13 @@ def _parse_flags(argv: list[str]) -> list[str]:
             raise
         name_and_suggestion = error.__context__.args[0]
         raise ConfigError(f'unknown config field {name_and_suggestion}') from error
+    except LookupError as error:
+        if traceback.extract_tb(error.__traceback__)[-1].filename != config_path.__file__:
+            raise
+        raise ConfigError(
+            f'a flag --config.stages[I].FIELD has no place in the config ({error}): stages are counted from 0,'
+            f' fields are {", ".join(STAGE_FIELDS)}'
+        ) from error
 
 
 def _expand_config(argument: str) -> str:

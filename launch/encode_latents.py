@@ -8,6 +8,9 @@ The config defines videos, tokenizer, sizes and flips. A frame-wise tokenizer en
 temporal one encodes `--clips` clips of it. The command uses all devices, and the same command resumes after an
 interruption. Several hosts share the work with `--coordinator ...` or on a TPU slice. Or start each host with its own
 `--shard i/n`, and combine the parts with `--merge`.
+
+Stages of different sizes need one dataset each: `--stage N` encodes clips of stage N, whose field `source` then names
+the new dataset. The videos are those of `data.source`.
 """
 
 import dataclasses
@@ -19,7 +22,7 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from magi_jax.config import Config, ConfigError
+from magi_jax.config import Config, ConfigError, select_stage
 from magi_jax.data import prepared
 from magi_jax.data.cache import data_folder
 from magi_jax.data.latents import LatentSettings
@@ -30,9 +33,9 @@ from magi_jax.tokenizers.api import Tokenizer, fingerprint
 from magi_jax.tokenizers.folder import open_tokenizer, read_statistics
 
 from . import console, dataset_commands, distributed
-from .config_flag import define_config
+from .config_flag import define_config, define_stage
 
-CONFIG = define_config()
+CONFIG, STAGE = define_config(), define_stage()
 DATASET = flags.DEFINE_string('dataset', None, 'name of the new dataset')
 DATA_DIR = console.define_path('data_dir', '', f'folder of all datasets; "" = {console.CACHE_HELP}')
 CLIPS = flags.DEFINE_integer(
@@ -58,7 +61,9 @@ def main() -> None:
     if not MERGE.value:
         if CONFIG.value is None:
             raise ConfigError('--config is missing: give the config of videos and tokenizer, or --merge or --check')
-        _encode(name, data_dir, console.read_config(CONFIG))
+        config = console.read_config(CONFIG)
+        data = dataclasses.replace(select_stage(config, STAGE.value).data, source=config.data.source)
+        _encode(name, data_dir, dataclasses.replace(config, data=data))
         hosts.barrier('latents encoded')
     if SHARD.value or not console.is_first():
         return

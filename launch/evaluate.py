@@ -17,7 +17,7 @@ from typing import Any
 
 from absl import flags
 
-from magi_jax.checkpoint import load_config
+from magi_jax.checkpoint import load_config, newest_run
 from magi_jax.config import DataConfig
 from magi_jax.evaluation.extractors import VARIANTS, VerifiedFile
 from magi_jax.evaluation.protocols import (
@@ -79,7 +79,7 @@ def main() -> None:
 
     The protocol bouncing_shapes also writes videos. An autoencoder gets no report.html.
     """
-    name = PROTOCOL.value or default_protocol(load_config(WORKDIR.value).data)
+    name = PROTOCOL.value or default_protocol(load_config(newest_run(WORKDIR.value)).data)
     changes: dict[str, Any] = {field: flag.value for field, flag in CHANGES.items()}
     changes['extractor'] = I3D.value and f'i3d-{I3D.value}'
     protocol = find_protocol(name, **changes)

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 import magi_jax
-from magi_jax.checkpoint import latest_step, load_config
+from magi_jax.checkpoint import load_config, newest_run
 from magi_jax.config import ConfigError, MeshConfig
 from magi_jax.data import latents
 from magi_jax.data.cache import cache_folder
@@ -139,7 +139,7 @@ def measure_bouncing_shapes(call: Call, protocol: Continuations, autoencoder: st
         prediction = score_prediction(clips.generated[:, context:], clips.real, labels)
         rollout = score_rollout(long_clips.generated, long_clips.real, long_labels, context)
         stages.next()
-        runs = {'Generator': call.workdir} | ({'Autoencoder': autoencoder} if autoencoder else {})
+        runs = {'Generator': generator.workdir} | ({'Autoencoder': autoencoder} if autoencoder else {})
         facts = _run_facts(call, generator)
         content = ReportContent(
             title='Bouncing shapes',
@@ -171,7 +171,7 @@ def measure_distances(call: Call, protocol: Distances, weights: VerifiedFile | N
     """Measure distances from generated clips, or from reconstructions of an autoencoder, to real clips."""
     extractor = make_extractor(protocol.extractor, protocol.dataset, weights)
     extractor.check_frames(protocol.frames)
-    config = load_config(call.workdir)
+    config = load_config(newest_run(call.workdir))
     data = latents.source_videos_config(config.data)
     protocol.check(call.protocol, data.source, (data.height, data.width), data.max_interval)
     features = extractor.on(make_mesh(MeshConfig()))
@@ -296,7 +296,7 @@ def _run_facts(call: Call, generator: magi_jax.Generator) -> dict[str, str]:
         'run': call.workdir,
         'data': config.data.source,
         'parameters': f'{parameters:,}',
-        'steps': f'{latest_step(call.workdir):,} of {config.data.batch_size} clips, {config.data.frames} frames each',
+        'steps': f'{generator.step:,} of {config.data.batch_size} clips, {config.data.frames} frames each',
         'device': f'{jax.device_count()} x {jax.devices()[0].device_kind} ({platform.machine()})',
         'versions': versions,
     }

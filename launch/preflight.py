@@ -3,7 +3,7 @@
 python -m launch.preflight --config configs/quickstart.py:runlocal --workdir runs/mine [--config.mesh.fsdp=4]
 
 Run it before the training, in the same way: on every host, with the same config and work folder. The exit status is 1
-if a check failed.
+if a check failed. `--stage N` checks a stage of a config with stages; the default is the last.
 """
 
 import os
@@ -15,13 +15,13 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from magi_jax.config import ConfigError
+from magi_jax.config import ConfigError, select_stage
 
 from . import console, distributed
-from .config_flag import define_config
+from .config_flag import define_config, define_stage
 from .preflight_checks import CHECKS, PROBE_FOLDER, Check, PreflightContext, gather_text
 
-CONFIG = define_config()
+CONFIG, STAGE = define_config(), define_stage()
 WORKDIR = console.define_path('workdir', None, 'work folder of the run, shared by all hosts')
 REQUIREMENTS = console.define_path(
     'requirements', str(Path(__file__).parents[1] / 'requirements.txt'), 'requirements file with the pinned versions'
@@ -97,7 +97,9 @@ def main() -> int:
         raise ConfigError(
             f'{requirements} is missing: give --requirements FILE, the file that all hosts were installed from'
         )
-    context = PreflightContext(console.read_config(CONFIG), Path(WORKDIR.value), requirements, STEP.value)
+    config = console.read_config(CONFIG)
+    stage = select_stage(config, STAGE.value)
+    context = PreflightContext(stage, Path(WORKDIR.value), requirements, STEP.value, experiment=config)
     failed = 0
     for status, name, text in run_checks(CHECKS, context, TIMEOUT.value):
         failed += status == 'FAILED'

@@ -23,7 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from packaging.requirements import Requirement
 
 import magi_jax
-from magi_jax.checkpoint import CONFIG_FILE, Checkpoints, check_same_experiment, latest_step, load_config
+from magi_jax.checkpoint import Checkpoints, saved_experiment
 from magi_jax.config import Config, ConfigError
 from magi_jax.data import sources
 from magi_jax.data.pipeline import eval_batches, train_batches
@@ -64,6 +64,7 @@ class PreflightContext:
     parameters: int = 0
     batch: dict[str, np.ndarray] | None = None
     clips_per_second: float = 0.0
+    experiment: Config | None = None  # the config with all stages, if `config` is that of one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,8 +199,7 @@ def check_checkpoint(context: PreflightContext) -> str:
         raise ConfigError(
             f'files of hosts {missing} in {context.workdir} are not visible on this host: use a shared folder'
         )
-    if (context.workdir / CONFIG_FILE).exists() and latest_step(context.workdir) is not None:
-        check_same_experiment(load_config(context.workdir), context.config, str(context.workdir))
+    saved_experiment(context.workdir, context.experiment or context.config)
     size = CPU_CHECKPOINT_BYTES if jax.default_backend() == 'cpu' else CHECKPOINT_BYTES
     sharded = NamedSharding(context.mesh, PartitionSpec(context.mesh.axis_names))
     rows = size // 4096 // context.mesh.size * context.mesh.size

@@ -20,7 +20,7 @@ from absl import flags
 
 import magi_jax
 from magi_jax.benchmarks import quality
-from magi_jax.checkpoint import latest_step
+from magi_jax.checkpoint import latest_step, newest_run
 from magi_jax.config import ConfigError
 from magi_jax.data.pipeline import Batch, eval_batches
 from magi_jax.evaluation.prediction import score_prediction, score_rollout
@@ -75,7 +75,7 @@ def description() -> dict[str, Any]:
         'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
         'clock': clock(),
         'measured': {
-            'step': latest_step(WORKDIR.value),
+            'step': latest_step(newest_run(WORKDIR.value)),
             'clips': CLIPS.value,
             'long_clips': LONG_CLIPS.value,
             'long_frames': LONG_FRAMES.value,

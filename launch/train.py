@@ -1,11 +1,13 @@
 """Trains a tokenizer or a generator, as the config says. The same command resumes an interrupted run.
 
 python -m launch.train --config configs/quickstart.py --workdir runs/quickstart/magi [--config.optim.learning_rate=1e-3]
+
+A config with stages is trained through all of them, each in its own folder `stage_1`, `stage_2`, ... of --workdir.
 """
 
 from absl import flags
 
-from magi_jax.training.loop import train
+from magi_jax.training.stages import train_stages
 
 from . import console, distributed
 from .config_flag import define_config
@@ -23,7 +25,7 @@ def main() -> int:
     A signal to any host stops all hosts.
     """
     terminal = console.Terminal()
-    if not train(console.read_config(CONFIG), WORKDIR.value, terminal, PARAMETERS.value):
+    if not train_stages(console.read_config(CONFIG), WORKDIR.value, terminal, PARAMETERS.value):
         terminal.line('stopped by a signal after saving a checkpoint: run the same command to resume')
         return STOPPED
     return 0

@@ -3,11 +3,15 @@
 A work folder holds `config.json`, `checkpoints/<step>/` and, for generators, `tokenizer/`, a copy of the frozen
 tokenizer. A checkpoint stores checksums of its arrays. A damaged checkpoint is skipped, and a trainer moves it to
 `damaged/`.
+
+The work folder of a run with stages holds `config.json` and `tokenizer/` of all stages, and `stage_1/`, `stage_2/`, ...
+with the config and checkpoints of each.
 """
 
 import dataclasses
 import json
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Callable
@@ -22,12 +26,14 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.options import MultiprocessingOptions
 
 from magi_jax.config import Config, ConfigError, from_config_dict
+from magi_jax.config.stages import STAGE_FIELDS
 
 CONFIG_FILE = 'config.json'
 # Fields that a resumed run may change without becoming another experiment.
 FREE_FIELDS = ('sampler', 'mesh', 'data.path', 'data.threads', 'tokenizer.path', 'train.remat', 'train.unroll',
                'train.log_every', 'train.eval_every', 'train.eval_batches', 'train.sample_every',
                'train.checkpoint_every', 'train.keep_checkpoints')  # fmt: skip
+STAGE = r'stage_(\d+)'  # names of the folders of stages
 CHECKSUMS, DAMAGED = 'checksums', 'damaged'
 # Errors that Orbax and TensorStore raise for files that are missing, truncated or overwritten.
 READ_ERRORS = (ValueError, TypeError, LookupError, AttributeError, OSError, RuntimeError)
@@ -161,23 +167,54 @@ class Checkpoints:
 def save_config(workdir: str | os.PathLike, config: Config) -> None:
     """Write `config.json` on the first host. Check on all hosts that an existing file describes the same experiment.
 
-    An experiment starts with its first checkpoint: before that, another config replaces the file.
-
     Raises:
-      ConfigError: the folder belongs to another experiment. The message names the first field that differs.
+      ConfigError: the folder belongs to another experiment.
     """
     path = Path(workdir) / CONFIG_FILE
-    if path.exists() and latest_step(workdir) is not None:
-        saved = load_config(workdir)
-        check_same_experiment(saved, config, str(workdir))
-        if saved == config:
-            return
+    if saved_experiment(workdir, config) == config:
+        return
     if jax.process_index() > 0:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f'.{CONFIG_FILE}.{os.getpid()}')
     temporary.write_text(json.dumps(dataclasses.asdict(config), indent=1))
     temporary.replace(path)
+
+
+def saved_experiment(workdir: str | os.PathLike, config: Config) -> Config | None:
+    """Return the saved config of the experiment that a work folder holds, or None. Check that it is this one.
+
+    An experiment starts with its first checkpoint.
+
+    Raises:
+      ConfigError: the folder belongs to another experiment. The message names the first field that differs.
+    """
+    if not (Path(workdir) / CONFIG_FILE).exists() or latest_step(newest_run(workdir)) is None:
+        return None
+    saved = load_config(workdir)
+    check_same_experiment(saved, config, str(workdir))
+    return saved
+
+
+def stage_folder(workdir: str | os.PathLike, number: int) -> Path:
+    """Return the folder of a stage of a run."""
+    return Path(workdir) / f'stage_{number}'
+
+
+def newest_run(workdir: str | os.PathLike) -> Path:
+    """Return the folder of the newest stage that has a checkpoint; `workdir` itself for a run without stages."""
+    if latest_step(workdir) is not None:
+        return Path(workdir)
+    numbers = [int(match[1]) for path in Path(workdir).glob('stage_*') if (match := re.fullmatch(STAGE, path.name))]
+    folders = (stage_folder(workdir, number) for number in sorted(numbers, reverse=True))
+    return next((folder for folder in folders if latest_step(folder) is not None), Path(workdir))
+
+
+def experiment_folder(workdir: str | os.PathLike) -> Path:
+    """Return the work folder of the whole run, which holds the tokenizer, for the folder of a stage."""
+    workdir = Path(workdir)
+    is_stage = re.fullmatch(STAGE, workdir.name) and (workdir.parent / CONFIG_FILE).is_file()
+    return workdir.parent if is_stage else workdir
 
 
 def latest_step(workdir: str | os.PathLike) -> int | None:
@@ -206,16 +243,29 @@ def check_same_experiment(saved: Config, requested: Config, workdir: str) -> Non
     """Raise ConfigError naming the first field that differs. Fields in `FREE_FIELDS` may differ."""
     old, new = (_flat(dataclasses.asdict(config)) for config in (saved, requested))
     for field in new:
-        if not field.startswith(FREE_FIELDS) and old.get(field) != new[field]:
+        if not _config_field(field).startswith(FREE_FIELDS) and old.get(field) != new[field]:
             raise ConfigError(
                 f'{workdir} was started with {field} = {old.get(field)}, not {new[field]}: use another --workdir'
             )
 
 
+def _config_field(field: str) -> str:
+    """Return the field of the config that a field of a stage replaces; any other field as it is."""
+    match = re.fullmatch(r'stages\[\d+\]\.(\w+)', field)
+    return STAGE_FIELDS[match[1]] if match else field
+
+
 def _flat(group: dict[str, Any], prefix: str = '') -> dict[str, Any]:
     fields = {}
     for name, value in group.items():
-        fields |= _flat(value, f'{prefix}{name}.') if isinstance(value, dict) else {f'{prefix}{name}': value}
+        if isinstance(value, dict):
+            fields |= _flat(value, f'{prefix}{name}.')
+        elif name == 'stages':
+            fields['len(stages)'] = len(value)
+            for number, stage in enumerate(value):
+                fields |= _flat(stage, f'stages[{number}].')
+        else:
+            fields[f'{prefix}{name}'] = value
     return fields
 
 

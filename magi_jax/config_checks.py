@@ -3,17 +3,28 @@
 Ranges of single fields are in `config/`, next to the checks that only one system needs.
 """
 
-from magi_jax.config import Config, ConfigError
+from magi_jax.config import Config, ConfigError, stage_config
+from magi_jax.config.stages import in_stage
 
 MAX_CLIPS = 2**31 - 1  # the number of a clip in a run is an int32
 
 
 def check_config(config: Config) -> None:
-    """Check the fields of a run against each other.
+    """Check the fields of a run, or of each of its stages, against each other.
 
     Raises:
-      ConfigError: two fields contradict each other; the message names both.
+      ConfigError: two fields contradict each other; the message names both, and the stage.
     """
+    if not config.stages:
+        _check_run(config)
+    elif config.objective == 'autoencoder':
+        raise ConfigError('config.stages holds stages, but objective = autoencoder has none: set config.stages = ()')
+    for number in range(1, len(config.stages) + 1):
+        with in_stage(number):
+            _check_run(stage_config(config, number))
+
+
+def _check_run(config: Config) -> None:
     data, optim, steps = config.data, config.optim, config.train.steps
     if steps * data.batch_size > MAX_CLIPS:
         raise ConfigError(

@@ -20,7 +20,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from magi_jax.checkpoint import Checkpoints, load_config
+from magi_jax.checkpoint import Checkpoints, experiment_folder, load_config, newest_run
 from magi_jax.config import Config, ConfigError, SamplerConfig, TextConfig
 from magi_jax.models.api import make_model
 from magi_jax.models.conditions import Conditions, TextStates
@@ -50,7 +50,7 @@ class Generator:
       config: config of the run; `with_sampler` replaces its `sampler`.
       weights: EMA parameters after `sampling_weights`, replicated on every device of every host.
       tokenizer: tokenizer of the run.
-      workdir: folder of the run.
+      workdir: folder of the run, or of the newest of its stages.
       step: step of the checkpoint.
       params: EMA parameters {'trunk', 'head'} in float32 as NumPy arrays, which `save_pretrained` writes.
     """
@@ -293,7 +293,7 @@ def load(workdir: str | os.PathLike, revision: str | None = None) -> Generator:
     """Load the newest checkpoint of a training run, or weights that `save_pretrained` wrote.
 
     Args:
-      workdir: folder of a run or of `save_pretrained`, or 'user/name' on the Hugging Face Hub, downloaded once.
+      workdir: folder of a run, stage or `save_pretrained`, or 'user/name' on the Hugging Face Hub, downloaded once.
       revision: branch, tag or commit of a Hub repository.
 
     Raises:
@@ -305,13 +305,14 @@ def load(workdir: str | os.PathLike, revision: str | None = None) -> Generator:
         config, tokenizer, params, step = read_pretrained(workdir)
         weights = sampling_weights(config, shard(replicated_sharding(all_devices()), params))
         return Generator(config, weights, tokenizer, str(workdir), step, params)
+    workdir = newest_run(workdir)
     config = load_config(workdir)
     if config.objective == 'autoencoder':
         raise ConfigError(f'{workdir} holds an autoencoder, not a generator: give the --workdir of a generator run')
     if config.tokenizer.kind == 'identity':
         tokenizer = create_tokenizer(config.tokenizer, jax.random.key(0), config.data.height, config.data.width)
     else:
-        tokenizer = load_tokenizer(Path(workdir) / 'tokenizer')
+        tokenizer = load_tokenizer(experiment_folder(workdir) / 'tokenizer')
     boxed = jax.eval_shape(make_objective(config, tokenizer).init, jax.random.key(0))
     replicated = replicated_sharding(all_devices())
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), nn.unbox(boxed))

@@ -1,4 +1,7 @@
-"""The schema of an experiment. `groups.py` holds what systems share, `magi.py` and `videomar.py` what is theirs."""
+"""The schema of an experiment. `groups.py` holds what systems share, `magi.py` and `videomar.py` what is theirs.
+
+`stages.py` makes the config of one stage of a curriculum.
+"""
 
 from magi_jax.config.groups import (
     AutoencoderLossConfig,
@@ -11,11 +14,13 @@ from magi_jax.config.groups import (
     OptimConfig,
     Remat,
     SamplerConfig,
+    StageConfig,
     TextConfig,
     TokenizerConfig,
     TrainConfig,
 )
 from magi_jax.config.magi import MagiConfig, MagiHeadConfig, MagiMaskingConfig, MagiModelConfig, MagiSamplerConfig
+from magi_jax.config.stages import select_stage, stage_config
 from magi_jax.config.systems import (
     SYSTEMS,
     default,
@@ -52,6 +57,7 @@ __all__ = [
     'OptimConfig',
     'Remat',
     'SamplerConfig',
+    'StageConfig',
     'TextConfig',
     'TokenizerConfig',
     'TrainConfig',
@@ -65,5 +71,7 @@ __all__ = [
     'override',
     'replace_fields',
     'sampler_help',
+    'select_stage',
+    'stage_config',
     'to_config_dict',
 ]

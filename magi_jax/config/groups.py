@@ -219,6 +219,27 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class StageConfig:
+    """What a stage of a curriculum sets in the config; 0 or '' = the value of the config.
+
+    `STAGE_FIELDS` in `stages.py` lists the fields of the config that these replace.
+    """
+
+    steps: Annotated[int, Range(0, INT32)] = 0  # optimizer steps of the stage
+    frames: Annotated[int, Range(0, 65_536)] = 0
+    height: Annotated[int, Range(0, 8192)] = 0
+    width: Annotated[int, Range(0, 8192)] = 0
+    source: str = ''  # for a dataset of latents, which has one size
+    batch_size: Annotated[int, Range(0, 2**20)] = 0
+    accumulate: Annotated[int, Range(0, 2**20)] = 0
+    learning_rate: Annotated[float, Range(0)] = 0.0
+    warmup_steps: Annotated[int, Range(0, INT32)] = 0
+    remat: Literal['', Remat] = ''
+    fsdp: Annotated[int, Range(1, 2**20, also=(-1, 0))] = 0
+    sequence: Annotated[int, Range(1, 2**20, also=(-1, 0))] = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """One experiment: the groups of every system. Each system declares its own `model`, `masking` and `sampler`."""
 
@@ -234,6 +255,7 @@ class Config:
     train: TrainConfig = TrainConfig()
     sampler: SamplerConfig = SamplerConfig()
     mesh: MeshConfig = MeshConfig()
+    stages: Annotated[tuple[StageConfig, ...], Range(0, 100)] = ()  # curriculum; () = one run with this config
 
     # Systems that read text declare this as a field.
     @property

@@ -50,11 +50,8 @@ def train_batches(
     if text.encoder and (config.flip_horizontal or config.flip_vertical):
         flips = f'data.flip_horizontal = {config.flip_horizontal}, data.flip_vertical = {config.flip_vertical}'
         raise ConfigError(f'{flips}, but captions do not describe flipped videos: set both to False')
-    source = latents.open_latents(config, latents.TRAIN)
-    clip = _latent_clip
-    if source is None:
-        source, clip = sources.open_source(config, config.train_split), _train_clip
-    captions = texts.open_texts(config, text)
+    source, captions = _open_training(config), texts.open_texts(config, text)
+    clip = _latent_clip if isinstance(source, latents.LatentSource) else _train_clip
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
     rows = range(config.batch_size) if rows is None else rows
 
@@ -65,6 +62,17 @@ def train_batches(
     # The buffer counts whole batches. With a smaller buffer, some threads would be idle.
     options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=max(4, config.threads))
     return iter(grain.MapDataset.range(start_step, MAX_STEPS).map(batch).to_iter_dataset(options))
+
+
+def _open_training(config: DataConfig) -> sources.Source | latents.LatentSource:
+    source = latents.open_latents(config, latents.TRAIN)
+    return sources.open_source(config, config.train_split) if source is None else source
+
+
+def check_clips(config: DataConfig) -> None:
+    """Open the clips of training and validation, to raise the errors of `train_batches`."""
+    _open_training(config)
+    validation_clips(config)
 
 
 class EvalClips:

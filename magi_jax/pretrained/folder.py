@@ -29,7 +29,7 @@ import safetensors
 import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from magi_jax.checkpoint import CONFIG_FILE, load_config
+from magi_jax.checkpoint import CONFIG_FILE, experiment_folder, load_config
 from magi_jax.config import Config, ConfigError
 from magi_jax.objectives.api import abstract_params, make_objective
 from magi_jax.pretrained.model_card import model_card, scalar_results
@@ -54,7 +54,7 @@ def is_pretrained(folder: str | os.PathLike) -> bool:
 
 
 def read_facts(folder: str | os.PathLike, step: int) -> dict[str, Any]:
-    """Read facts about the parameters of `step` from the folder of a run or of `save_pretrained`.
+    """Read facts about the parameters of `step` from the folder of a run, of a stage or of `save_pretrained`.
 
     Returns:
       JSON values: step and versions; also losses, metrics and tokenizer_statistics if the folder has them.
@@ -69,9 +69,9 @@ def read_facts(folder: str | os.PathLike, step: int) -> dict[str, Any]:
     with contextlib.suppress(FileNotFoundError):
         facts['losses'] = _last_losses(folder, step)
     with contextlib.suppress(FileNotFoundError):
-        facts['metrics'] = read_results(folder / 'metrics.json')
+        facts['metrics'] = read_results(experiment_folder(folder) / 'metrics.json')
     with contextlib.suppress(FileNotFoundError):
-        statistics = read_statistics(folder / TOKENIZER)
+        statistics = read_statistics(experiment_folder(folder) / TOKENIZER)
         facts['tokenizer_statistics'] = {name: statistics[name] for name in statistics if name not in ('mean', 'std')}
     return facts
 

@@ -18,7 +18,7 @@ import numpy as np
 from clu import parameter_overview
 from jax.sharding import Mesh
 
-from magi_jax.checkpoint import Checkpoints, latest_step, save_config
+from magi_jax.checkpoint import Checkpoints, latest_step, load_config, save_config
 from magi_jax.config import Config, ConfigError
 from magi_jax.config_checks import check_config
 from magi_jax.data.latents import describe
@@ -58,6 +58,19 @@ class NonFiniteError(FloatingPointError):
     """The loss or a gradient is not finite. The message names the step and the first bad leaf."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """What a stage of a run takes from the whole run and from the stage before.
+
+    Attributes:
+      tokenizer: frozen tokenizer of all stages.
+      previous: folder of the complete stage whose parameters and EMA parameters this stage starts from; None = fresh.
+    """
+
+    tokenizer: Tokenizer
+    previous: Path | None
+
+
 @dataclasses.dataclass
 class Run:
     """All parts of a run, ready for its next step."""
@@ -75,14 +88,17 @@ class Run:
     console: Console
 
 
-def train(config: Config, workdir: str, console: Console, parameter_table: bool = False) -> bool:
+def train(
+    config: Config, workdir: str, console: Console, parameter_table: bool = False, stage: Stage | None = None
+) -> bool:
     """Train until `config.train.steps`, and resume from the newest checkpoint of `workdir` if there is one.
 
     Args:
-      config: config of the run.
+      config: config of a run without stages, or of one stage.
       workdir: work folder; only one process, or one group of hosts, may train in it at a time.
       console: output for progress.
       parameter_table: True to print every parameter with its shape, not only their number.
+      stage: what a stage takes from the whole run (training/stages.py).
 
     Returns:
       True if the run is complete; False if SIGTERM or SIGINT on any host stopped it after a checkpoint.
@@ -97,7 +113,7 @@ def train(config: Config, workdir: str, console: Console, parameter_table: bool 
         if hosts.broadcast_from_first_host(_is_complete(config, Path(workdir))):
             console.line(f'{workdir} is complete: {config.train.steps} steps')
             return True
-        run = prepare(config, Path(workdir), console, parameter_table)
+        run = prepare(config, Path(workdir), console, parameter_table, stage)
         step = int(run.state.step)
         writer = MetricWriter(workdir, resume_step=step)
         writer.text(step, 'config', json.dumps(dataclasses.asdict(config), indent=1))
@@ -116,21 +132,27 @@ def _is_complete(config: Config, workdir: Path) -> bool:
     return step is not None and step >= config.train.steps and exported
 
 
-def prepare(config: Config, workdir: Path, console: Console, parameter_table: bool = False) -> Run:
+def prepare(
+    config: Config, workdir: Path, console: Console, parameter_table: bool = False, stage: Stage | None = None
+) -> Run:
     """Prepare a run: mesh, tokenizer, fresh or restored state, data and compiled steps."""
     mesh = make_mesh(config.mesh)
     check_batch(mesh, config.data.batch_size, config.optim.accumulate)
-    tokenizer = _frozen_tokenizer(config, workdir)
-    _check_latents(config, tokenizer)
+    tokenizer = stage.tokenizer if stage else frozen_tokenizer(config, workdir)
+    check_latents(config, tokenizer)
     objective = make_objective(config, tokenizer)
     optimizer = make_optimizer(config.optim, config.train.steps)
     factory = StateFactory(objective, optimizer, mesh)
     checkpoints = Checkpoints(workdir, config.train.keep_checkpoints, console.line)
-    if checkpoints.latest_step() is None:
-        state = factory.init(jax.random.fold_in(jax.random.key(config.seed), INIT))
-    else:
+    if checkpoints.latest_step() is not None:
         state = TrainState.from_items(checkpoints.restore(factory.abstract().items()))
         console.line(f'resuming from the checkpoint of step {int(state.step)} in {workdir}')
+    elif stage and stage.previous:
+        before = _final_state(stage.previous, factory, console)
+        state = factory.restart(before.params, before.ema)
+        console.line(f'starting from the weights of step {int(before.step)} in {stage.previous}')
+    else:
+        state = factory.init(jax.random.fold_in(jax.random.key(config.seed), INIT))
     console.line(_parameters(state.params, parameter_table))
     # Data are opened before the long compilation, so that mistakes in them are reported at once.
     rows = hosts.host_rows(mesh, config.data.batch_size)
@@ -147,6 +169,23 @@ def prepare(config: Config, workdir: Path, console: Console, parameter_table: bo
     )
 
 
+def _final_state(folder: Path, factory: StateFactory, console: Console) -> TrainState:
+    """Read the last checkpoint of a complete run whose state has the shapes of `factory`.
+
+    Raises:
+      ConfigError: that checkpoint is missing or damaged. An older one would be another start.
+    """
+    steps = load_config(folder).train.steps
+    with Checkpoints(folder, warn=console.line) as checkpoints:
+        items = checkpoints.restore(factory.abstract().items())
+    if checkpoints.restored_step != steps:
+        raise ConfigError(
+            f'the checkpoint of step {steps} in {folder} cannot be read: remove it and run the same command again,'
+            ' which repeats the last steps of that stage'
+        )
+    return TrainState.from_items(items)
+
+
 def _parameters(params: Any, table: bool) -> str:
     """Return the number of parameters as text, or a table of all of them."""
     if table:
@@ -155,7 +194,7 @@ def _parameters(params: Any, table: bool) -> str:
     return f'{sum(sizes):,} parameters in {len(sizes)} arrays: --parameters lists them'
 
 
-def _frozen_tokenizer(config: Config, workdir: Path) -> Tokenizer | None:
+def frozen_tokenizer(config: Config, workdir: Path) -> Tokenizer | None:
     """Load the generator's tokenizer from the work folder.
 
     The first start copies it there, so that the latents of a run never change.
@@ -179,7 +218,7 @@ def _frozen_tokenizer(config: Config, workdir: Path) -> Tokenizer | None:
     return tokenizer
 
 
-def _check_latents(config: Config, tokenizer: Tokenizer | None) -> None:
+def check_latents(config: Config, tokenizer: Tokenizer | None) -> None:
     """Raise ConfigError if `config.data` names latents of another tokenizer."""
     described, source = describe(config.data), config.data.source
     if described is None:

@@ -53,6 +53,13 @@ class StateFactory:
         """Create a fresh state; every array is created on its own devices."""
         return jax.jit(self._init, out_shardings=self.shardings())(key)
 
+    def restart(self, params: Any, ema: Any) -> TrainState:
+        """Create the state at step 0 with these parameters, sharded as in `shardings`, and a fresh optimizer state."""
+        shardings = self.shardings()
+        opt_state = jax.jit(self.optimizer.init, out_shardings=shardings.opt_state)(params)
+        step = jax.jit(lambda: jnp.zeros((), jnp.int32), out_shardings=shardings.step)()
+        return TrainState(step, params, opt_state, ema)
+
     def abstract(self) -> TrainState:
         """Return shapes, dtypes and shardings of the state, as needed to restore a checkpoint."""
         shapes = jax.eval_shape(self._fresh, nn.unbox(abstract_params(self.objective)))
