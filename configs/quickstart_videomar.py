@@ -1,0 +1,68 @@
+"""The quickstart of VideoMAR: a small text-to-video model on `bouncing_objects/captions`, sized for 2 CPU cores."""
+
+from ml_collections import ConfigDict
+
+from magi_jax.config import ConfigError, default
+
+VARIANTS = ('single',)
+
+
+def get_config(arg: str = '') -> ConfigDict:
+    names = [name for name in arg.split(',') if name]
+    if unknown := set(names) - {*VARIANTS, 'runlocal'}:
+        raise ConfigError(f'no variant {sorted(unknown)}; there are: {", ".join(VARIANTS)}, runlocal')
+    config = default('videomar')
+    config.data.source = 'bouncing_objects/shapes'
+    config.data.max_interval = 1
+    config.data.batch_size = 4
+    config.data.flip_horizontal = False
+    config.tokenizer.path = 'runs/quickstart/autoencoder/tokenizer'
+    config.model.width = 96
+    config.model.blocks = 6
+    config.model.heads = 4
+    config.model.mlp_width = 384
+    config.model.patch = 2
+    config.model.rope_split = (8, 8, 8)
+    if 'single' not in names:
+        config.model.teacher_forcing = 'complete'
+        config.masking.target_frames = 'every'
+    config.masking.first_frame_loss = True
+    config.masking.posterior_noise = False
+    config.model.head.width = 96
+    config.model.head.blocks = 2
+    config.model.head.repeats = 2
+    config.model.head.prediction = 'clean'
+    config.model.head.readout = True
+    config.model.head.bound_weight = 0.01
+    config.optim.name = 'muon'
+    config.optim.learning_rate = 5e-3
+    config.optim.warmup_steps = 100
+    config.optim.schedule = 'linear'
+    config.optim.decay_fraction = 0.5
+    config.optim.ema_decay = 0.998
+    config.optim.ema_warmup = True
+    config.train.steps = 3_200
+    config.train.eval_every = 1_600
+    config.train.eval_batches = 16
+    config.train.sample_every = 1_600
+    config.train.checkpoint_every = 400
+    config.train.keep_checkpoints = 2
+    config.train.compute_dtype = 'float32'
+    config.train.unroll = config.model.blocks
+    config.sampler.mask_steps = 4
+    config.sampler.denoise_steps = 10
+    config.sampler.temperature = 0.5
+    config.sampler.temperature_decay = 0.0
+    config.sampler.token_clip = 3.0
+    if 'runlocal' in names:
+        config.tokenizer.kind = 'identity'
+        config.tokenizer.path = ''
+        config.tokenizer.channels = 3 * config.tokenizer.downsample**2
+        config.model.width, config.model.blocks, config.model.mlp_width = 32, 2, 32
+        config.model.heads, config.model.rope_split = 2, (8, 4, 4)
+        config.model.head.width = 16
+        config.data.frames, config.data.batch_size = 4, 8
+        config.sampler.mask_steps, config.sampler.denoise_steps = 2, 4
+        config.train.steps, config.train.unroll = 4, 1
+        config.train.eval_every = config.train.sample_every = config.train.checkpoint_every = 2
+    return config
