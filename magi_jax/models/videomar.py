@@ -137,7 +137,7 @@ class Videomar(nn.Module):
             return conditions
         states = self.apply(variables, text, method='project_text')
         trunk = {name: variables[name]['trunk'] for name in ('params', MATRICES) if name in variables}
-        reader = Trunk(TextKeysBlock, self.config, self.dtype, layout=self.layout)
+        reader = Trunk(TextKeysBlock, self.config, self.dtype, layout=self.layout, parent=None)
         k, v = reader.apply(trunk, states)[1]
         k, v = (einops.rearrange(t, 'L B S D -> B L S D') for t in (k, v))
         return conditions.replace(text=TextKeys(k, v, _text_mask(text)))
