@@ -12,7 +12,8 @@ def get_config(arg: str = '') -> ConfigDict:
     if unknown := set(names) - {*VARIANTS, 'runlocal'}:
         raise ConfigError(f'no variant {sorted(unknown)}; there are: {", ".join(VARIANTS)}, runlocal')
     config = default('videomar')
-    config.data.source = 'bouncing_objects/shapes'
+    config.data.source = 'bouncing_objects/captions'
+    config.text.encoder, config.text.length, config.text.width = 'words', 16, 64
     config.data.max_interval = 1
     config.data.batch_size = 4
     config.data.flip_horizontal = False

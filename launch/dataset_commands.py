@@ -4,7 +4,7 @@ from tqdm import tqdm
 
 from magi_jax.config import ConfigError
 from magi_jax.data import prepared
-from magi_jax.data.preparation import dataset, shards
+from magi_jax.data.preparation import dataset, plans, shards
 
 PRINTED_FAULTS = 20
 
@@ -28,7 +28,7 @@ def check_dataset(name: str, data_dir: str, processes: int, check_records: datas
       ConfigError: the dataset has faults.
     """
     faults, count = [], 0
-    total = len(shards.planned_shards(prepared.dataset_folder(name, data_dir), dataset.read_plan(name, data_dir)))
+    total = len(shards.planned_shards(prepared.dataset_folder(name, data_dir), plans.read_plan(name, data_dir)))
     lines_of_shards = dataset.check(name, data_dir, processes, check_records)
     for lines in tqdm(lines_of_shards, total=total, unit='shard', dynamic_ncols=True):
         faults, count = faults + lines, count + 1

@@ -23,7 +23,7 @@ from magi_jax.config import Config, ConfigError
 from magi_jax.data import prepared
 from magi_jax.data.cache import data_folder
 from magi_jax.data.latents import LatentSettings
-from magi_jax.data.preparation import dataset, encoding, shards
+from magi_jax.data.preparation import encoding, plans, shards
 from magi_jax.parallel import hosts
 from magi_jax.parallel.encoding import make_encoder
 from magi_jax.tokenizers.api import Tokenizer, fingerprint
@@ -79,7 +79,7 @@ def _encode(name: str, data_dir: str, config: Config) -> None:
     assigned = shards.planned_shards(folder, job.plan)[part::count]
     encode = make_encoder(tokenizer, config.data.context_frames)
     rows = ROWS.value * jax.local_device_count()
-    with dataset.exclusive_lock(folder, (part, count)):
+    with plans.exclusive_lock(folder, (part, count)):
         todo = [shard for shard in assigned if not shard.is_done()]
         total, left = (sum(len(encoding.video_numbers(job, shard)) for shard in group) for group in (assigned, todo))
         bar = {'unit': 'video', 'dynamic_ncols': True, 'smoothing': 0.05, 'disable': not console.is_first()}

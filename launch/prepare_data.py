@@ -19,7 +19,7 @@ from tqdm import tqdm
 from magi_jax.config import ConfigError
 from magi_jax.data import prepared
 from magi_jax.data.cache import data_folder
-from magi_jax.data.preparation import dataset, public, rows, shards
+from magi_jax.data.preparation import dataset, plans, public, rows, shards
 from magi_jax.data.preparation.reencode import Settings
 
 from . import console, dataset_commands
@@ -96,7 +96,7 @@ def _prepare(name: str, data_dir: str) -> None:
     assigned = shards.make_shards(name, folder, listing, settings)[part::count]
     if listing.ignored:
         print(f'{len(listing.ignored)} other files are ignored, the first is {listing.ignored[0]}')
-    with dataset.exclusive_lock(folder, (part, count)):
+    with plans.exclusive_lock(folder, (part, count)):
         todo = [shard for shard in assigned if shards.remaining_rows(shard)]
         total, left = (
             sum(len(shard.rows) for shard in assigned),

@@ -8,6 +8,7 @@ Dimension key: B clips, T frames, H W pixels.
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import os
 import tempfile
@@ -21,7 +22,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from magi_jax.checkpoint import Checkpoints, load_config
-from magi_jax.config import Config, ConfigError, DataConfig, MeshConfig, SamplerConfig
+from magi_jax.config import Config, ConfigError, MeshConfig, SamplerConfig, TextConfig
+from magi_jax.models.api import make_model
 from magi_jax.models.conditions import Conditions, TextStates
 from magi_jax.objectives.api import clip_shape, make_objective
 from magi_jax.parallel.hosts import equal_batches, gather_to_hosts, padded_rows, replicate, shard
@@ -29,11 +31,13 @@ from magi_jax.parallel.layout import sampling_layout
 from magi_jax.parallel.mesh import batch_sharding, make_mesh, replicated_sharding
 from magi_jax.pretrained.folder import is_pretrained, read_facts, read_pretrained, read_results, save_pretrained
 from magi_jax.pretrained.hub import find_folder, push_folder
-from magi_jax.sampling.arguments import check_numbers, check_seed, check_videos, check_whole, replace_sampler_fields
+from magi_jax.sampling.arguments import check_videos, check_whole, replace_sampler_fields
 from magi_jax.sampling.attention_maps import attention_to_past
 from magi_jax.sampling.progress import Progress, frame_bar
+from magi_jax.sampling.request import VideoRequest
 from magi_jax.sampling.stream import clip_keys, sample_clips, stream_clips
 from magi_jax.sampling.video import VideoSampler, sampling_weights
+from magi_jax.text_encoders.api import TextEncoder, open_encoder
 from magi_jax.tokenizers.api import Tokenizer, create_tokenizer
 from magi_jax.tokenizers.folder import load_tokenizer
 from magi_jax.tokenizers.pixels import to_float, to_uint8
@@ -79,6 +83,8 @@ class Generator:
         interval: int = 1,
         seed: int = 0,
         numbers: Sequence[int] | None = None,
+        prompt: str | Sequence[str] | None = None,
+        size: tuple[int, int] | None = None,
         per_device_batch: int | None = None,
         progress: bool | Progress = True,
         **sampler: Any,
@@ -96,6 +102,10 @@ class Generator:
           seed: seed from 0 to 2^32 - 1; the same seed gives the same videos.
           numbers: numbers [B] of the videos among all videos of this seed, so that a large set can be sampled in parts.
             None: 0..B-1.
+          prompt: text that describes the videos, one for all or one for each; only for a model with text. None: videos
+            without text.
+          size: (height, width) in pixels; other sizes than the trained one only for a model without position tables.
+            None: the trained size.
           per_device_batch: number of videos per device and part. If it is set, videos are bit-identical on any number
             of devices. None: all videos in one part.
           progress: True for a progress bar in a terminal or notebook, False for none. A function is called for each
@@ -108,7 +118,7 @@ class Generator:
         Raises:
           ConfigError: an argument is not allowed or does not match the run.
         """
-        request = _Request(context, frames, num, interval, seed, numbers)
+        request = VideoRequest(context, frames, num, interval, seed, numbers, prompt, size)
         parts, count = self._with_fields(sampler)._inputs(request, per_device_batch)
         bar = contextlib.nullcontext(progress) if callable(progress) else frame_bar(len(parts), bool(progress))
         with bar as watch:
@@ -123,6 +133,8 @@ class Generator:
         interval: int = 1,
         seed: int = 0,
         numbers: Sequence[int] | None = None,
+        prompt: str | Sequence[str] | None = None,
+        size: tuple[int, int] | None = None,
         **sampler: Any,
     ) -> Iterator[np.ndarray]:
         """Return an iterator over the frames of the same videos, context first, in constant memory.
@@ -135,7 +147,7 @@ class Generator:
         Raises:
           ConfigError: as in `sample`; also if the tokenizer is not frame-wise.
         """
-        request = _Request(context, frames, num, interval, seed, numbers)
+        request = VideoRequest(context, frames, num, interval, seed, numbers, prompt, size)
         (inputs,), count = self._with_fields(sampler)._inputs(request, per_device_batch=None)
         context_frames, new_frames = np.moveaxis(inputs['context'][:count], 1, 0), stream_clips(**inputs)
         new_frames = (gather_to_hosts(frame)[:count] for frame in _prefetch_to_host(new_frames))
@@ -144,16 +156,20 @@ class Generator:
     def _with_fields(self, fields: dict[str, Any]) -> 'Generator':
         if not fields:
             return self
-        arguments = [*_Request.__dataclass_fields__, 'per_device_batch', 'progress']
+        arguments = [*VideoRequest.__dataclass_fields__, 'per_device_batch', 'progress']
         return self.with_sampler(replace_sampler_fields(self.config.sampler, fields, arguments))
 
-    def _inputs(self, request: '_Request', per_device_batch: int | None) -> tuple[list[dict[str, Any]], int]:
+    def _inputs(self, request: VideoRequest, per_device_batch: int | None) -> tuple[list[dict[str, Any]], int]:
         """Return the arguments of `sample_clips` for each part, and the number of requested videos.
 
         Every device gets the same number of clips.
         """
-        mesh, (context, numbers) = _mesh(), request.checked(self.config.data)
-        shape = clip_shape(self.config, self.tokenizer)
+        mesh, trained = _mesh(), clip_shape(self.config, self.tokenizer)
+        height, width = request.checked_size(self.config, make_model(self.config, trained).resizable)
+        data = dataclasses.replace(self.config.data, height=height, width=width)
+        shape = clip_shape(dataclasses.replace(self.config, data=data), self.tokenizer)
+        context, numbers, prompts = request.checked(self.config, (height, width))
+        text = self._text(prompts, len(context))
         shared = {
             'sampler': VideoSampler(self.config, shape, sampling_layout(self.config, shape, mesh)),
             'weights': self.weights,
@@ -163,22 +179,27 @@ class Generator:
         }
 
         def part(rows: np.ndarray) -> dict[str, Any]:
-            conditions = Conditions(np.full(rows.shape, request.interval, np.int32), text=self._text(rows.size))
+            interval, own_text = np.full(rows.shape, request.interval, np.int32), jax.tree.map(lambda x: x[rows], text)
             return shared | {
                 'context': context[rows],
-                'conditions': conditions,
+                'conditions': Conditions(interval, text=own_text),
                 'keys': clip_keys(request.seed, numbers[rows]),
             }
 
         return [part(rows) for rows in _parts(mesh, len(context), per_device_batch)], len(context)
 
-    def _text(self, clips: int) -> TextStates | None:
-        """Return empty text for a model that was trained with text."""
-        settings = self.config.text_settings
-        if settings is None:
+    def _text(self, prompts: list[str] | None, clips: int) -> TextStates | None:
+        """Return the text states of the prompts. Clips without a prompt get empty text."""
+        text = self.config.text
+        if not text.encoder:
             return None
-        states = np.zeros((clips, settings.length, settings.width), np.float32)
-        return TextStates(states, np.zeros(states.shape[:2], bool), np.zeros(clips, bool))
+        if prompts is None:
+            states = np.zeros((clips, text.length, text.width), np.float32)
+            return TextStates(states, np.zeros(states.shape[:2], bool), np.zeros(clips, bool))
+        encoder = _open_encoder(text, self.workdir)
+        unique, rows = np.unique(prompts, return_inverse=True)
+        states, mask = encoder.encode(unique.tolist())
+        return TextStates(states[rows], mask[rows], np.ones(clips, bool))
 
     def reconstruct(self, video: np.ndarray, per_device_batch: int | None = None) -> np.ndarray:
         """Encode and decode videos with the tokenizer, which bounds the quality of samples of this run.
@@ -254,44 +275,18 @@ class Generator:
             return push_folder(folder, name, private)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Request:
-    """The arguments of `Generator.sample` and `Generator.stream`."""
-
-    context: np.ndarray | None
-    frames: int
-    num: int
-    interval: int
-    seed: int
-    numbers: Sequence[int] | None
-
-    def checked(self, data: DataConfig) -> tuple[np.ndarray, np.ndarray]:
-        """Return context [B, c, H, W, 3] and numbers [B] of the videos. Raise ConfigError for wrong arguments."""
-        check_whole('frames', self.frames, 1)
-        check_whole('num', self.num, 1)
-        check_whole('interval', self.interval, 1, data.max_interval, 'data.max_interval of this run')
-        check_seed(self.seed)
-        numbers = None if self.numbers is None else check_numbers(self.numbers)
-        if self.context is None:
-            count = self.num if numbers is None else len(numbers)
-            context = np.zeros((count, 0, data.height, data.width, 3), np.uint8)
-        else:
-            context = check_videos('context', self.context, data.height, data.width)
-        count = len(context)
-        if numbers is not None and len(numbers) != count:
-            raise ConfigError(f'{len(numbers)} numbers do not fit {count} clips of context: give one for each clip')
-        if self.num not in (1, count):
-            advice = 'leave num out, or repeat the context with np.repeat(context, num, axis=0)'
-            raise ConfigError(f'num = {self.num} does not fit {count} clips of context or numbers: {advice}')
-        return context, np.arange(count) if numbers is None else numbers
-
-
 def reconstruct(tokenizer: Tokenizer, video: np.ndarray, per_device_batch: int | None = None) -> np.ndarray:
     """Encode and decode videos as `Generator.reconstruct` does, with a tokenizer alone."""
     mesh, video = _mesh(), check_videos('video', video)
     tokenizer, sharding = replicate(mesh, tokenizer), batch_sharding(mesh)
     parts = (shard(sharding, video[rows]) for rows in _parts(mesh, len(video), per_device_batch))
     return np.concatenate([gather_to_hosts(_reconstruct(tokenizer, part)) for part in parts])[: len(video)]
+
+
+@functools.lru_cache(maxsize=1)
+def _open_encoder(text: TextConfig, folder: str) -> TextEncoder:
+    """Open the text encoder of a run once for many calls."""
+    return open_encoder(text, folder)
 
 
 @jax.jit

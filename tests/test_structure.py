@@ -23,7 +23,7 @@ FLOORS = (
     ('fields',),
     ('config',),
     ('config_checks', 'config_files', 'layers', 'diffusion', 'masking'),
-    ('tokenizers', 'models'),
+    ('tokenizers', 'models', 'text_encoders'),
     ('objectives', 'sampling'),
     ('parallel', 'data', 'checkpoint'),
     ('training', 'evaluation'),

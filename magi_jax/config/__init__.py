@@ -11,6 +11,7 @@ from magi_jax.config.groups import (
     OptimConfig,
     Remat,
     SamplerConfig,
+    TextConfig,
     TokenizerConfig,
     TrainConfig,
 )
@@ -26,7 +27,6 @@ from magi_jax.config.systems import (
     to_config_dict,
 )
 from magi_jax.config.videomar import (
-    TextConfig,
     VideomarConfig,
     VideomarMaskingConfig,
     VideomarModelConfig,

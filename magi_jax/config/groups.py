@@ -7,7 +7,7 @@ default is the recommended reading.
 
 import dataclasses
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from magi_jax.fields import PATH, Range
 
@@ -53,6 +53,17 @@ class TokenizerConfig:
     encoder_blocks: Annotated[int, Range(0, 1024)] = 1
     decoder_blocks: Annotated[int, Range(0, 1024)] = 2  # autoencoder_kl only
     dtype: Literal['float32', 'bfloat16'] = 'float32'  # compute dtype of a frozen tokenizer; norms stay in float32
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """Text states, which launch.encode_text stores beside the videos."""
+
+    # words: the small frozen encoder of text_encoders/words.py; else the name or folder of a Hugging Face model
+    encoder: Annotated[str, PATH] = ''  # '' = no text
+    length: Annotated[int, Range(1, 65_536)] = 300  # S, states of a text; longer texts are truncated
+    width: Annotated[int, Range(1, 65_536)] = 1536  # E
+    dropout: Annotated[float, Range(0, 1)] = 0.1  # probability that a clip has no text in a training step, for guidance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,10 +233,11 @@ class Config:
     sampler: SamplerConfig = SamplerConfig()
     mesh: MeshConfig = MeshConfig()
 
+    # Systems that read text declare this as a field.
     @property
-    def text_settings(self) -> Any:
-        """Settings of the text that conditions a video; None for a system or run without text."""
-        return None
+    def text(self) -> TextConfig:
+        """The text that conditions a video: none."""
+        return TextConfig()
 
     @property
     def is_guided(self) -> bool:

@@ -6,19 +6,8 @@ The paper's text does not state every setting. A comment says where a default is
 import dataclasses
 from typing import Annotated, Literal
 
-from magi_jax.config.groups import INF, Config, DataConfig, MaskingConfig, ModelConfig, SamplerConfig
+from magi_jax.config.groups import INF, Config, DataConfig, MaskingConfig, ModelConfig, SamplerConfig, TextConfig
 from magi_jax.fields import ConfigError, Range
-
-
-@dataclasses.dataclass(frozen=True)
-class TextConfig:
-    """The text that conditions a video, as states of a frozen encoder that `launch.encode_text` stored."""
-
-    encoder: str = ''  # '' = no text; 'words' = the small encoder of this package; else a Hugging Face name or folder
-    length: Annotated[int, Range(1, 65_536)] = 300  # S, tokens of a prompt
-    width: Annotated[int, Range(1, 65_536)] = 1536  # E, width of a state
-    # probability that a clip is trained without its text, for guidance
-    dropout: Annotated[float, Range(0, 1)] = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,11 +55,6 @@ class VideomarConfig(Config):
     model: VideomarModelConfig = VideomarModelConfig()
     masking: VideomarMaskingConfig = VideomarMaskingConfig()
     sampler: VideomarSamplerConfig = VideomarSamplerConfig()
-
-    @property
-    def text_settings(self) -> TextConfig | None:
-        """Settings of the text that conditions a video; None for a run without text."""
-        return self.text if self.text.encoder else None
 
     @property
     def is_guided(self) -> bool:

@@ -13,7 +13,9 @@ video.
 
 import dataclasses
 import itertools
+import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -21,7 +23,8 @@ import tensorflow_datasets as tfds
 from magi_jax.config import ConfigError, DataConfig
 from magi_jax.data import prepared, sources
 
-Moments = dict[str, np.ndarray]  # mean and, if latents have a variance, log_variance: [T, h, w, c] each
+# mean and, if latents have a variance, log_variance: [T, h, w, c] each; and video_id, the id of the video as a str
+Moments = dict[str, Any]
 Flip = tuple[bool, bool]  # left-right, upside down
 TRAIN, VALIDATION = SPLITS = ('train', 'validation')
 
@@ -155,18 +158,21 @@ class LatentSource:
     def read_frames(self, index: int, flip: Flip, frames: Sequence[int]) -> Moments:
         """Return the given latent frames of a video that is stored completely."""
         record = self._records[self._per_video * int(index) + self.settings.flips.index(flip)]
-        return {name: record[name][np.asarray(frames)] for name in self.settings.names}
+        return self._moments(record, np.asarray(frames))
 
     def clip(self, index: int, flip: Flip, number: int) -> tuple[Moments, int]:
         """Return clip `number` (0 to K-1) of a video, and its frame interval."""
         first = self._per_video * int(index) + self.settings.flips.index(flip) * self.settings.clips
         record = self._records[first + int(number)]
-        return {name: record[name] for name in self.settings.names}, int(record['interval'])
+        return self._moments(record), int(record['interval'])
 
     def validation_clip(self, index: int, frames: int) -> Moments:
         """Return the first latent frames of a validation video. `frames` applies to frame-wise tokenizers only."""
-        record = self._records[int(index)]
-        return {name: record[name] if self.settings.clips else record[name][:frames] for name in self.settings.names}
+        return self._moments(self._records[int(index)], slice(None if self.settings.clips else frames))
+
+    def _moments(self, record: dict[str, Any], frames: Any = slice(None)) -> Moments:
+        moments = {name: record[name][frames] for name in self.settings.names}
+        return moments | {'video_id': os.fsdecode(record['video_id'])}
 
 
 def open_latents(data: DataConfig, split: str) -> LatentSource | None:

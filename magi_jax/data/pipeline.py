@@ -5,19 +5,25 @@ Dimension key: B clips (B_local on this host), T frames, H rows, W columns, O ob
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import grain
 import numpy as np
 
-from magi_jax.config import DataConfig
-from magi_jax.data import latents, sources, transforms
+from magi_jax.config import ConfigError, DataConfig, TextConfig
+from magi_jax.data import latents, sources, texts, transforms
 
 Batch = dict[str, np.ndarray]
 MAX_STEPS = 2**40  # more steps than any run has
+NO_TEXT = TextConfig()
 
 
 def train_batches(
-    config: DataConfig, seed: int, start_step: int = 0, rows: Sequence[int] | None = None
+    config: DataConfig,
+    seed: int,
+    start_step: int = 0,
+    rows: Sequence[int] | None = None,
+    text: TextConfig = NO_TEXT,
 ) -> Iterator[Batch]:
     """Return endless training batches, starting at `start_step`.
 
@@ -29,25 +35,32 @@ def train_batches(
       seed: in [0, 2**32).
       start_step: number of batches that a resumed run has already consumed.
       rows: rows of the global batch that this host reads, from `parallel.hosts.host_rows`. None: all rows.
+      text: encoder of the captions, if the batches hold them.
 
     Returns:
       A Grain iterator of dicts; call `.close()` when done. Keys: video uint8 [B_local,T,H,W,3], interval int32
       [B_local], and example int32 [B_local], the position p, which is unique over the whole run. If `config` names
       latents, their moments mean and log_variance replace video; videos stored completely are cut to the same clips.
+      If `text` names an encoder: text float32 [B_local,S,E] and text_mask bool [B_local,S], as in `TextSource.read`.
 
     Raises:
-      ConfigError: as in `sources.open_source` and `latents.open_latents`.
+      ConfigError: as in `sources.open_source`, `latents.open_latents` and `texts.open_texts`, or `config` flips videos
+        that have a text.
     """
+    if text.encoder and (config.flip_horizontal or config.flip_vertical):
+        flips = f'data.flip_horizontal = {config.flip_horizontal}, data.flip_vertical = {config.flip_vertical}'
+        raise ConfigError(f'{flips}, but captions do not describe flipped videos: set both to False')
     source = latents.open_latents(config, latents.TRAIN)
     clip = _latent_clip
     if source is None:
         source, clip = sources.open_source(config, config.train_split), _train_clip
+    captions = texts.open_texts(config, text)
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
     rows = range(config.batch_size) if rows is None else rows
 
     def batch(step: int) -> Batch:
         positions = [int(step) * config.batch_size + int(row) for row in rows]
-        return _stack([clip(config, source, order[p], seed, p) for p in positions])
+        return _stack([_replace_id(clip(config, source, order[p], seed, p), captions) for p in positions])
 
     # The buffer counts whole batches. With a smaller buffer, some threads would be idle.
     options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=max(4, config.threads))
@@ -62,14 +75,16 @@ class EvalClips:
       split: name of the split, as in `sources.open_source`.
       frames: T.
       interval: frame interval, in raw frames.
+      text: encoder of the captions, if the batches hold them.
 
     Raises:
-      ConfigError: as in `sources.open_source`, or a TFDS video is too short for these frames and interval.
+      ConfigError: as in `sources.open_source` and `texts.open_texts`, or a TFDS video is too short for these frames and
+        interval.
     """
 
-    def __init__(self, config: DataConfig, split: str, frames: int, interval: int = 1):
+    def __init__(self, config: DataConfig, split: str, frames: int, interval: int = 1, text: TextConfig = NO_TEXT):
         config = dataclasses.replace(latents.source_videos_config(config), frames=(frames - 1) * interval + 1)
-        self._source = sources.open_source(config, split)
+        self._source, self._captions = sources.open_source(config, split), texts.open_texts(config, text)
         self._interval, self._indices = interval, transforms.clip_indices(0, frames, interval)
 
     def __len__(self) -> int:
@@ -81,21 +96,23 @@ class EvalClips:
         Returns:
           A dict: video uint8 [B,T,H,W,3], interval int32 [B], example int32 [B] (the numbers), and the labels of the
           source. Labels of bouncing_objects: centres float32 [B,T,O,2], count [B], labels and colours [B,O], sizes
-          [B,O,2].
+          [B,O,2], and of its captioned videos caption str [B] and direction [B]. With an encoder also text and
+          text_mask, as in `train_batches`.
         """
         return _stack([self._clip(int(number)) for number in numbers])
 
     def _clip(self, number: int) -> Batch:
         video = self._source[number]
         labels = {key: value[self._indices] if key == 'centres' else value for key, value in video.labels.items()}
-        return labels | _clip({'video': video.read(self._indices)}, self._interval, number)
+        content = {'video': video.read(self._indices), 'video_id': video.video_id}
+        return labels | _clip(_replace_id(content, self._captions), self._interval, number)
 
 
 class ValidationLatents:
     """The moments of each validation clip at frame interval 1, with the interface of EvalClips."""
 
-    def __init__(self, config: DataConfig, source: latents.LatentSource):
-        self._source, self._frames = source, config.frames
+    def __init__(self, config: DataConfig, source: latents.LatentSource, text: TextConfig = NO_TEXT):
+        self._source, self._frames, self._captions = source, config.frames, texts.open_texts(config, text)
 
     def __len__(self) -> int:
         return len(self._source)
@@ -103,17 +120,21 @@ class ValidationLatents:
     def read(self, numbers: Sequence[int]) -> Batch:
         """Return the clips with the given numbers, as a batch.
 
-        The batch holds mean and perhaps log_variance [B,T,h,w,c], and interval and example int32 [B].
+        The batch holds mean and perhaps log_variance [B,T,h,w,c], and interval and example int32 [B]. With an encoder
+        also text and text_mask, as in `train_batches`.
         """
-        return _stack([_clip(self._source.validation_clip(n, self._frames), 1, int(n)) for n in numbers])
+        return _stack([self._clip(int(number)) for number in numbers])
+
+    def _clip(self, number: int) -> Batch:
+        return _clip(_replace_id(self._source.validation_clip(number, self._frames), self._captions), 1, number)
 
 
-def validation_clips(config: DataConfig) -> EvalClips | ValidationLatents:
+def validation_clips(config: DataConfig, text: TextConfig = NO_TEXT) -> EvalClips | ValidationLatents:
     """Return the validation clips that `config` names, videos or latents. Raise the errors of `train_batches`."""
     source = latents.open_latents(config, latents.VALIDATION)
     if source is not None:
-        return ValidationLatents(config, source)
-    return EvalClips(config, sources.eval_split(config), config.frames)
+        return ValidationLatents(config, source, text)
+    return EvalClips(config, sources.eval_split(config), config.frames, text=text)
 
 
 def eval_batches(
@@ -134,7 +155,8 @@ def _train_clip(config: DataConfig, videos: sources.Source, index: int, seed: in
     rng, video = np.random.default_rng([seed, position]), videos[index]
     indices, interval = transforms.draw_clip(rng, video.num_frames, config.frames, config.max_interval)
     flip = transforms.draw_flip(rng, config.flip_horizontal, config.flip_vertical)
-    return _clip({'video': transforms.flip(video.read(indices), *flip)}, interval, position)
+    content = {'video': transforms.flip(video.read(indices), *flip), 'video_id': video.video_id}
+    return _clip(content, interval, position)
 
 
 def _latent_clip(config: DataConfig, videos: latents.LatentSource, index: int, seed: int, position: int) -> Batch:
@@ -147,6 +169,12 @@ def _latent_clip(config: DataConfig, videos: latents.LatentSource, index: int, s
     indices, interval = transforms.draw_clip(rng, videos.lengths[index], config.frames, config.max_interval)
     flip = transforms.draw_flip(rng, config.flip_horizontal, config.flip_vertical)
     return _clip(videos.read_frames(index, flip, indices), interval, position)
+
+
+def _replace_id(content: dict[str, Any], captions: texts.TextSource | None) -> Batch:
+    """Return the content of a clip with the text of its video, if there are texts, in place of video_id."""
+    arrays = {name: value for name, value in content.items() if name != 'video_id'}
+    return arrays | (captions.read(content['video_id']) if captions else {})
 
 
 def _clip(content: Batch, interval: int, example: int) -> Batch:

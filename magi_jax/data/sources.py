@@ -24,6 +24,7 @@ from magi_jax.data.cache import data_folder
 
 FOLDER = 'video_folder'  # value of data.source for a folder of files
 SMALL_FOLDER = 100  # Number of files: in larger folders, no split is empty by chance.
+CAPTION = 'caption'  # label of a TFDS dataset: a text
 PROBE_CLIPS = 4  # Clips that measure the reading rate of a folder that is too large for memory.
 
 
@@ -34,7 +35,7 @@ class Video:
     video_id: str
     num_frames: int
     read: Callable[[Sequence[int]], np.ndarray]  # frame indices [T] -> uint8 [T,height,width,3]
-    labels: dict[str, np.ndarray]  # labels of the dataset, for example centres [num_frames,3,2]
+    labels: dict[str, np.ndarray | np.str_]  # labels of the dataset, for example centres [num_frames,3,2], or caption
 
 
 class Source(Protocol):
@@ -98,7 +99,7 @@ class TfdsSource:
         self._frame = feature.feature if sequence else None
         self._size = data.height, data.width
         decoders = {self._key: _SkipFrameDecoding()} if sequence else None
-        self._records = _open_split(builder, data.source, split, decoders)
+        self._split, self._records = split, _open_split(builder, data.source, split, decoders)
         fixed_frames = feature.shape[0]
         frame_counts = (fixed_frames or len(self._records[i][self._key]) for i in range(len(self._records)))
         self.lengths = np.fromiter(frame_counts, np.int64, len(self._records))
@@ -110,7 +111,7 @@ class TfdsSource:
     def __getitem__(self, index: int) -> Video:
         example = dict(self._records[int(index)])
         frames = example.pop(self._key)
-        video_id = example.pop('video_id', str(index))
+        video_id = example.pop('video_id', f'{self._split}/{index}')
 
         def read(indices: Sequence[int]) -> np.ndarray:
             if self._frame is None:
@@ -119,6 +120,8 @@ class TfdsSource:
 
         label_keys = filter(self._is_label, example)
         labels = {key: np.asarray(example[key], self._features[key].np_dtype) for key in label_keys}
+        if CAPTION in example and isinstance(self._features[CAPTION], tfds.features.Text):
+            labels[CAPTION] = np.str_(example[CAPTION].decode())
         name = video_id.decode() if isinstance(video_id, bytes) else video_id
         return Video(name, int(self.lengths[index]), read, labels)
 
@@ -158,15 +161,9 @@ class PreparedSource:
 
 def eval_split(data: DataConfig) -> str:
     """Return `data.eval_split`. If the videos have no such split, log a warning and return test or train instead."""
-    if data.source == FOLDER:
-        root = pathlib.Path(data.path).expanduser()
-        user_splits = folder.splits_from_subfolders(folder.walk(root, folder.SUFFIXES)) if root.is_dir() else {}
-        nonempty_splits = {split for name, split in user_splits.items() if name.lower().endswith(folder.SUFFIXES)}
-        available_splits = nonempty_splits or set(splits.SPLITS)
-    elif summary := prepared.read_summary(data.source, data.path):
-        available_splits = {split for split, videos in summary.get('prepared', {}).items() if videos}
-    else:
+    if data.source != FOLDER and prepared.read_summary(data.source, data.path) is None:
         return data.eval_split
+    available_splits = split_names(data)
     fallback = next((split for split in ('test', data.train_split) if split in available_splits), None)
     if data.eval_split not in splits.SPLITS or data.eval_split in available_splits or fallback is None:
         return data.eval_split
@@ -175,6 +172,27 @@ def eval_split(data: DataConfig) -> str:
         f'(data.eval_split): {fallback!r} is used instead; {splits.SPLIT_HINT}'
     )
     return fallback
+
+
+def split_names(data: DataConfig) -> set[str]:
+    """Return the names of all splits that may hold videos. Raise ConfigError if the dataset does not exist."""
+    if data.source == FOLDER:
+        root = pathlib.Path(data.path).expanduser()
+        user_splits = folder.splits_from_subfolders(folder.walk(root, folder.SUFFIXES)) if root.is_dir() else {}
+        nonempty_splits = {split for name, split in user_splits.items() if name.lower().endswith(folder.SUFFIXES)}
+        return nonempty_splits or set(splits.SPLITS)
+    if summary := prepared.read_summary(data.source, data.path):
+        return {split for split, videos in summary.get('prepared', {}).items() if videos}
+    return set(_tfds_builder(data).info.splits)
+
+
+def dataset_folder(data: DataConfig) -> pathlib.Path:
+    """Return the folder that holds the files of the dataset. Raise ConfigError if the dataset does not exist."""
+    if data.source == FOLDER:
+        return pathlib.Path(data.path).expanduser()
+    if prepared.read_summary(data.source, data.path):
+        return prepared.dataset_folder(data.source, data.path)
+    return pathlib.Path(_tfds_builder(data).data_path)
 
 
 def _open_split(

@@ -12,7 +12,7 @@ import dataclasses
 import numpy as np
 from einops import rearrange, reduce
 
-from magi_jax.data.builders import bouncing_objects as bouncing
+from magi_jax.data.builders import drawing
 
 BLACK, FOREIGN = -1, -2  # classes of pixels without a palette colour
 MIN_OPACITY = 0.5
@@ -22,7 +22,7 @@ MIN_VISIBLE = 1 / 8  # least fraction of the full area; less is like a border
 MIN_BODY = 25  # least pixels of an unexpected object, borders not counted
 
 _REACH = 13  # pixels from the centre that contain the largest template
-_PALETTE = np.asarray(list(bouncing.PALETTE.values()), np.float32)
+_PALETTE = np.asarray(list(drawing.PALETTE.values()), np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,11 +76,11 @@ def shape_templates() -> np.ndarray:
     """Return the pixels of each shape centred at the middle, a pixel corner: bool [S,2R,2R]."""
     offset = np.arange(-_REACH, _REACH) + 0.5
     dy, dx = offset[:, None], offset[None, :]
-    disc = np.hypot(dx, dy) <= bouncing.DISC_RADIUS
-    square = np.maximum(abs(dx), abs(dy)) <= bouncing.SQUARE_SIDE / 2
-    triangle = np.maximum(dy, abs(dx) * np.sqrt(0.75) - dy / 2) <= bouncing.TRIANGLE_INRADIUS
+    disc = np.hypot(dx, dy) <= drawing.DISC_RADIUS
+    square = np.maximum(abs(dx), abs(dy)) <= drawing.SQUARE_SIDE / 2
+    triangle = np.maximum(dy, abs(dx) * np.sqrt(0.75) - dy / 2) <= drawing.TRIANGLE_INRADIUS
     masks = {'disc': disc, 'square': square, 'triangle': triangle}
-    return np.stack([masks[name] for name in bouncing.SHAPES])
+    return np.stack([masks[name] for name in drawing.SHAPES])
 
 
 def _find_in_clip(video: np.ndarray, labels: np.ndarray, colours: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -103,7 +103,7 @@ class RealClips:
 
 def _open(data: DataConfig, split: str, protocol: Distances) -> Any:
     dataset, _, kind = data.source.partition('/')
-    if dataset != bouncing.BouncingObjects.name:
+    if dataset != bouncing.BouncingObjects.name or kind not in bouncing.KINDS:
         # Shorter videos are skipped without an error, as in published protocols.
         return sources.open_source(dataclasses.replace(data, frames=1), split)
     # Training clips must come from the built dataset, because the run was trained on no others.

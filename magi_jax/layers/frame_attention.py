@@ -17,12 +17,13 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from magi_jax.layers import dense_attention
-from magi_jax.layers.self_attention import DENOMINATOR, OUTPUT
+from magi_jax.layers.self_attention import DENOMINATOR, OUTPUT, self_attention
 
 Array = jax.Array
 Kept = tuple[Array, ...]
 Span = tuple[int, int]  # first key frame, and the one after the last
 Implementation = Literal['xla']
+SMALL = 2**18  # (query, key) pairs of a clip and head up to which one masked product beats a loop over frames
 
 
 def frame_attention(q: Array, k: Array, v: Array, visible: np.ndarray, implementation: Implementation = 'xla') -> Array:
@@ -41,7 +42,17 @@ def frame_attention(q: Array, k: Array, v: Array, visible: np.ndarray, implement
     if not visible.any(axis=1).all():
         frames = np.flatnonzero(~visible.any(axis=1)).tolist()
         raise ValueError(f'query frames {frames} see no key frame: let each frame see itself')
+    if implementation == 'xla' and q.shape[1] * q.shape[2] * k.shape[1] * k.shape[2] <= SMALL:
+        return _attend_masked(q, k, v, visible)
     return _attend(q, k, v, tuple(map(_spans, visible)), implementation)
+
+
+def _attend_masked(q: Array, k: Array, v: Array, visible: np.ndarray) -> Array:
+    """Attend as `frame_attention` does, with one product over all frames and a mask for each token."""
+    mask = np.kron(visible, np.ones((q.shape[2], k.shape[2]), bool))
+    q_sequence, k, v = (einops.rearrange(x, 'b r n h d -> b 1 (r n) h d') for x in (q, k, v))
+    out = self_attention(q_sequence, k, v, jnp.asarray(mask), None, 0.0)
+    return einops.rearrange(out, 'b 1 (r n) h d -> b r n h d', r=q.shape[1])
 
 
 def _spans(row: np.ndarray) -> tuple[Span, ...]:

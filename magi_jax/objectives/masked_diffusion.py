@@ -57,8 +57,8 @@ class MaskedDiffusion:
         tokens = jnp.zeros((1, shape.frames, shape.tokens, shape.token_width))
         mask, ones = jnp.ones(tokens.shape[:3], bool), jnp.ones((1,), jnp.int32)
         level, text = jnp.zeros((1, shape.frames), jnp.int32), None
-        if settings := self.config.text_settings:
-            states = jnp.zeros((1, settings.length, settings.width))
+        if self.config.text.encoder:
+            states = jnp.zeros((1, self.config.text.length, self.config.text.width))
             text = TextStates(states, jnp.ones(states.shape[:2], bool), jnp.ones((1,), bool))
         conditions = Conditions(ones, level, text=text)
         observed = tokens if self.config.model.teacher_forcing == 'complete' else None
@@ -176,13 +176,12 @@ class MaskedDiffusion:
 
     def _text(self, batch: dict[str, Array], clip_keys: Array, dropout_keys: Array | None) -> TextStates | None:
         """Return the text states of the batch; in training some clips lose theirs."""
-        settings = self.config.text_settings
-        if settings is None:
+        if not self.config.text.encoder:
             return None
         keep = jnp.ones(batch['text_mask'].shape[:1], bool)
-        if dropout_keys is not None and settings.dropout:
+        if dropout_keys is not None and self.config.text.dropout:
             keys = jax.vmap(jax.random.fold_in, (0, None))(clip_keys, TEXT_DROPOUT)
-            keep = jax.vmap(jax.random.uniform)(keys) >= settings.dropout
+            keep = jax.vmap(jax.random.uniform)(keys) >= self.config.text.dropout
         return TextStates(batch['text'].astype(jnp.float32), batch['text_mask'], keep)
 
     def _own(self, x: Array, axis: int) -> Array:

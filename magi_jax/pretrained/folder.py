@@ -6,6 +6,7 @@ The layout is that of a model repository on the Hugging Face Hub.
     model.safetensors   EMA parameters in float32, named by their path in the tree: trunk/trunk/blocks/...
     tokenizer/          config.json, model.safetensors, statistics.json (absent for tokenizer.kind = identity)
     metrics.jsonl       training curves, if the run has them
+    text_encoder.json   description of the text encoder, if the model reads text
     manifest.json       SHA-256 of every file above, and facts about the run
     README.md           model card; may be edited
 """
@@ -32,6 +33,7 @@ from magi_jax.checkpoint import CONFIG_FILE, load_config
 from magi_jax.config import Config, ConfigError
 from magi_jax.objectives.api import abstract_params, make_objective
 from magi_jax.pretrained.model_card import model_card, scalar_results
+from magi_jax.text_encoders.api import DESCRIPTION
 from magi_jax.tokenizers.api import Tokenizer, create_tokenizer
 from magi_jax.tokenizers.folder import SAFETENSORS, STATISTICS, load_tokenizer, read_statistics, save_tokenizer
 from magi_jax.training.metrics import FILE as CURVES
@@ -95,7 +97,7 @@ def save_pretrained(
     facts: dict[str, Any],
     name: str,
     license: str,
-    curves: str | os.PathLike | None = None,
+    workdir: str | os.PathLike | None = None,
 ) -> None:
     """Write a folder that `read_pretrained` reads. On several hosts, only the first writes.
 
@@ -107,7 +109,7 @@ def save_pretrained(
       facts: result of `read_facts`.
       name: name of the model in its card: a Hub name or a folder.
       license: Hub identifier of the licence of the weights, e.g. 'apache-2.0'.
-      curves: folder with training curves (metrics.jsonl) to copy, if it has any.
+      workdir: folder of the run, whose training curves and description of the text encoder are copied.
 
     Raises:
       ConfigError: the folder belongs to a training run or to another program.
@@ -133,11 +135,12 @@ def save_pretrained(
     if tokenizer.config.kind != 'identity':
         save_tokenizer(tokenizer, folder / TOKENIZER, facts.get('tokenizer_statistics', {}), SAFETENSORS)
         files += TOKENIZER_FILES
-    if curves is not None and (Path(curves) / CURVES).is_file():
-        _write_text(folder / CURVES, (Path(curves) / CURVES).read_text())
-        files += (CURVES,)
-    else:
-        (folder / CURVES).unlink(missing_ok=True)  # an older file belongs to other weights
+    for file in (CURVES, DESCRIPTION):
+        if workdir is not None and (Path(workdir) / file).is_file():
+            _write_text(folder / file, (Path(workdir) / file).read_text())
+            files += (file,)
+        else:
+            (folder / file).unlink(missing_ok=True)  # an older file belongs to other weights
     _write_text(folder / CARD, model_card(config, facts, name, license.lower()))
     manifest = {'version': VERSION, 'sha256': {file: _sha256(folder / file) for file in files}, 'facts': facts}
     _write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + '\n')

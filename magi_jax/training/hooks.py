@@ -29,7 +29,8 @@ from magi_jax.tokenizers.statistics import measure_statistics
 STATISTICS_BATCHES = 64
 PREVIEW_CLIPS = 4
 LABEL_HEIGHT = 14  # height of the label of a row in pixels
-MODEL_INPUTS = 'video', 'mean', 'log_variance', 'interval', 'example'  # entries of a batch; labels are dropped
+# Entries of a batch that objectives read; labels are dropped.
+MODEL_INPUTS = 'video', 'mean', 'log_variance', 'interval', 'example', 'text', 'text_mask'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +51,7 @@ def read_validation(config: Config, mesh: Mesh) -> Validation:
 
     If there are fewer than one batch, some are repeated until every device has one.
     """
-    clips, size = validation_clips(config.data), config.data.batch_size
+    clips, size = validation_clips(config.data, config.text), config.data.batch_size
     count = min(config.train.eval_batches, len(clips) // size)
     batches = np.arange(count * size).reshape(count, size) if count else [padded_rows(mesh, len(clips))]
     host_parts = [batch[host_rows(mesh, len(batch))] for batch in batches]

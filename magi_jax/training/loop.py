@@ -23,9 +23,11 @@ from magi_jax.config import Config, ConfigError
 from magi_jax.config_checks import check_config
 from magi_jax.data.latents import describe
 from magi_jax.data.pipeline import train_batches
+from magi_jax.data.texts import describe_encoder
 from magi_jax.objectives.api import make_objective
 from magi_jax.parallel import hosts
 from magi_jax.parallel.mesh import check_batch, make_mesh, put_batch
+from magi_jax.text_encoders.api import keep_description
 from magi_jax.tokenizers.api import Tokenizer, fingerprint
 from magi_jax.tokenizers.folder import load_tokenizer, open_tokenizer
 from magi_jax.training import hooks, spikes
@@ -132,8 +134,10 @@ def prepare(config: Config, workdir: Path, console: Console, parameter_table: bo
     console.line(_parameters(state.params, parameter_table))
     # Data are opened before the long compilation, so that mistakes in them are reported at once.
     rows = hosts.host_rows(mesh, config.data.batch_size)
-    batches = train_batches(config.data, config.seed, int(state.step), rows)
+    batches = train_batches(config.data, config.seed, int(state.step), rows, config.text)
     validation = hooks.read_validation(config, mesh)
+    if config.text.encoder and jax.process_index() == 0:
+        keep_description(workdir, describe_encoder(config.data, config.text))
     eval_step = jax.jit(make_eval_step(objective, config, mesh))
     train_step = _compile(tokenizer, config, mesh, console)
     tokenizer = hosts.replicate(mesh, tokenizer)

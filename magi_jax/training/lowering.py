@@ -41,8 +41,8 @@ def abstract_batch(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct
     data, number = config.data, ((), jnp.int32)
     clip = batch_shapes(data) or {'video': ((data.frames, data.height, data.width, 3), jnp.uint8)}
     rows = clip | {'interval': number, 'example': number}
-    if settings := config.text_settings:
-        states = (settings.length, settings.width)
+    if config.text.encoder:
+        states = (config.text.length, config.text.width)
         rows |= {'text': (states, jnp.float32), 'text_mask': (states[:1], jnp.bool_)}
     shapes = {name: jax.ShapeDtypeStruct((data.batch_size, *shape), dtype) for name, (shape, dtype) in rows.items()}
     return place(shapes, batch_sharding(mesh))
@@ -125,9 +125,9 @@ def encoder_flops(config: Config, tokenizer: Tokenizer | None) -> float:
 
 def abstract_conditions(config: Config, clips: int) -> Conditions:
     """Return the shapes of the conditions of `clips` videos."""
-    text, settings = None, config.text_settings
-    if settings is not None:
-        states = jax.ShapeDtypeStruct((clips, settings.length, settings.width), jnp.float32)
+    text = None
+    if config.text.encoder:
+        states = jax.ShapeDtypeStruct((clips, config.text.length, config.text.width), jnp.float32)
         text = TextStates(states, jax.ShapeDtypeStruct(states.shape[:2], bool), jax.ShapeDtypeStruct((clips,), bool))
     return Conditions(jax.ShapeDtypeStruct((clips,), jnp.int32), text=text)
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from magi_jax.data.builders import bouncing_objects as bouncing
+from magi_jax.data.builders import drawing
 from magi_jax.evaluation import objects
 from tests.evaluation.clips import real_clips, spoil
 
@@ -105,7 +106,7 @@ def test_a_body_of_another_colour_is_counted():
 def test_a_changed_shape_is_noticed():
     frame = picture({'blue': BOXES['blue']})
     rows, columns = np.mgrid[:64, :64] + 0.5
-    frame[0, 0][np.hypot(rows - 18, columns - 20) <= bouncing.DISC_RADIUS + 1] = bouncing.PALETTE['red']
+    frame[0, 0][np.hypot(rows - 18, columns - 20) <= drawing.DISC_RADIUS + 1] = bouncing.PALETTE['red']
     seen = look(frame)
     assert seen.shape[0, 0].tolist() == [0, 1, -1] and seen.found[0, 0, 0]
 

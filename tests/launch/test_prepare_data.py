@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 
 from magi_jax.config import ConfigError, DataConfig
 from magi_jax.data import pipeline, prepared, sources
-from magi_jax.data.preparation import dataset, public, shards
+from magi_jax.data.preparation import dataset, plans, public, shards
 from magi_jax.data.preparation.reencode import Settings
 from tests.data import video_kinds
 from tests.launch.commands import ROOT, module, run
@@ -201,8 +201,8 @@ def test_other_settings_or_files_are_refused(wild, finished, tmp_path):
     with pytest.raises(ConfigError, match='45 videos then, 3 now'):
         dataset.make_plan('wild', str(finished), other, SETTINGS)
     (tmp_path / 'reports').mkdir()
-    with dataset.exclusive_lock(tmp_path, (0, 1)), pytest.raises(ConfigError, match='another process'):
-        dataset.exclusive_lock(tmp_path, (0, 1)).__enter__()
+    with plans.exclusive_lock(tmp_path, (0, 1)), pytest.raises(ConfigError, match='another process'):
+        plans.exclusive_lock(tmp_path, (0, 1)).__enter__()
 
 
 def test_a_full_disk_costs_the_shard_at_work_only(wild, finished, tmp_path):

@@ -1,13 +1,13 @@
-"""TFDS builder `bouncing_objects`: coloured shapes that bounce off walls and each other, or handwritten digits.
+"""TFDS builder `bouncing_objects`: shapes that bounce off walls and each other, handwritten digits, captioned motion.
 
 Every video is a function of (kind, split, video index). Centres lie on a grid of 1/1024 pixel and every operation is
 correctly rounded, so the bytes are the same on every machine.
 
 Shapes never overlap: a shape reflects off another shape as off a wall and keeps its speed. Nothing is hidden, so any
-two frames show all objects and their motion. Digits pass through each other, which makes that set harder.
+two frames show all objects and their motion. Digits pass through each other, which makes that set harder. The
+captioned set is made in captions.py, and drawing.py draws all objects.
 
-Coordinates are (x, y) in pixels from the top left corner of the frame. Pixel j covers [j, j + 1); the walls are at 0
-and 64.
+Coordinates are (x, y) in pixels from the top left corner of the frame. The walls are at 0 and 64.
 
 Dimension key: T frames, O = 3 object slots (absent objects hold -1 or NaN), W side of the window that an object is
 drawn in.
@@ -24,51 +24,31 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-SIDE = 64
+from magi_jax.data.builders import captions
+from magi_jax.data.builders.drawing import (
+    GAP,
+    MAX_OBJECTS,
+    PALETTE,
+    RADII,
+    SHAPES,
+    SIDE,
+    ObjectSpec,
+    draw_example,
+    make_shape,
+    on_grid,
+)
+
 FRAMES = 400
-MAX_OBJECTS = 3
 SPEEDS = (1.5, 2.5)  # pixels per frame
 SUBSTEPS = 8  # substeps of a frame; contacts are checked after each
 COUNTS = {'train': 512, 'validation': 64, 'test': 64}
 SPLITS = tuple(COUNTS)
 KINDS = ('shapes', 'digits')
 
-# All colours are equally far apart, so that a small drift of a model does not turn one colour into another.
-PALETTE = {
-    'red': (255, 40, 40),
-    'green': (40, 255, 40),
-    'blue': (40, 40, 255),
-    'white': (255, 255, 255),
-}
-SHAPES = ('disc', 'square', 'triangle')
-DISC_RADIUS = 6.5
-SQUARE_SIDE = 16.0
-TRIANGLE_SIDE = 20.0  # equilateral
-TRIANGLE_INRADIUS = TRIANGLE_SIDE / np.sqrt(12.0)
-RADII = {'disc': DISC_RADIUS, 'square': SQUARE_SIDE / 2**0.5, 'triangle': 2 * TRIANGLE_INRADIUS}  # of circles
-GAP = 3.0  # shapes reflect at this distance of their circles, in pixels
 DIGIT_SIDE = 24
 DIGITS_PER_VIDEO = 2
 # Range [start, stop) of the sklearn digits of each split: splits share no handwriting.
 DIGIT_RANGES = {'train': (0, 1400), 'validation': (1400, 1600), 'test': (1600, 1797)}
-
-_WINDOW = 26  # fits the largest object and its antialiased border for any subpixel centre
-_GRID = 1024.0
-
-
-@dataclasses.dataclass(frozen=True)
-class ObjectSpec:
-    """Label, colour and shape of one object."""
-
-    label: int  # index into SHAPES, or class of the digit.
-    colour: int  # Index into PALETTE; -1 for digits, which are white.
-    extents: tuple[float, float, float, float]  # Left, right, up and down from the centre, in pixels.
-    coverage: Callable[[np.ndarray, np.ndarray], np.ndarray]  # Pixel offsets dx [T,W], dy [T,W] -> [T,W,W] in [0, 1].
-
-    @property
-    def rgb(self) -> np.ndarray:
-        """Colour, uint16 [3] in [0, 255]."""
-        return np.asarray(list(PALETTE.values())[self.colour] if self.colour >= 0 else (255, 255, 255), np.uint16)
 
 
 def make_video(kind: str, split: str, index: int, frames: int = FRAMES) -> dict[str, Any]:
@@ -86,42 +66,15 @@ def make_video(kind: str, split: str, index: int, frames: int = FRAMES) -> dict[
     """
     rng = np.random.default_rng([KINDS.index(kind), SPLITS.index(split), index])
     objects = _draw_shapes(rng) if kind == 'shapes' else _draw_digits(rng, split)
-    video = np.zeros((frames, SIDE, SIDE, 3), np.uint8)
-    labels, colours = np.full((2, MAX_OBJECTS), -1, np.int32)
-    sizes = np.full((MAX_OBJECTS, 2), np.nan, np.float32)
-    centres = np.full((frames, MAX_OBJECTS, 2), np.nan, np.float32)
     paths = _paths(rng, objects, frames, collide=kind == 'shapes')
-    for slot, item in enumerate(objects):
-        path = paths[:, slot]
-        _paint(video, path, item)
-        left, right, up, down = item.extents
-        labels[slot], colours[slot] = item.label, item.colour
-        sizes[slot], centres[:, slot] = (left + right, up + down), path
-    return {
-        'frames': video,
-        'video_id': f'{kind}/{split}/{index:05d}',
-        'count': len(objects),
-        'labels': labels,
-        'colours': colours,
-        'sizes': sizes,
-        'centres': centres,
-    }
+    return draw_example(f'{kind}/{split}/{index:05d}', objects, paths)
 
 
 def _draw_shapes(rng: np.random.Generator) -> list[ObjectSpec]:
     count = int(rng.integers(1, MAX_OBJECTS + 1))
     colours = rng.permutation(len(PALETTE))[:count]
-    extents = {
-        'disc': (DISC_RADIUS,) * 4,
-        'square': (SQUARE_SIDE / 2,) * 4,
-        'triangle': (TRIANGLE_SIDE / 2, TRIANGLE_SIDE / 2, 2 * TRIANGLE_INRADIUS, TRIANGLE_INRADIUS),
-    }
-    coverage = {'disc': _disc, 'square': _square, 'triangle': _triangle}
     labels = rng.integers(0, len(SHAPES), count)
-    return [
-        ObjectSpec(int(label), int(colour), extents[SHAPES[label]], coverage[SHAPES[label]])
-        for label, colour in zip(labels, colours, strict=True)
-    ]
+    return [make_shape(int(label), int(colour)) for label, colour in zip(labels, colours, strict=True)]
 
 
 def _draw_digits(rng: np.random.Generator, split: str) -> list[ObjectSpec]:
@@ -137,11 +90,11 @@ def _paths(rng: np.random.Generator, objects: list[ObjectSpec], frames: int, col
     low, high = extents[:, [0, 2]], SIDE - extents[:, [1, 3]]
     radii = [RADII[SHAPES[item.label]] + GAP / 2 if collide else 0.0 for item in objects]
     min_distances = {pair: radii[pair[0]] + radii[pair[1]] for pair in itertools.combinations(range(len(objects)), 2)}
-    centres = _on_grid(rng.uniform(low, high))
+    centres = on_grid(rng.uniform(low, high))
     while _colliding_pairs(centres.tolist(), min_distances):
-        centres = _on_grid(rng.uniform(low, high))
+        centres = on_grid(rng.uniform(low, high))
     speed, angle = rng.uniform(*SPEEDS, len(objects)), rng.uniform(0.0, 2 * np.pi, len(objects))
-    steps = _on_grid(speed * np.array([np.cos(angle), np.sin(angle)])).T / SUBSTEPS
+    steps = on_grid(speed * np.array([np.cos(angle), np.sin(angle)])).T / SUBSTEPS
     centres, steps, low, high = centres.tolist(), steps.tolist(), low.tolist(), high.tolist()
     paths = np.empty((frames, len(objects), 2))
     for frame in paths:
@@ -152,7 +105,7 @@ def _paths(rng: np.random.Generator, objects: list[ObjectSpec], frames: int, col
             for i, j in _colliding_pairs(centres, min_distances):
                 _reflect_off(centres[i], steps[i], centres[j])
                 _reflect_off(centres[j], steps[j], centres[i])
-    return _on_grid(paths)
+    return on_grid(paths)
 
 
 def _colliding_pairs(centres: list[list[float]], min_distances: dict[tuple[int, int], float]) -> list[tuple[int, int]]:
@@ -187,37 +140,6 @@ def _reflect_off(centre: list[float], step: list[float], other: list[float]) -> 
             step[axis] -= 2 * toward * normal[axis] / length
 
 
-def _on_grid(values: np.ndarray) -> np.ndarray:
-    return np.rint(values * _GRID) / _GRID
-
-
-def _paint(frames: np.ndarray, path: np.ndarray, item: ObjectSpec) -> None:
-    """Draw an object over `frames` uint8 [T,64,64,3] in place, in a window around its centres [T,2]."""
-    corner = np.clip(np.floor(path).astype(int) - _WINDOW // 2, 0, SIDE - _WINDOW)
-    offsets = corner[:, :, None] + np.arange(_WINDOW) + 0.5 - path[:, :, None]
-    alpha = np.rint(255 * item.coverage(offsets[:, 0], offsets[:, 1])).astype(np.uint16)[:, None]
-    windows = np.lib.stride_tricks.sliding_window_view(frames, (_WINDOW, _WINDOW), axis=(1, 2), writeable=True)
-    window_index = (np.arange(len(frames)), corner[:, 1], corner[:, 0])
-    # uint16 holds 255 * 255 + 127, so integer blending is exact. It is several times faster than floats.
-    windows[window_index] = (windows[window_index] * (255 - alpha) + item.rgb[:, None, None] * alpha + 127) // 255
-
-
-def _disc(dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
-    squares = np.square(dy, dtype=np.float32)[:, :, None] + np.square(dx, dtype=np.float32)[:, None, :]
-    return np.clip(DISC_RADIUS + 0.5 - np.sqrt(squares), 0.0, 1.0)
-
-
-def _square(dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
-    half = SQUARE_SIDE / 2 + 0.5
-    return np.clip(half - np.abs(dy), 0.0, 1.0)[:, :, None] * np.clip(half - np.abs(dx), 0.0, 1.0)[:, None, :]
-
-
-def _triangle(dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
-    dx, dy = dx.astype(np.float32)[:, None, :], dy.astype(np.float32)[:, :, None]
-    outside = np.maximum(dy, np.abs(dx) * np.float32(np.sqrt(0.75)) - dy * np.float32(0.5))
-    return np.clip(np.float32(TRIANGLE_INRADIUS + 0.5) - outside, 0.0, 1.0)
-
-
 def _digit(image: np.ndarray, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
     """Interpolate `image` [24,24] bilinearly at subpixel offsets. This is exact in float64: offsets lie on the grid."""
     texels = np.arange(DIGIT_SIDE) + 0.5 - DIGIT_SIDE / 2
@@ -240,9 +162,10 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
 
 @dataclasses.dataclass(kw_only=True)
 class BouncingConfig(tfds.core.BuilderConfig):
-    """Config of one kind of video: `kind` of the objects, and `counts` of videos per split (small in tests)."""
+    """Config of one kind of video: `kind`, number of frames, and `counts` of videos per split (small in tests)."""
 
     kind: str = 'shapes'
+    frames: int = FRAMES
     counts: dict[str, int] = dataclasses.field(default_factory=lambda: dict(COUNTS))
 
 
@@ -271,24 +194,31 @@ class BouncingObjects(tfds.core.ShardBasedBuilder):
     BUILDER_CONFIGS = [
         BouncingConfig(name='shapes', kind='shapes', description='1-3 plain shapes of distinct colours'),
         BouncingConfig(name='digits', kind='digits', description='two handwritten digits'),
+        BouncingConfig(
+            name=captions.KIND,
+            kind=captions.KIND,
+            frames=captions.FRAMES,
+            counts=dict(captions.COUNTS),
+            description='a shape that moves straight, often past a resting one, with a caption',
+        ),
     ]
 
     def _info(self) -> tfds.core.DatasetInfo:
-        centres = tfds.features.Tensor(shape=(FRAMES, MAX_OBJECTS, 2), dtype=np.float32, encoding='bytes')
+        frames, captioned = self.builder_config.frames, self.builder_config.kind == captions.KIND
+        centres = tfds.features.Tensor(shape=(frames, MAX_OBJECTS, 2), dtype=np.float32, encoding='bytes')
+        features = {
+            'frames': tfds.features.Sequence(Frame(), length=frames),
+            'video_id': tfds.features.Text(),
+            'count': np.int32,
+            'labels': tfds.features.Tensor(shape=(MAX_OBJECTS,), dtype=np.int32),
+            'colours': tfds.features.Tensor(shape=(MAX_OBJECTS,), dtype=np.int32),
+            'sizes': tfds.features.Tensor(shape=(MAX_OBJECTS, 2), dtype=np.float32),
+            'centres': centres,
+        }
         return tfds.core.DatasetInfo(
             builder=self,
             description='Objects that bounce off the walls of a 64x64 frame, with labels and true trajectories.',
-            features=tfds.features.FeaturesDict(
-                {
-                    'frames': tfds.features.Sequence(Frame(), length=FRAMES),
-                    'video_id': tfds.features.Text(),
-                    'count': np.int32,
-                    'labels': tfds.features.Tensor(shape=(MAX_OBJECTS,), dtype=np.int32),
-                    'colours': tfds.features.Tensor(shape=(MAX_OBJECTS,), dtype=np.int32),
-                    'sizes': tfds.features.Tensor(shape=(MAX_OBJECTS, 2), dtype=np.float32),
-                    'centres': centres,
-                }
-            ),
+            features=tfds.features.FeaturesDict(features | (captions.make_features() if captioned else {})),
         )
 
     def _shard_iterators_per_split(self, dl_manager: tfds.download.DownloadManager) -> dict[str, list[Callable]]:
@@ -302,7 +232,9 @@ class BouncingObjects(tfds.core.ShardBasedBuilder):
                 yield example['video_id'], example
 
     def _example(self, split: str, index: int) -> dict[str, Any]:
-        video = make_video(self.builder_config.kind, split, index)
+        kind = self.builder_config.kind
+        captioned = kind == captions.KIND
+        video = captions.make_video(split, index) if captioned else make_video(kind, split, index)
         return video | {'frames': [zlib.compress(frame.tobytes(), level=1) for frame in video['frames']]}
 
 
@@ -310,15 +242,16 @@ def prepare(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     """Return the dataset `name`. Build it first if it is missing; TFDS renames a finished build into place.
 
     Args:
-      name: 'bouncing_objects/shapes' or 'bouncing_objects/digits'.
+      name: 'bouncing_objects/shapes', 'bouncing_objects/digits' or 'bouncing_objects/captions'.
       data_dir: TFDS folder.
 
     Raises:
       ValueError: there is no dataset `name`.
     """
     dataset, _, config = name.partition('/')
-    if dataset != BouncingObjects.name or config not in KINDS:
-        known = ', '.join(f'{BouncingObjects.name}/{kind}' for kind in KINDS)
+    kinds = [config.name for config in BouncingObjects.BUILDER_CONFIGS]
+    if dataset != BouncingObjects.name or config not in kinds:
+        known = ', '.join(f'{BouncingObjects.name}/{kind}' for kind in kinds)
         raise ValueError(f'there is no dataset {name!r}: choose one of {known}')
     builder = BouncingObjects(config=config, data_dir=data_dir, file_format='array_record')
     try:

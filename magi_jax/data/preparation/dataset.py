@@ -3,12 +3,11 @@
 import collections
 import contextlib
 import dataclasses
-import fcntl
+import functools
 import hashlib
 import json
 import os
 import pathlib
-import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,7 +16,7 @@ import tensorflow_datasets as tfds
 
 from magi_jax.config import ConfigError
 from magi_jax.data import prepared, stored_video, video_file
-from magi_jax.data.preparation import rows, shards, workers
+from magi_jax.data.preparation import plans, rows, shards, workers
 from magi_jax.data.preparation.listing import Listing, Skip
 from magi_jax.data.preparation.reencode import Prepared, Settings
 
@@ -68,37 +67,8 @@ def make_plan(
     }
     tuples = [row.as_tuple() for row in listing.rows]
     plan = content | {'digest': hashlib.sha256(json.dumps([content, tuples]).encode()).hexdigest()}
-    existing = read_plan(name, data_dir) if (folder / prepared.PLAN).is_file() else None
-    if existing and existing['digest'] == plan['digest']:
-        return folder, existing
-    if existing and not replace:
-        raise ConfigError(
-            f'{folder} was started with {_difference(existing, plan)}: add --replace to delete it and prepare again, '
-            'or choose another --dataset or --data_dir'
-        )
-    if existing:
-        delete_dataset(folder)
-    (folder / 'reports').mkdir(parents=True, exist_ok=True)
-    shards.write_json(folder / prepared.PLAN, plan)
-    return folder, plan
-
-
-def delete_dataset(folder: pathlib.Path) -> None:
-    """Delete a dataset, unless another process is preparing it. Raise the errors of `exclusive_lock`."""
-    with exclusive_lock(folder, (0, 1)):
-        shutil.rmtree(folder)
-
-
-def read_plan(name: str, data_dir: str) -> dict[str, Any]:
-    """Read plan.json of a dataset.
-
-    Raises:
-      ConfigError: the dataset has no plan.json.
-    """
-    path = prepared.dataset_folder(name, data_dir) / prepared.PLAN
-    if not path.is_file():
-        raise ConfigError(f'{path.parent} is no prepared dataset (no {prepared.PLAN}): check --dataset and --data_dir')
-    return json.loads(path.read_text())
+    advice = 'prepare again, or choose another --dataset or --data_dir'
+    return folder, plans.begin(folder, plan, replace, functools.partial(_difference, plan), advice)
 
 
 def prepare(
@@ -157,28 +127,13 @@ def _write_shard(
             yield skip
 
 
-@contextlib.contextmanager
-def exclusive_lock(folder: pathlib.Path, part: tuple[int, int]) -> Iterator[None]:
-    """Lock one part of a dataset against a second process. The operating system releases the lock after a kill.
-
-    Raises:
-      ConfigError: another process holds the lock.
-    """
-    with open(folder / 'reports' / f'.part-{part[0]}-of-{part[1]}.lock', 'w') as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(f'another process is preparing {folder}: wait until it ends') from error
-        yield
-
-
 def merge(name: str, data_dir: str, limits: Limits) -> Summary:
     """Make a dataset from finished shards, from any number of processes. Repeated calls give the same files.
 
     Raises:
       ConfigError: a shard is missing or belongs to another plan, two videos have one id, or the counts do not match.
     """
-    plan, folder = read_plan(name, data_dir), prepared.dataset_folder(name, data_dir)
+    plan, folder = plans.read_plan(name, data_dir), prepared.dataset_folder(name, data_dir)
     (folder / prepared.SUMMARY).unlink(missing_ok=True)
     all_shards = shards.planned_shards(folder, plan)
     reports = [read_report(shard, plan) for shard in all_shards]
@@ -222,7 +177,7 @@ def check(name: str, data_dir: str, processes: int, check_records: CheckRecords 
     Raises:
       ConfigError: the dataset is not finished, or its counts do not match.
     """
-    plan, folder = read_plan(name, data_dir), prepared.dataset_folder(name, data_dir)
+    plan, folder = plans.read_plan(name, data_dir), prepared.dataset_folder(name, data_dir)
     if prepared.read_summary(name, data_dir)['plan'] != plan['digest']:
         raise ConfigError(f'{folder / prepared.SUMMARY} belongs to another plan: run launch.prepare_data again')
     all_shards = shards.planned_shards(folder, plan)
@@ -249,6 +204,26 @@ def check_shard(task: tuple[shards.Shard, dict[str, Any], dict[str, Any], CheckR
     if shards.file_digest(shard.path) != report['sha256']:
         return ['the checksum does not match the report']
     return check_records(report['videos'], shards.read_records(shard.path), plan)
+
+
+def join(
+    folder: pathlib.Path, plan: dict[str, Any], expected: dict[str, int], features: tfds.features.FeaturesDict
+) -> list[ShardReport]:
+    """Write the metadata of a dataset whose shards are all finished. Return the shards with their reports.
+
+    `expected` is the number of records of each split.
+
+    Raises:
+      ConfigError: a shard is missing or belongs to another plan, or a split has another number of records.
+    """
+    (folder / prepared.SUMMARY).unlink(missing_ok=True)
+    done = [(shard, read_report(shard, plan)) for shard in shards.planned_shards(folder, plan)]
+    for split, count in expected.items():
+        found = sum(len(report['videos']) for shard, report in done if shard.split == split)
+        if found != count:
+            raise ConfigError(f'{folder} has {found} of {count} records of split {split}: delete its reports/')
+    write_metadata(folder, plan, done, features)
+    return done
 
 
 def write_metadata(
@@ -332,7 +307,7 @@ def _summarize(
     return Summary(rows, counts, reasons, frames, round(size / 1e6, 3), over_limit)
 
 
-def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+def _difference(new: dict[str, Any], old: dict[str, Any]) -> str:
     for key, value in old['settings'].items():
         if value != new['settings'][key]:
             return f'{key} = {value}, not {new["settings"][key]}'

@@ -10,6 +10,7 @@ record, h w latent rows and columns, c channels, K clips of a video.
 import collections
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -20,10 +21,10 @@ from typing import Any
 import grain
 import numpy as np
 
-from magi_jax.config import ConfigError, DataConfig
+from magi_jax.config import DataConfig
 from magi_jax.data import latents, prepared, sources, transforms
 from magi_jax.data.latents import LatentSettings
-from magi_jax.data.preparation import dataset, shards
+from magi_jax.data.preparation import dataset, plans, shards
 
 # uint8 [R, F, H, W, 3] -> mean and log variance [R, t, h, w, c]; may return before they are computed.
 Encode = Callable[[np.ndarray], tuple[Any, Any]]
@@ -87,20 +88,10 @@ def make_job(
     }
     plan = content | {'digest': hashlib.sha256(json.dumps(content).encode()).hexdigest()}
     folder = prepared.dataset_folder(name, data_dir)
-    existing = dataset.read_plan(name, data_dir) if (folder / prepared.PLAN).is_file() else None
-    if existing and existing['digest'] == plan['digest']:
-        return Job(data, settings, videos, existing)
-    if existing and not replace:
-        raise ConfigError(
-            f'{folder} was started with {_difference(existing, plan)}: add --replace to delete it and encode again, or '
-            'choose another --dataset'
-        )
-    if existing:
-        dataset.delete_dataset(folder)
-    (folder / 'reports').mkdir(parents=True, exist_ok=True)
-    plan |= {'source': data.source, 'path': data.path}
-    shards.write_json(folder / prepared.PLAN, plan)
-    return Job(data, settings, videos, plan)
+    difference = functools.partial(_difference, plan)
+    advice = 'encode again, or choose another --dataset'
+    origin = {'source': data.source, 'path': data.path}
+    return Job(data, settings, videos, plans.begin(folder, plan, replace, difference, advice, origin))
 
 
 def video_numbers(job: Job, shard: shards.Shard) -> range:
@@ -153,20 +144,13 @@ def merge(name: str, data_dir: str) -> dict[str, Any]:
     Raises:
       ConfigError: a shard is missing or belongs to another plan.
     """
-    plan, folder = dataset.read_plan(name, data_dir), prepared.dataset_folder(name, data_dir)
-    (folder / prepared.SUMMARY).unlink(missing_ok=True)
+    plan, folder = plans.read_plan(name, data_dir), prepared.dataset_folder(name, data_dir)
     settings = _settings(plan)
-    done = [(shard, dataset.read_report(shard, plan)) for shard in shards.planned_shards(folder, plan)]
-    records = dict.fromkeys(plan['rows'], 0)
-    for shard, report in done:
-        records[shard.split] += len(report['videos'])
-    for split, rows in plan['rows'].items():
-        if records[split] != rows * settings.records_per_video(split):
-            raise ConfigError(f'{folder} has {records[split]} latents of {rows} {split} videos: delete its reports/')
-    dataset.write_metadata(folder, plan, done, latents.make_features(settings))
+    expected = {split: rows * settings.records_per_video(split) for split, rows in plan['rows'].items()}
+    done = dataset.join(folder, plan, expected, latents.make_features(settings))
     size = sum(record['bytes'] for _, report in done for record in report['videos'])
     origin = {'fingerprint': plan['tokenizer']['fingerprint'], 'source': plan['source'], 'path': plan['path']}
-    summary = {'plan': plan['digest'], 'records': records, 'megabytes': round(size / 1e6, 3)}
+    summary = {'plan': plan['digest'], 'records': expected, 'megabytes': round(size / 1e6, 3)}
     summary |= {prepared.LATENTS: {'settings': plan['settings'], **origin}}
     shards.write_json(folder / prepared.SUMMARY, summary)
     return summary
@@ -265,7 +249,7 @@ def _settings(plan: dict[str, Any]) -> LatentSettings:
     return LatentSettings(**plan['settings'] | {'latent_shape': tuple(plan['settings']['latent_shape'])})
 
 
-def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+def _difference(new: dict[str, Any], old: dict[str, Any]) -> str:
     for key, value in old['settings'].items():
         if value != new['settings'][key]:
             return f'{key} = {value}, not {new["settings"][key]}'
