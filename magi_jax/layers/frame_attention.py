@@ -4,7 +4,7 @@ Within one query frame attention is dense over the tokens of its visible key fra
 for each token, and frames that are not visible are neither read nor computed.
 
 Dimension key: B clips, R query frames, S key frames, N tokens of a key frame, n tokens of a query frame, H heads,
-d head width; K tokens of the visible frames.
+d head width.
 """
 
 import functools
@@ -16,17 +16,27 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from magi_jax.layers import dense_attention
+from magi_jax.layers import frame_attention_tpu, frame_attention_xla
 from magi_jax.layers.self_attention import DENOMINATOR, OUTPUT, self_attention
 
 Array = jax.Array
 Kept = tuple[Array, ...]
-Span = tuple[int, int]  # first key frame, and the one after the last
-Implementation = Literal['xla']
+Seen = frame_attention_xla.Seen
+Implementation = Literal['xla', 'mosaic', 'interpret', 'cudnn']
 SMALL = 2**18  # (query, key) pairs of a clip and head up to which one masked product beats a loop over frames
 
+# Forward and backward pass of the implementations that are differentiated by hand.
+PASSES = {
+    'xla': (frame_attention_xla.forward, frame_attention_xla.backward),
+    'mosaic': (frame_attention_tpu.forward, frame_attention_tpu.backward),
+    'interpret': tuple(
+        functools.partial(kernel, interpret=True)
+        for kernel in (frame_attention_tpu.forward, frame_attention_tpu.backward)
+    ),
+}
 
-def frame_attention(q: Array, k: Array, v: Array, visible: np.ndarray, implementation: Implementation = 'xla') -> Array:
+
+def frame_attention(q: Array, k: Array, v: Array, visible: np.ndarray, implementation: Implementation) -> Array:
     """Attend from every token of a query frame to all tokens of its visible key frames, with the softmax in float32.
 
     Args:
@@ -34,17 +44,20 @@ def frame_attention(q: Array, k: Array, v: Array, visible: np.ndarray, implement
       k: keys [B, S, N, H, d].
       v: values, same shape as the keys.
       visible: bool [R, S] of visible (query frame, key frame) pairs, at least one for each query frame.
-      implementation: 'xla' runs everywhere.
+      implementation: 'xla' runs on every device; 'mosaic' is a kernel for TPUs, and 'interpret' runs it slowly on any
+        device, for tests; 'cudnn' is a kernel for GPUs that needs 16-bit floats.
 
     Returns:
       [B, R, n, H, d].
     """
-    if not visible.any(axis=1).all():
-        frames = np.flatnonzero(~visible.any(axis=1)).tolist()
-        raise ValueError(f'query frames {frames} see no key frame: let each frame see itself')
+    seen = tuple(tuple(np.flatnonzero(row).tolist()) for row in visible)
+    if () in seen:
+        raise ValueError(f'query frame {seen.index(())} sees no key frame: let each frame see itself')
     if implementation == 'xla' and q.shape[1] * q.shape[2] * k.shape[1] * k.shape[2] <= SMALL:
         return _attend_masked(q, k, v, visible)
-    return _attend(q, k, v, tuple(map(_spans, visible)), implementation)
+    if implementation == 'cudnn':
+        return _attend_cudnn(q, k, v, seen)
+    return _attend(q, k, v, seen, implementation)
 
 
 def _attend_masked(q: Array, k: Array, v: Array, visible: np.ndarray) -> Array:
@@ -55,58 +68,34 @@ def _attend_masked(q: Array, k: Array, v: Array, visible: np.ndarray) -> Array:
     return einops.rearrange(out, 'b 1 (r n) h d -> b r n h d', r=q.shape[1])
 
 
-def _spans(row: np.ndarray) -> tuple[Span, ...]:
-    """Return the runs of neighbouring visible frames of one query frame."""
-    edges = np.flatnonzero(np.diff(np.pad(row.astype(np.int8), 1)))
-    return tuple((int(first), int(last)) for first, last in edges.reshape(-1, 2))
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _attend(q: Array, k: Array, v: Array, spans: tuple[tuple[Span, ...], ...], implementation: str) -> Array:
-    return _forward(q, k, v, spans, implementation)[0]
+def _attend(q: Array, k: Array, v: Array, seen: Seen, implementation: str) -> Array:
+    return _forward(q, k, v, seen, implementation)[0]
 
 
-def _forward(
-    q: Array, k: Array, v: Array, spans: tuple[tuple[Span, ...], ...], implementation: str
-) -> tuple[Array, Kept]:
-    del implementation
-    parts = [
-        dense_attention.forward(q[:, row], _visible_tokens(k, seen), _visible_tokens(v, seen))
-        for row, seen in enumerate(spans)
-    ]
-    out, denominator = (jnp.stack(part, axis=1) for part in zip(*parts))
+def _forward(q: Array, k: Array, v: Array, seen: Seen, implementation: str) -> tuple[Array, Kept]:
+    out, denominator = PASSES[implementation][0](q, k, v, seen)
     out, denominator = checkpoint_name(out, OUTPUT), checkpoint_name(denominator, DENOMINATOR)
     return out, (q, k, v, out, denominator)
 
 
-def _backward(
-    spans: tuple[tuple[Span, ...], ...], implementation: str, kept: Kept, gradient: Array
-) -> tuple[Array, Array, Array]:
-    del implementation
+def _backward(seen: Seen, implementation: str, kept: Kept, gradient: Array) -> tuple[Array, Array, Array]:
     q, k, v, out, denominator = kept
-    dk, dv, dqs = jnp.zeros_like(k, jnp.float32), jnp.zeros_like(v, jnp.float32), []
-    for row, seen in enumerate(spans):
-        keys, values = _visible_tokens(k, seen), _visible_tokens(v, seen)
-        results = (x[:, row] for x in (out, denominator, gradient))
-        dq, of_keys, of_values = dense_attention.backward(q[:, row], keys, values, None, *results)
-        dqs.append(dq)
-        dk, dv = _add_to_frames(dk, of_keys, seen), _add_to_frames(dv, of_values, seen)
-    return jnp.stack(dqs, axis=1), dk.astype(k.dtype), dv.astype(v.dtype)
+    return PASSES[implementation][1](q, k, v, seen, out, denominator, gradient)
 
 
 _attend.defvjp(_forward, _backward)
 
 
-def _visible_tokens(x: Array, spans: tuple[Span, ...]) -> Array:
-    """Join the tokens of the visible frames: [B, S, N, H, d] to [B, K, H, d]."""
-    frames = jnp.concatenate([x[:, first:last] for first, last in spans], axis=1)
-    return einops.rearrange(frames, 'b s n h d -> b (s n) h d')
+def _attend_cudnn(q: Array, k: Array, v: Array, seen: Seen) -> Array:
+    # A key frame sums the gradients of all query frames that see it. The casts make this sum one of float32 values.
+    wide_k, wide_v = k.astype(jnp.float32), v.astype(jnp.float32)
 
+    def tokens(x: Array, frames: tuple[int, ...]) -> Array:
+        return frame_attention_xla.join_tokens(x, frames).astype(q.dtype)
 
-def _add_to_frames(total: Array, of_tokens: Array, spans: tuple[Span, ...]) -> Array:
-    """Add [B, K, H, d] of the visible frames to [B, S, N, H, d]."""
-    frames, start = einops.rearrange(of_tokens, 'b (s n) h d -> b s n h d', n=total.shape[2]), 0
-    for first, last in spans:
-        total = total.at[:, first:last].add(frames[:, start : start + last - first])
-        start += last - first
-    return total
+    parts = [
+        jax.nn.dot_product_attention(q[:, row], tokens(wide_k, frames), tokens(wide_v, frames), implementation='cudnn')
+        for row, frames in enumerate(seen)
+    ]
+    return jnp.stack(parts, axis=1)

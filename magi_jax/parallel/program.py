@@ -20,6 +20,8 @@ BESIDE_MOVES = {'iota', 'broadcast', 'convert'}  # also allowed in a fusion that
 FREE = {'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'after-all', 'partition-id', 'replica-id'}
 CONTROL = {'while', 'conditional', 'call', 'async-start', 'async-update', 'async-done'}
 SLICES = {'slice', 'dynamic-slice', 'gather'}
+# What a Pallas kernel states about itself. The compiler knows neither its FLOPs nor its cycles.
+KERNEL = re.compile(r'"cost_estimate":\{"flops":"(\d+)","transcendentals":"\d+","bytes_accessed":"(\d+)"')
 
 
 class Costs:
@@ -41,8 +43,8 @@ class Costs:
     def total(self) -> Counter:
         """Costs of one run of the program on one chip.
 
-        Keys: 'flops' of matrix products and convolutions; 'hbm_bytes' read and written; 'cycles', the sum of the
-        compiler's `estimated_cycles` without collectives; 'move_cycles', the part that only moves values;
+        Keys: 'flops' of matrix products, convolutions and kernels; 'hbm_bytes' read and written; 'cycles', the sum of
+        the compiler's `estimated_cycles` without collectives and kernels; 'move_cycles', the part that moves values;
         ('count', kind) and ('bytes', kind) of each kind of collective, as bytes that a chip sends in a ring.
         """
         return self._of(self.module.entry)
@@ -96,6 +98,8 @@ class Costs:
         if instruction.opcode in ('dot', 'convolution'):
             lhs, rhs = (operand.arrays[0].dims for operand in computation.of(instruction))
             return (_dot_flops if instruction.opcode == 'dot' else _convolution_flops)(instruction, lhs, rhs)
+        if kernel := KERNEL.search(instruction.attributes):
+            return float(kernel.group(1))
         return sum(self._flops(inner, part) for inner in self._fused(instruction) for part in inner)
 
     def _collectives(self, instruction: Instruction) -> list[Instruction]:
@@ -114,6 +118,8 @@ class Costs:
         opcode = instruction.opcode
         if opcode in FREE | CONTROL or opcode.endswith('-done'):
             return 0
+        if kernel := KERNEL.search(instruction.attributes):
+            return float(kernel.group(2))
         operands = computation.of(instruction)
         if opcode in ('copy-start', 'slice-start'):
             return _hbm(instruction.arrays[:1]) + _hbm(operands[0].arrays)

@@ -34,7 +34,7 @@ def test_new_frames_attend_as_in_the_whole_clip(slots, lengths, chunked, monkeyp
     )
     for length in lengths:
         joined = [_split(jnp.concatenate([old[BLOCK, :, :length], new], 1)) for old, new in ((old_k, k), (old_v, v))]
-        expected = frame_attention(_split(q), *joined, causal(length + ROWS)[length:])
+        expected = frame_attention(_split(q), *joined, causal(length + ROWS)[length:], 'xla')
         unread = (jnp.arange(slots) >= -(-length // 3) * 3)[:, None, None] & (slots == 6)
         out = attend(*(jnp.where(unread, jnp.nan, old) for old in (old_k, old_v)), length)
         np.testing.assert_allclose(_split(out), expected, atol=1e-5)
@@ -47,7 +47,7 @@ def test_each_frame_sees_what_the_mask_says():
     q, k, v = jnp.asarray(rng.normal(size=(3, CLIPS, ROWS, TOKENS, WIDTH)), jnp.float32)
     mask = np.array([[0, 1, 1, 1, 0], [0, 0, 1, 0, 1]], bool)
     joined = [_split(jnp.concatenate([old[i, 0], new], axis=1)) for i, new in enumerate((k, v))]
-    expected = frame_attention(_split(q[:, :, :4]), *joined, mask)
+    expected = frame_attention(_split(q[:, :, :4]), *joined, mask, 'xla')
     cache = KVCache(*old, jnp.int32(3))
     out = cached_frame_attention(q[:, :, :4], k, v, cache, jnp.int32(0), jnp.asarray(mask), HEADS)
     np.testing.assert_allclose(_split(out), expected, atol=1e-5)

@@ -108,14 +108,21 @@ def test_bytes_of_asynchronous_and_of_tupled_collectives(opcode, shape, sent):
             '%c = f32[6,32,24] dot(%a, %b), lhs_batch_dims={0}, lhs_contracting_dims={2}, rhs_contracting_dims={1}',
             2 * 6 * 32 * 16 * 24,
         ),
+        (
+            '%c = f32[6,32,24] custom-call(%a, %b), custom_call_target="tpu_custom_call", backend_config={"custom_call_'
+            'config":{"body":"A==","cost_estimate":{"flops":"70","transcendentals":"3","bytes_accessed":"900"}}}',
+            70,
+        ),
     ],
-    ids=['batched', 'padded', 'dot'],
+    ids=['batched', 'padded', 'dot', 'kernel'],
 )
 def test_products(line, flops):
     shapes = {'a': '6,32,16', 'b': '6,16,24', 'd': '4,4,2,3', 'e': '3,3,3,5'}
     inputs = '\n'.join(f'  %{name} = f32[{dims}] parameter({i})' for i, (name, dims) in enumerate(shapes.items()))
     text = f'HloModule m\n\nENTRY %main (a: f32[1]) -> f32[1] {{\n{inputs}\n  ROOT {line}\n}}\n'
-    assert Costs(text).total['flops'] == flops
+    total = Costs(text).total
+    assert total['flops'] == flops
+    assert total['hbm_bytes'] == 900 or 'custom-call' not in line
     assert parse(text).partitions == 1
 
 
