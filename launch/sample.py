@@ -4,6 +4,7 @@ python -m launch.sample --workdir runs/quickstart/magi --frames 64 --num 4 --out
 python -m launch.sample --workdir runs/quickstart/magi --frames 64 --context clip.mp4 --context_frames 5 --out continued
 python -m launch.sample --workdir runs/quickstart/magi --frames 5000 --stream --out long
 python -m launch.sample --workdir runs/quickstart/magi --num 2048 --batch 64 --out many
+python -m launch.sample --workdir runs/quickstart_videomar/videomar --prompt 'a red disc moves up and left' --out red
 
 No video is overwritten: a folder with videos of another call is refused. The same --batch or --stream call resumes.
 """
@@ -32,7 +33,11 @@ WORKDIR = console.define_path(
 )
 OUT = console.define_path('out', None, 'folder for the videos')
 FRAMES = flags.DEFINE_integer('frames', 16, 'frames of each video, including the context', lower_bound=1)
-CONTEXT = console.define_path('context', None, 'video file to continue; without it, videos start from scratch')
+CONTEXT = console.define_path('context', None, 'video or image file to continue; without it, videos start from scratch')
+PROMPT = flags.DEFINE_string('prompt', None, 'text that describes the videos, for a model that was trained with text')
+SIZE = flags.DEFINE_list(
+    'size', None, 'HEIGHT,WIDTH in pixels, for a model that is not bound to its trained size; default: that size'
+)
 CONTEXT_FRAMES = flags.DEFINE_integer(
     'context_frames', 1, 'number of context frames read from --context', lower_bound=1
 )
@@ -67,7 +72,21 @@ def main() -> None:
     generator = generator.with_sampler(override(generator.config.sampler, SAMPLER.value))
     folder, write = Path(OUT.value).expanduser(), write_large if STREAM.value or BATCH.value else write_small
     with video_folder.locked(folder) if console.is_first() else contextlib.nullcontext():
-        write(generator, folder, {'frames': FRAMES.value, 'interval': INTERVAL.value, 'seed': SEED.value})
+        write(generator, folder, _arguments())
+
+
+def _arguments() -> dict[str, Any]:
+    """Return the arguments of `Generator.sample` that the flags give."""
+    names = ('frames', 'interval', 'seed', 'prompt')
+    return {name: flags.FLAGS[name].value for name in names} | {'size': _size()}
+
+
+def _size() -> tuple[int, int] | None:
+    if SIZE.value is None:
+        return None
+    if len(SIZE.value) != 2 or not all(side.strip().isdigit() for side in SIZE.value):
+        raise ConfigError(f'--size={",".join(SIZE.value)} is not HEIGHT,WIDTH: give two whole numbers, as in 96,96')
+    return int(SIZE.value[0]), int(SIZE.value[1])
 
 
 def write_small(generator: magi_jax.Generator, folder: Path, arguments: dict[str, Any]) -> None:
@@ -133,7 +152,7 @@ def _frames(generator: magi_jax.Generator, arguments: dict[str, Any]) -> Iterato
 def _settings(generator: magi_jax.Generator) -> dict[str, Any]:
     """Return all settings that the videos depend on, except their number."""
     names = ('frames', 'context', 'context_frames', 'interval', 'seed', 'fps')
-    settings = {name: flags.FLAGS[name].value for name in names}
+    settings = {name: flags.FLAGS[name].value for name in names} | {'prompt': PROMPT.value, 'size': SIZE.value}
     settings |= {'workdir': str(Path(generator.workdir).resolve()), 'step': generator.step}
     return settings | {f'sampler.{name}': value for name, value in dataclasses.asdict(generator.config.sampler).items()}
 
@@ -143,8 +162,9 @@ def _context(generator: magi_jax.Generator, num: int) -> np.ndarray | None:
     if not CONTEXT.value:
         return None
     data, count = generator.config.data, CONTEXT_FRAMES.value
+    height, width = _size() or (data.height, data.width)
     needed = (count - 1) * INTERVAL.value + 1
-    video = read_video(CONTEXT.value, data.height, data.width, max_frames=needed)
+    video = read_video(CONTEXT.value, height, width, max_frames=needed)
     if len(video) < needed:
         raise ConfigError(
             f'{CONTEXT.value} has {len(video)} frames, but {count} context frames at interval {INTERVAL.value} need'

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from magi_jax.config import ConfigError, SamplerConfig
+from magi_jax.config import ConfigError, MagiSamplerConfig
 
 LOCK, DRAFT, SETTINGS = '.sampling.lock', '.unfinished', 'settings.json'
 OUTPUT_NAMES = re.compile(r'\d+\.(mp4|gif)|videos\.npz|settings\.json')
@@ -77,7 +77,7 @@ def write_settings(folder: Path, settings: dict[str, Any]) -> None:
     if any(not BATCH_OUTPUT_NAMES.fullmatch(name) for name in files) or (videos and SETTINGS not in files):
         raise ConfigError(f'{folder} holds files of another call ({_first_names(files)}): give another --out')
     if SETTINGS in files:
-        before = _read(path)
+        before = _defaults() | _read(path)
         for name in settings if videos else ():  # without videos, settings of an earlier call do not matter
             if settings[name] != before.get(name):
                 change = f'{name} = {before.get(name)!r}, not {settings[name]!r}'
@@ -90,15 +90,20 @@ def write_settings(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Return the settings of a file. Settings that are missing in an older file get their default values."""
+    """Return the settings of a file."""
     try:
         settings = json.loads(path.read_text())
     except ValueError:
         settings = None
     if not isinstance(settings, dict) or not {'workdir', 'seed', 'frames'} <= set(settings):
         raise ConfigError(f'{path} was not written by launch.sample: give another --out')
-    defaults = {f'sampler.{field.name}': field.default for field in dataclasses.fields(SamplerConfig)}
-    return defaults | settings
+    return settings
+
+
+def _defaults() -> dict[str, Any]:
+    """Return values of settings that are newer than a file: it was written by MAGI, without these settings."""
+    sampler = dataclasses.asdict(MagiSamplerConfig())
+    return {f'sampler.{name}': value for name, value in sampler.items()} | {'prompt': None, 'size': None}
 
 
 def _output_files(folder: Path) -> list[str]:
