@@ -53,7 +53,7 @@ def main() -> int:
     chip, _ = parse_topology(TOPOLOGY.value)
     mesh = make_mesh(config.mesh, topology_devices(TOPOLOGY.value))
     report = {'topology': TOPOLOGY.value, 'chips': mesh.size, 'mesh': dict(mesh.shape), 'target': TARGET.value}
-    report |= {'remat': config.train.remat, 'hbm_available': chip.hbm_bytes}
+    report |= {'remat': config.train.remat, 'accumulate': config.optim.accumulate, 'hbm_available': chip.hbm_bytes}
     clips = config.data.batch_size if TARGET.value == 'train' else CLIPS.value or mesh.size
     report |= {'clips': clips, 'analytic_flops': analytic_flops(config, clips / mesh.size)}
     report |= compile_and_measure(config, mesh, chip, clips)

@@ -83,6 +83,10 @@ def format_measurements(report: dict[str, Any]) -> list[str]:
     shares = ', '.join(f'{name} {count / analytic:.1%}' for name, count in report['analytic_flops'].items())
     ratio = f' = {report["flops"] / analytic:.3f} x {analytic:.4g} of the model itself ({shares})' if analytic else ''
     text.append(f'  FLOPs        {report["flops"]:.4g} compiled per chip{ratio}')
+    if kernels := report.get('kernel_flops'):
+        text.append(
+            f'  of kernels   {kernels:.4g}, as the kernels state them: the compiler knows neither FLOPs nor cycles'
+        )
     for kind, cost in report['collectives'].items():
         text.append(f'  {kind:<12} {cost["count"]} times, {format_bytes(cost["bytes"])} sent per chip')
     seconds = report['seconds']
@@ -92,7 +96,7 @@ def format_measurements(report: dict[str, Any]) -> list[str]:
         '  time         an ESTIMATE, nothing was measured:',
         f'    lower bound at peak rates {bound:.3g} s: the largest of compute {seconds["compute"]:.3g} s,'
         f' HBM {seconds["hbm"]:.3g} s, ICI {seconds["ici"]:.3g} s',
-        f'    cycles estimated by the compiler, without collectives: {seconds["cycles"]:.3g} s,'
+        f'    cycles estimated by the compiler, without collectives and kernels: {seconds["cycles"]:.3g} s,'
         f' {moved:.0%} of it copies and slices',
     ]
     if report['unknown_loops']:

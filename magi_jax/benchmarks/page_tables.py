@@ -223,15 +223,27 @@ def h200_all() -> str:
     return markdown_table(head, rows)
 
 
+COMPILED = ['slice', 'mesh', 'HBM a chip', 'FLOPs, compiled / model', 'all-gather', 'reduce-scatter', 'all-reduce']
+COMPILED += ['all-to-all', 'time at peak rates', "time by the compiler's cycles", 'copies']
+
+
 def compiled_steps() -> str:
     """Return memory, traffic and estimated time of the compiled train steps."""
-    head = ['config', 'slice', 'mesh', 'HBM a chip', 'FLOPs, compiled / model', 'all-gather', 'reduce-scatter']
-    head += ['all-reduce', 'all-to-all', 'time at peak rates', "time by the compiler's cycles", 'copies']
     rows = []
     for config in ('ucf101', 'kinetics600'):
         for topology in ('v5e_4x4', 'v6e_4x4', 'v5p_2x2x4', 'v5e_16x16'):
             rows.append([config, *_compiled(read(f'compile/train_{topology}_{config}'))])
-    return markdown_table(head, rows)
+    return markdown_table(['config', *COMPILED], rows)
+
+
+def compiled_videomar() -> str:
+    """Return memory, traffic and estimated time of VideoMAR's compiled train steps, and the part of its kernels."""
+    rows = []
+    for size in ('256x256', '480x768'):
+        report = read(f'compile/train_v5p_2x2x4_videomar_{size}')
+        settings = f'`{report["remat"]}`', f'{report["clips"] // report["chips"] // report["accumulate"]}'
+        rows.append([size.replace('x', ' x '), *settings, *_compiled(report)])
+    return markdown_table(['frames', 'remat', 'clips a chip at once', *COMPILED], rows)
 
 
 def _compiled(report: dict[str, Any]) -> list[str]:
@@ -267,4 +279,5 @@ TABLES: dict[str, Callable[[], str]] = {
     'h200': h200,
     'h200-all': h200_all,
     'compiled-steps': compiled_steps,
+    'compiled-videomar': compiled_videomar,
 }

@@ -41,9 +41,9 @@ class TokenizerConfig:
     """The frozen tokenizer between videos and latents, or the one being trained if objective = 'autoencoder'."""
 
     # autoencoder_kl is trained here, identity keeps pixels, launch.convert_weights imports the published ones
-    kind: Literal['autoencoder_kl', 'identity', 'sd_vae', 'kl16', 'cosmos_cv8x8x8', 'cosmos_cv4x8x8', 'omni'] = (
-        'autoencoder_kl'
-    )
+    kind: Literal[
+        'autoencoder_kl', 'identity', 'sd_vae', 'kl16', 'cosmos_cv8x8x8', 'cosmos_cv4x8x8', 'cosmos_cv8x16x16', 'omni'
+    ] = 'autoencoder_kl'
     # tokenizer folder of a finished autoencoder run or of converted weights: weights and latent statistics
     path: Annotated[str, PATH] = ''
     channels: Annotated[int, Range(1, 65_536)] = 4  # latent channels c

@@ -69,10 +69,10 @@ def _open_training(config: DataConfig) -> sources.Source | latents.LatentSource:
     return sources.open_source(config, config.train_split) if source is None else source
 
 
-def check_clips(config: DataConfig) -> None:
+def check_clips(config: DataConfig, text: TextConfig = NO_TEXT) -> None:
     """Open the clips of training and validation, to raise the errors of `train_batches`."""
     _open_training(config)
-    validation_clips(config)
+    validation_clips(config, text)
 
 
 class EvalClips:

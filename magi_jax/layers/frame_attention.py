@@ -10,6 +10,7 @@ d head width.
 import functools
 from typing import Literal
 
+import einops
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +23,6 @@ Array = jax.Array
 Kept = tuple[Array, ...]
 Seen = frame_attention_xla.Seen
 Implementation = Literal['xla', 'mosaic', 'interpret', 'cudnn']
-
 SMALL = 2**18  # (query, key) pairs of a clip and head up to which one masked product beats a loop over frames
 
 # Forward and backward pass of the implementations that are differentiated by hand.
@@ -53,18 +53,18 @@ def frame_attention(q: Array, k: Array, v: Array, visible: np.ndarray, implement
     seen = tuple(tuple(np.flatnonzero(row).tolist()) for row in visible)
     if () in seen:
         raise ValueError(f'query frame {seen.index(())} sees no key frame: let each frame see itself')
-    if implementation == 'cudnn':
-        return _attend_cudnn(q, k, v, seen)
     if implementation == 'xla' and q.shape[1] * q.shape[2] * k.shape[1] * k.shape[2] <= SMALL:
         return _attend_masked(q, k, v, visible)
+    if implementation == 'cudnn':
+        return _attend_cudnn(q, k, v, seen)
     return _attend(q, k, v, seen, implementation)
 
 
 def _attend_masked(q: Array, k: Array, v: Array, visible: np.ndarray) -> Array:
-    """Attend with one product over all frames and a mask for each token: short sequences are not worth a loop."""
+    """Attend as `frame_attention` does, with one product over all frames and a mask for each token."""
     mask = np.kron(visible, np.ones((q.shape[2], k.shape[2]), bool))
-    queries, k, v = (einops.rearrange(x, 'b r n h d -> b 1 (r n) h d') for x in (q, k, v))
-    out = self_attention(queries, k, v, jnp.asarray(mask), None, 0.0)
+    q_sequence, k, v = (einops.rearrange(x, 'b r n h d -> b 1 (r n) h d') for x in (q, k, v))
+    out = self_attention(q_sequence, k, v, jnp.asarray(mask), None, 0.0)
     return einops.rearrange(out, 'b 1 (r n) h d -> b r n h d', r=q.shape[1])
 
 

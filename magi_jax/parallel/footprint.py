@@ -28,9 +28,10 @@ class Footprint:
     Attributes:
       memory: bytes of HBM by kind: 'arguments', 'temporaries', 'output', 'aliased' (output that reuses donated
         arguments), 'code'.
-      flops: FLOPs of matrix products and convolutions.
+      flops: FLOPs of matrix products, convolutions and kernels.
+      kernel_flops: the part of kernels, as they state it; the compiler does not know it.
       hbm_bytes: bytes read and written, as far as the program text shows.
-      cycles: sum of the compiler's cycle estimates, without collectives.
+      cycles: sum of the compiler's cycle estimates, without collectives and kernels.
       move_cycles: cycles of copies and slices, included in `cycles`.
       collectives: collectives by kind.
       unknown_loops: loops of unknown trip count, which are counted once.
@@ -38,6 +39,7 @@ class Footprint:
 
     memory: dict[str, int]
     flops: float
+    kernel_flops: float
     hbm_bytes: float
     cycles: float
     move_cycles: float
@@ -72,7 +74,7 @@ def read_program(compiled: jax.stages.Compiled) -> Footprint:
     total = costs.total
     names = sorted({key[1] for key in total if isinstance(key, tuple)})
     collectives = {name: Collective(total['count', name], total['bytes', name]) for name in names}
-    amounts = (total[name] for name in ('flops', 'hbm_bytes', 'cycles', 'move_cycles'))
+    amounts = (total[name] for name in ('flops', 'kernel_flops', 'hbm_bytes', 'cycles', 'move_cycles'))
     return Footprint(kinds, *amounts, collectives, costs.unknown_loops)
 
 

@@ -32,7 +32,7 @@ Array = jax.Array
 
 SEQUENCE, SPLIT = 'sequence', 'tensor'
 TPU_LANES = 128
-FRAME_ATTENTION = {'cpu': 'xla', 'gpu': 'cudnn', 'tpu': 'splash'}  # implementation of joint attention by platform
+FRAME_ATTENTION = {'cpu': 'xla', 'gpu': 'cudnn', 'tpu': 'mosaic'}  # implementation of joint attention by platform
 REPLICATED = (*BATCH_AXES, SEQUENCE)  # mesh axes along which parameters are replicated or sharded (FSDP)
 
 

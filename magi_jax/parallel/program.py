@@ -43,8 +43,9 @@ class Costs:
     def total(self) -> Counter:
         """Costs of one run of the program on one chip.
 
-        Keys: 'flops' of matrix products, convolutions and kernels; 'hbm_bytes' read and written; 'cycles', the sum of
-        the compiler's `estimated_cycles` without collectives and kernels; 'move_cycles', the part that moves values;
+        Keys: 'flops' of matrix products, convolutions and kernels; 'kernel_flops', the part that kernels state;
+        'hbm_bytes' read and written; 'cycles', the sum of the compiler's `estimated_cycles` without collectives and
+        kernels; 'move_cycles', the part that moves values;
         ('count', kind) and ('bytes', kind) of each kind of collective, as bytes that a chip sends in a ring.
         """
         return self._of(self.module.entry)
@@ -75,7 +76,9 @@ class Costs:
         collective. Collectives outside fusions (of a shard_map) all share channel 1 and each count.
         """
         flops, hbm_bytes = self._flops(computation, instruction), self._hbm_bytes(computation, instruction)
-        costs = Counter(flops=flops, hbm_bytes=hbm_bytes)
+        costs = Counter(
+            flops=flops, hbm_bytes=hbm_bytes, kernel_flops=flops if KERNEL.search(instruction.attributes) else 0
+        )
         estimate = instruction.attributes.partition('"estimated_cycles":"')[2].partition('"')[0]
         if estimate:
             costs['cycles'] += int(estimate)

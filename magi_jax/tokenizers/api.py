@@ -52,6 +52,7 @@ KINDS = {
     'kl16': TokenizerKind(sd_vae.build, pixels=PIXELS),
     'cosmos_cv8x8x8': TokenizerKind(cosmos.build, stride=8, pixels=8 * PIXELS, variance=False),
     'cosmos_cv4x8x8': TokenizerKind(cosmos.build, stride=4, pixels=8 * PIXELS, variance=False),
+    'cosmos_cv8x16x16': TokenizerKind(cosmos.build, stride=8, pixels=8 * PIXELS, variance=False),
     'omni': TokenizerKind(omni.build, stride=omni.STRIDE, square=omni.SQUARE, pixels=8 * PIXELS),
 }
 

@@ -1,9 +1,9 @@
-"""The Cosmos continuous video tokenizers CV8x8x8 and CV4x8x8 (NVIDIA): causal in time, latents without variance.
+"""The Cosmos continuous video tokenizers (NVIDIA): causal in time, latents without variance.
 
-All sizes are those of the published weights. Only the width can be set, for tests. The first latent frame encodes the
-first frame; every further one encodes 8 or 4 frames.
+They are CV8x8x8, CV4x8x8 and CV8x16x16. All sizes are those of the published weights. Only the width can be set, for
+tests. The first latent frame encodes the first frame; every further one encodes 8 or 4 frames.
 
-Dimension key: B clips, T frames, t latent frames, H W pixels, h w = H/8 W/8, c latent channels, D width.
+Dimension key: B clips, T frames, t latent frames, H W pixels, h w = H/8 W/8 or H/16 W/16, c latent channels, D width.
 """
 
 import dataclasses
@@ -18,46 +18,54 @@ from magi_jax.tokenizers.cosmos_layers import Downsample, FrameNorm, MidBlock, P
 
 PATCH_CHANNELS = 3 * haar.SIDE**3
 BLOCKS = 2  # residual blocks of an encoder level; the decoder has one more
+# Axes that are halved after each encoder level, and doubled after each decoder level in the order they run. The
+# wavelets already reduce every axis by 4. The decoder of CV4x8x8 has one level less.
+SPACE, SPACETIME = 'H W', 'T H W'
+RESAMPLED = {
+    'cosmos_cv8x8x8': ((SPACETIME, '', ''), ('', SPACETIME, '')),
+    'cosmos_cv4x8x8': ((SPACE, '', ''), (SPACE, '')),
+    'cosmos_cv8x16x16': ((SPACETIME, SPACE, ''), (SPACE, SPACETIME, '')),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Sizes of one of the two tokenizers. The wavelets reduce every axis by 4, so one or no halving remains.
+    """Sizes of one of the tokenizers.
 
     Attributes:
       first: width of the first convolution of the encoder.
-      encoder: widths D of the encoder levels; frames are halved after the first level.
-      decoder: widths D of the decoder levels, in the order they run. CV4x8x8 has one level less.
-      upsample_after: index of the decoder level after which frames are doubled.
+      encoder: widths D of the encoder levels.
+      decoder: widths D of the decoder levels, in the order they run.
+      halved: axes that are halved after each encoder level, a value of `RESAMPLED`.
+      doubled: axes that are doubled after each decoder level.
       channels: c.
-      time: True if time is halved and doubled along with space.
     """
 
     first: int
     encoder: tuple[int, ...]
     decoder: tuple[int, ...]
-    upsample_after: int
+    halved: tuple[str, ...]
+    doubled: tuple[str, ...]
     channels: int
-    time: bool
 
 
 class Level(nn.Module):
-    """Residual blocks of one width, then `resample` of space (and time), if given."""
+    """Residual blocks of one width, then `resample` of `axes`, if there are any."""
 
     width: int
     blocks: int
     dtype: jnp.dtype
-    time: bool
-    resample: type[nn.Module] | None
+    axes: str
+    resample: type[nn.Module]
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         for i in range(self.blocks):
             x = ResidualBlock(self.width, self.dtype, name=f'resnets_{i}')(x)
-        if self.resample is None:
+        if not self.axes:
             return x
         name = 'downsamplers_0' if self.resample is Downsample else 'upsamplers_0'
-        return self.resample(self.time, self.dtype, name=name)(x)
+        return self.resample(self.axes == SPACETIME, self.dtype, name=name)(x)
 
 
 class Encoder(nn.Module):
@@ -70,9 +78,8 @@ class Encoder(nn.Module):
     def __call__(self, video: jax.Array) -> jax.Array:
         plan = self.plan
         x = Projection(plan.first, self.dtype, name='conv_in')(haar.patch(video))
-        for i, width in enumerate(plan.encoder):
-            resample = None if i else Downsample
-            x = Level(width, BLOCKS, self.dtype, plan.time, resample, name=f'down_blocks_{i}')(x)
+        for i, (width, axes) in enumerate(zip(plan.encoder, plan.halved)):
+            x = Level(width, BLOCKS, self.dtype, axes, Downsample, name=f'down_blocks_{i}')(x)
         x = nn.silu(FrameNorm(name='norm_out')(MidBlock(self.dtype, name='mid_block')(x)))
         return Projection(plan.channels, jnp.float32, name='conv_out')(x)
 
@@ -88,9 +95,8 @@ class Decoder(nn.Module):
         plan = self.plan
         x = Projection(plan.decoder[0], self.dtype, name='conv_in')(latents)
         x = MidBlock(self.dtype, name='mid_block')(x)
-        for i, width in enumerate(plan.decoder):
-            resample = Upsample if i == plan.upsample_after else None
-            x = Level(width, BLOCKS + 1, self.dtype, plan.time, resample, name=f'up_blocks_{i}')(x)
+        for i, (width, axes) in enumerate(zip(plan.decoder, plan.doubled)):
+            x = Level(width, BLOCKS + 1, self.dtype, axes, Upsample, name=f'up_blocks_{i}')(x)
         x = nn.silu(FrameNorm(name='norm_out')(x))
         return haar.unpatch(Projection(PATCH_CHANNELS, jnp.float32, name='conv_out')(x))
 
@@ -120,9 +126,11 @@ class CosmosTokenizer(nn.Module):
 
 def build(config: TokenizerConfig, dtype: jnp.dtype) -> CosmosTokenizer:
     """Build the module of `config`. Raise ConfigError for a downsample that the architecture does not have."""
-    if config.downsample != 2 * haar.SIDE:
-        raise ConfigError(f'tokenizer.downsample = {config.downsample}, but {config.kind} has {2 * haar.SIDE}')
+    halved, doubled = RESAMPLED[config.kind]
+    downsample = haar.SIDE * 2 ** len(list(filter(None, halved)))
+    if config.downsample != downsample:
+        raise ConfigError(f'tokenizer.downsample = {config.downsample}, but {config.kind} has {downsample}')
     width = config.width
-    encoder, time = (2 * width, 4 * width, 4 * width), config.kind == 'cosmos_cv8x8x8'
-    decoder = (4 * width, 4 * width, 2 * width) if time else (4 * width, 2 * width)
-    return CosmosTokenizer(Plan(width, encoder, decoder, len(decoder) - 2, config.channels, time), dtype)
+    encoder = (2 * width, 4 * width, 4 * width)
+    decoder = (4 * width, 4 * width, 2 * width)[-len(doubled) :]
+    return CosmosTokenizer(Plan(width, encoder, decoder, halved, doubled, config.channels), dtype)

@@ -54,6 +54,13 @@ PUBLISHED = {
         'NVIDIA Cosmos-Tokenizer-CV4x8x8, autoencoder.jit, or diffusers AutoencoderKLCosmos',
         'NVIDIA Open Model License',
     ),
+    'cosmos_cv8x16x16': Published(
+        TokenizerConfig(kind='cosmos_cv8x16x16', channels=16, downsample=16, width=128),
+        110_898_624,
+        None,
+        'NVIDIA Cosmos-Tokenizer-CV8x16x16, autoencoder.jit, or diffusers AutoencoderKLCosmos',
+        'NVIDIA Open Model License',
+    ),
     # The authors' diffusion code uses Stable Diffusion's 0.18215, which does not fit these latents: measure instead.
     'omni': Published(
         TokenizerConfig(kind='omni', channels=8, downsample=8, width=512),

@@ -88,4 +88,4 @@ def _check_stage(stage: Config, first: Config, tokenizer: Tokenizer) -> None:
     check_batch(mesh, stage.data.batch_size, stage.optim.accumulate)
     training_layout(objective, stage, mesh)
     check_latents(stage, tokenizer)
-    check_clips(stage.data)
+    check_clips(stage.data, stage.text)

@@ -1,4 +1,8 @@
-"""The paper's variant, to the parameter (20 blocks of width 1280, 256 tokens of 16 values, 25 intervals, 6 levels)."""
+"""The papers' variants, to the parameter.
+
+MAGI: 20 blocks of width 1280, 256 tokens of 16 values, 25 intervals, 6 levels. VideoMAR: 36 blocks of width 1536, text
+of 300 states of 1536 values.
+"""
 
 import math
 
@@ -7,10 +11,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from magi_jax.config import MagiConfig, MagiHeadConfig, MagiModelConfig
+from configs.videomar_i2v import get_config
+from magi_jax.config import MagiConfig, MagiHeadConfig, MagiModelConfig, from_config_dict
 from magi_jax.models.clip_shape import ClipShape
 from magi_jax.models.diffusion_head import DiffusionHead
+from magi_jax.objectives.api import make_objective
 from magi_jax.objectives.masked_diffusion import MaskedDiffusion
+from magi_jax.training.lowering import abstract_tokenizer
 
 PAPER = ClipShape(frames=16, rows=16, columns=16, token_width=16, intervals=25, noise_levels=6)
 
@@ -70,3 +77,33 @@ def test_head_of_wider_tokens(token_width, count):
 )
 def test_what_each_option_costs(option, difference):
     assert _count(_init(**option)) == 811_950_624 + difference
+
+
+@pytest.fixture(scope='module')
+def videomar():
+    config = from_config_dict(get_config())
+    return jax.eval_shape(make_objective(config, abstract_tokenizer(config)).init, jax.random.key(0))
+
+
+def test_every_component_of_videomar(videomar):
+    """16 D^2 a block: 4 for self-attention, 4 for attention to the text, 8 for the MLP; no biases."""
+    trunk, width, blocks = dict(videomar['trunk']), 1536, 36
+    stack = dict(trunk.pop('trunk')['blocks'])
+    assert {name: _count(leaf) for name, leaf in stack.items()} == {
+        'attention_norm': blocks * 2 * width,
+        'attention': blocks * (4 * width**2 + 2 * 64),  # and a scale of each channel of a head, for queries and keys
+        'text_attention': blocks * (4 * width**2 + 2 * 64),
+        'mlp_norm': blocks * 2 * width,
+        'up': blocks * 4 * width**2,
+        'down': blocks * 4 * width**2,
+    }
+    assert _count(stack) == blocks * 16 * width**2 + 230_400
+    assert {name: _count(leaf) for name, leaf in trunk.items()} == {
+        'token_projection': 16 * width + width,
+        'mask_token': width,
+        'text_projection': width**2 + width,
+        'null_text': 300 * width,
+        'output_norm': 2 * width,
+    }
+    assert _count(videomar['head']) == 20_786_208
+    assert _count(videomar) == 1_382_823_456

@@ -18,7 +18,7 @@ MEMORY = {'arguments': 5, 'temporaries': 7, 'output': 4, 'aliased': 3, 'code': 1
 
 def test_time_at_peak_rates():
     footprint = Footprint(
-        MEMORY, flops=394e12, hbm_bytes=1638e9, cycles=3.006e9, move_cycles=0.0, unknown_loops=[],
+        MEMORY, flops=394e12, kernel_flops=0.0, hbm_bytes=1638e9, cycles=3.006e9, move_cycles=0.0, unknown_loops=[],
         collectives={'all-gather': Collective(2, 100e9), 'all-to-all': Collective(1, 200e9)},
     )  # fmt: skip
     seconds = footprint.seconds(CHIPS['v5e'])

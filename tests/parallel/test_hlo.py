@@ -122,6 +122,7 @@ def test_products(line, flops):
     text = f'HloModule m\n\nENTRY %main (a: f32[1]) -> f32[1] {{\n{inputs}\n  ROOT {line}\n}}\n'
     total = Costs(text).total
     assert total['flops'] == flops
+    assert total['kernel_flops'] == (flops if 'custom-call' in line else 0)
     assert total['hbm_bytes'] == 900 or 'custom-call' not in line
     assert parse(text).partitions == 1
 

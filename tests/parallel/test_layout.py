@@ -3,6 +3,7 @@
 After an intended change: python -m tests.parallel.test_layout rewrites shardings.json; read its diff.
 """
 
+import collections
 import dataclasses
 import json
 import math
@@ -20,7 +21,7 @@ from magi_jax.layers.trunk import POLICIES
 from magi_jax.parallel.layout import REPLICATED, _gather
 from magi_jax.parallel.mesh import make_mesh
 from magi_jax.training.lowering import abstract_tokenizer, lower_train_step, trace_train_step
-from tests.training.test_mesh import QUICK, _config, _parts
+from tests.training.test_mesh import QUICK, _config, _parts, _videomar
 
 GOLDEN = Path(__file__).with_name('shardings.json')
 STRATEGIES = {
@@ -29,18 +30,21 @@ STRATEGIES = {
     'fsdp_tensor': MeshConfig(data=2, fsdp=2, tensor=2),
     'fsdp_sequence': MeshConfig(data=1, fsdp=2, sequence=4),
 }
+CASES = {name: (_config, axes) for name, axes in STRATEGIES.items()}
+CASES['videomar_fsdp_tensor'] = _videomar, STRATEGIES['fsdp_tensor']
 
 
-def shardings(axes):
-    """{parameter: PartitionSpec as text} of the tiny model."""
-    specs = _parts(_config(), make_mesh(axes))[-1].shardings().params
+def shardings(name):
+    """{parameter: PartitionSpec as text} of a tiny model."""
+    config, axes = CASES[name]
+    specs = _parts(config(), make_mesh(axes))[-1].shardings().params
     leaves = jax.tree_util.tree_leaves_with_path(specs)
     return {jax.tree_util.keystr(path, simple=True, separator='/'): str(leaf.spec) for path, leaf in leaves}
 
 
-@pytest.mark.parametrize('name', STRATEGIES)
+@pytest.mark.parametrize('name', CASES)
 def test_parameters_lie_as_stored(name):
-    assert shardings(STRATEGIES[name]) == json.loads(GOLDEN.read_text())[name]
+    assert shardings(name) == json.loads(GOLDEN.read_text())[name]
 
 
 @pytest.fixture(scope='module')
@@ -110,6 +114,31 @@ def test_gradients_are_scattered(program):
     assert max(map(math.prod, shapes(shared, 'all-reduce'))) < _config().model.width ** 2
 
 
+def exchanges(config):
+    """{kind: how often it stands in the train step} of collectives over `sequence` that exchange activations."""
+    mesh = make_mesh(MeshConfig(data=1, fsdp=2, sequence=2, tensor=2))
+    found = collections.Counter()
+    for equation in _equations(trace_train_step(config, mesh, abstract_tokenizer(config)).jaxpr.jaxpr):
+        parameters, name = equation.params, equation.primitive.name
+        if 'sequence' in str(parameters.get('axis_name')) and any(x.aval.ndim > 3 for x in equation.invars):
+            found[name] += 1
+    return found
+
+
+def test_joint_attention_exchanges_tokens_for_heads_or_gathers_keys():
+    """Two heads a device exchange q, k, v and the output; one head a device cannot: keys and values are gathered."""
+    assert exchanges(_videomar(heads=4)) == {'all_to_all': 2 * 4}  # forward, backward
+    assert exchanges(_videomar(heads=2)) == {'all_gather': 2, 'reduce_scatter': 2}
+
+
+def _equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        inner = [getattr(value, 'jaxpr', value) for value in jax.tree.leaves(list(equation.params.values()))]
+        for body in (value for value in inner if isinstance(value, core.Jaxpr)):
+            yield from _equations(body)
+
+
 def sums(jaxpr, in_loop=False):
     """(whether in a loop, size) of every array that the program sums over copies of the parameters."""
     for equation in jaxpr.eqns:
@@ -133,4 +162,4 @@ def test_gradients_are_summed_over_copies_once_a_step():
 
 
 if __name__ == '__main__':
-    GOLDEN.write_text(json.dumps({name: shardings(axes) for name, axes in STRATEGIES.items()}, indent=1) + '\n')
+    GOLDEN.write_text(json.dumps({name: shardings(name) for name in CASES}, indent=1) + '\n')

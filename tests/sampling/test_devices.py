@@ -6,9 +6,21 @@ import jax
 import numpy as np
 import pytest
 
-from magi_jax.config import MagiConfig, MagiHeadConfig, MagiModelConfig, MagiSamplerConfig, MeshConfig, TrainConfig
+from magi_jax.config import (
+    HeadConfig,
+    MagiConfig,
+    MagiHeadConfig,
+    MagiModelConfig,
+    MagiSamplerConfig,
+    MeshConfig,
+    TextConfig,
+    TrainConfig,
+    VideomarConfig,
+    VideomarModelConfig,
+    VideomarSamplerConfig,
+)
 from magi_jax.models.clip_shape import ClipShape
-from magi_jax.models.conditions import Conditions
+from magi_jax.models.conditions import Conditions, TextStates
 from magi_jax.objectives.masked_diffusion import MaskedDiffusion
 from magi_jax.parallel.layout import sampling_layout
 from magi_jax.parallel.mesh import batch_sharding, make_mesh, replicated_sharding
@@ -17,7 +29,7 @@ from tests.random_params import random_params
 
 CLIPS = 8
 ONE = MeshConfig(data=1)
-# Five sites do not divide by two or four: the last device's are padding in part.
+# Five sites do not divide by two or four: the last device's are padding in part. Two heads divide by two only.
 MESHES = (
     MeshConfig(data=8),
     MeshConfig(data=1, sequence=4),
@@ -26,30 +38,65 @@ MESHES = (
 SHAPE = ClipShape(frames=3, rows=1, columns=5, token_width=3, intervals=7, noise_levels=6)
 
 
-@functools.cache
-def _sample(axes):
-    """Two frames after one of context, and the part of the cache that one device holds."""
+def _magi():
     model = MagiModelConfig(width=16, blocks=2, heads=2, mlp_width=24, head=MagiHeadConfig(width=16, blocks=1))
-    settings = MagiSamplerConfig(mask_steps=2, denoise_steps=3, keep_frames=2)
-    config = MagiConfig(model=model, sampler=settings, train=TrainConfig(compute_dtype='float32'))
+    sampler = MagiSamplerConfig(mask_steps=2, denoise_steps=3, keep_frames=2)
+    return MagiConfig(model=model, sampler=sampler, train=TrainConfig(compute_dtype='float32'))
+
+
+def _videomar():
+    head, parts = HeadConfig(width=16, blocks=1), (4, 2, 2)
+    return VideomarConfig(
+        text=TextConfig(encoder='words', length=4, width=6),
+        model=VideomarModelConfig(width=16, blocks=2, heads=2, mlp_width=24, head=head, rope_split=parts),
+        sampler=VideomarSamplerConfig(mask_steps=2, denoise_steps=3, guidance=3.0),
+        train=TrainConfig(compute_dtype='float32'),
+    )
+
+
+CONFIGS = {'magi': _magi, 'videomar': _videomar}
+
+
+def _conditions(config):
+    text, settings, rng = None, config.text_settings, np.random.default_rng(1)
+    if settings is not None:
+        states = rng.normal(size=(CLIPS, settings.length, settings.width)).astype(np.float32)
+        mask = np.arange(settings.length)[None] < rng.integers(1, settings.length + 1, (CLIPS, 1))
+        text = TextStates(states, mask, np.ones(CLIPS, bool))
+    return Conditions(np.arange(CLIPS, dtype=np.int32) % 7 + 1, text=text)
+
+
+@functools.cache
+def _sample(system, axes):
+    """Two frames after one of context, and the part of the cache that one device holds."""
+    config = CONFIGS[system]()
     mesh = make_mesh(axes, jax.devices()[: axes.data * axes.fsdp * axes.sequence * axes.tensor])
     sampler = VideoSampler(config, SHAPE, sampling_layout(config, SHAPE, mesh))
     params = jax.device_put(random_params(MaskedDiffusion(config, SHAPE).init, scale=0.2), replicated_sharding(mesh))
     weights = sampling_weights(config, params)
     start = np.float32(np.random.default_rng(0).normal(size=(CLIPS, 1, SHAPE.tokens, SHAPE.token_width)))
-    arrays = start, np.arange(CLIPS, dtype=np.int32) % 7 + 1, jax.random.split(jax.random.key(0), CLIPS)
-    context, interval, keys = jax.device_put(arrays, batch_sharding(mesh))
-    state = sampler.start(weights, context, 4, Conditions(interval), keys)
+    arrays = start, _conditions(config), jax.random.split(jax.random.key(0), CLIPS)
+    context, conditions, keys = jax.device_put(arrays, batch_sharding(mesh))
+    state = sampler.start(weights, context, 4, conditions, keys)
     state, first = sampler.next_frame(weights, state)
     held = state.cache.k.sharding.shard_shape(state.cache.k.shape)
     return np.asarray(first), np.asarray(sampler.next_frame(weights, state)[1]), held
 
 
-@pytest.mark.parametrize('axes', MESHES, ids=str)
-def test_clips_and_sites_shared_by_devices(axes):
-    first, second, held = _sample(axes)
-    one_first, one_second, whole = _sample(ONE)
+CASES = [('magi', axes) for axes in MESHES] + [('videomar', axes) for axes in MESHES[1:]]
+CASES += [pytest.param('videomar', MESHES[0], marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize(('system', 'axes'), CASES, ids=str)
+def test_clips_and_sites_shared_by_devices(system, axes):
+    first, second, held = _sample(system, axes)
+    one_first, one_second, whole = _sample(system, ONE)
     np.testing.assert_allclose(first, one_first, atol=1e-5)
     np.testing.assert_allclose(second, one_second, atol=1e-5)
-    sites = -(-SHAPE.tokens // axes.sequence)
-    assert held == (*whole[:1], CLIPS // (axes.data * axes.fsdp), whole[2], sites, whole[4])
+    assert np.abs(one_first - one_second).max() > 0.1
+    sites, width = whole[3:]
+    if system == 'magi':
+        sites = -(-SHAPE.tokens // axes.sequence)
+    elif axes.sequence == 2:  # all sites of the heads of this device; four devices cannot divide two heads
+        width //= 2
+    assert held == (whole[0], whole[1] // (axes.data * axes.fsdp), whole[2], sites, width)

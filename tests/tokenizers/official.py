@@ -18,6 +18,10 @@ SMALL = {
     'kl16': (TokenizerConfig(kind='kl16', channels=16, downsample=16, width=32), (1, 2, 32, 48, 3)),
     'cosmos_cv8x8x8': (TokenizerConfig(kind='cosmos_cv8x8x8', channels=16, downsample=8, width=8), (1, 9, 16, 24, 3)),
     'cosmos_cv4x8x8': (TokenizerConfig(kind='cosmos_cv4x8x8', channels=16, downsample=8, width=8), (1, 9, 16, 24, 3)),
+    'cosmos_cv8x16x16': (
+        TokenizerConfig(kind='cosmos_cv8x16x16', channels=16, downsample=16, width=8),
+        (1, 9, 32, 48, 3),
+    ),
     'omni': (TokenizerConfig(kind='omni', channels=8, downsample=8, width=64), (2, 5, 64, 64, 3)),
 }
 THINNED = {'omni': 3}  # only every third row and column of its video is stored

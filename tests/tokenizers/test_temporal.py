@@ -24,6 +24,7 @@ def _blank(kind):
         ('cosmos_cv8x8x8', 17, 3),
         ('cosmos_cv4x8x8', 17, 5),
         ('cosmos_cv8x8x8', 1, 1),
+        ('cosmos_cv8x16x16', 25, 4),
         ('omni', 17, 5),
         ('sd_vae', 16, 16),
         ('kl16', 7, 7),

@@ -1,4 +1,4 @@
-"""Three steps of MAGI on any mesh, dropout included, are the three steps on one device; the state is born divided."""
+"""Three steps on any mesh, dropout included, are the three steps on one device; the state is born divided."""
 
 import functools
 import math
@@ -11,13 +11,17 @@ from jax.sharding import PartitionSpec
 from magi_jax.config import (
     ConfigError,
     DataConfig,
+    HeadConfig,
     MagiConfig,
     MagiHeadConfig,
     MagiModelConfig,
     MeshConfig,
     OptimConfig,
+    TextConfig,
     TokenizerConfig,
     TrainConfig,
+    VideomarConfig,
+    VideomarModelConfig,
 )
 from magi_jax.objectives.api import make_objective
 from magi_jax.parallel.mesh import check_batch, make_mesh, put_batch
@@ -27,20 +31,37 @@ from magi_jax.training.state import StateFactory
 from magi_jax.training.step import make_train_step
 from tests.random_params import random_params
 
-STEPS, BATCH, SHAPE = 3, 8, (3, 8, 12, 3)
+STEPS, BATCH = 3, 8
 QUICK = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}  # a third of the compile time
+SHARED = {
+    'tokenizer': TokenizerConfig(kind='identity', channels=12, downsample=2),
+    # eps: gradients that are zero but for rounding (of the keys' biases) would else be blown up to full steps.
+    'optim': OptimConfig(learning_rate=1e-2, warmup_steps=2, ema_decay=0.9, eps=1e-3),
+    'train': TrainConfig(steps=STEPS, compute_dtype='float32'),
+}
 
 
 def _config(width=16, heads=2):
     head = MagiHeadConfig(width=width, blocks=1, repeats=1)
     return MagiConfig(
         data=DataConfig(frames=3, height=8, width=12, batch_size=BATCH, max_interval=5),
-        tokenizer=TokenizerConfig(kind='identity', channels=12, downsample=2),
         model=MagiModelConfig(width=width, blocks=2, heads=heads, mlp_width=24, head=head),
-        # eps: gradients that are zero but for rounding (of the keys' biases) would else be blown up to full steps.
-        optim=OptimConfig(learning_rate=1e-2, warmup_steps=2, ema_decay=0.9, eps=1e-3),
-        train=TrainConfig(steps=STEPS, compute_dtype='float32'),
-    )  # fmt: skip
+        **SHARED,
+    )
+
+
+def _videomar(heads=2):
+    """VideoMAR with 15 tokens a frame, which no mesh axis divides. Two heads divide over two devices, not over four."""
+    head, parts = HeadConfig(width=16, blocks=1, repeats=1), 3 * (24 // heads // 3,)
+    return VideomarConfig(
+        data=DataConfig(frames=3, height=6, width=10, batch_size=BATCH, max_interval=1),
+        text=TextConfig(encoder='words', length=5, width=6, dropout=0.3),
+        model=VideomarModelConfig(width=24, blocks=2, heads=heads, mlp_width=24, head=head, rope_split=parts),
+        **SHARED,
+    )
+
+
+CONFIGS = {'magi': _config, 'videomar': _videomar}
 
 
 def _parts(config, mesh):
@@ -53,10 +74,21 @@ def _mesh(config, count):
     return make_mesh(config, jax.devices()[:count])
 
 
+def _batch(config, number, rng):
+    data, settings = config.data, config.text_settings
+    batch = {'video': rng.integers(0, 256, (BATCH, data.frames, data.height, data.width, 3), np.uint8)}
+    batch['interval'] = rng.integers(1, data.max_interval + 1, BATCH, np.int32)
+    batch['example'] = np.arange(BATCH, dtype=np.int32) + number * BATCH
+    if settings is not None:
+        batch['text'] = rng.normal(size=(BATCH, settings.length, settings.width)).astype(np.float32)
+        batch['text_mask'] = np.arange(settings.length)[None] < rng.integers(1, settings.length + 1, (BATCH, 1))
+    return batch
+
+
 @functools.cache
-def _train(mesh):
+def _train(system, mesh):
     """States and metrics of three steps from random weights: the initial ones hide most gradients behind zeros."""
-    config = _config()
+    config = CONFIGS[system]()
     tokenizer, objective, optimizer, factory = _parts(config, mesh)
     params = random_params(objective.init)
     shardings = factory.shardings()
@@ -67,9 +99,7 @@ def _train(mesh):
     step = jax.jit(step, out_shardings=(shardings, None), compiler_options=QUICK)
     states, metrics, rng = [jax.device_get(state.params)], [], np.random.default_rng(0)
     for number in range(STEPS):
-        batch = {'video': rng.integers(0, 256, (BATCH, *SHAPE), np.uint8)}
-        batch['interval'] = rng.integers(1, 6, BATCH, np.int32)
-        batch['example'] = np.arange(BATCH, dtype=np.int32) + number * BATCH
+        batch = _batch(config, number, rng)
         state, values = step(state, tokenizer, put_batch(mesh, batch))
         states.append(jax.device_get(state.params))
         metrics.append(jax.device_get(values))
@@ -81,11 +111,14 @@ def _assert_close(ours, theirs):
 
 
 STRATEGIES = [
-    {'data': 1, 'fsdp': 2, 'sequence': 2, 'tensor': 2},
-    {'data': 2, 'fsdp': 2, 'tensor': 2},  # moments are cut over data
+    ('magi', {'data': 1, 'fsdp': 2, 'sequence': 2, 'tensor': 2}),
+    ('magi', {'data': 2, 'fsdp': 2, 'tensor': 2}),  # moments are cut over data
+    ('videomar', {'data': 1, 'fsdp': 2, 'sequence': 2, 'tensor': 2}),  # one head on two devices: all keys are gathered
+    ('videomar', {'data': 2, 'fsdp': 2, 'sequence': 2}),  # tokens are exchanged for heads
 ]
 MORE_STRATEGIES = [
-    {'data': 1, 'fsdp': 2, 'sequence': 4},  # three frames: the last device holds padding alone
+    # Three frames: the last device holds padding alone. VideoMAR gathers keys, the last device holds 3 of 15 tokens.
+    {'data': 1, 'fsdp': 2, 'sequence': 4},
     {'data': 2},
     {'data': 8},
     {'data': 4, 'fsdp': 2},
@@ -94,13 +127,13 @@ MORE_STRATEGIES = [
     {'data': 1, 'tensor': 2},
     {'data': 2, 'sequence': 2, 'tensor': 2},
 ]
-STRATEGIES += [pytest.param(axes, marks=pytest.mark.slow) for axes in MORE_STRATEGIES]
+STRATEGIES += [pytest.param(name, axes, marks=pytest.mark.slow) for name in CONFIGS for axes in MORE_STRATEGIES]
 
 
-@pytest.mark.parametrize('axes', STRATEGIES, ids=str)
-def test_many_devices_train_as_one(axes):
-    states, ema, metrics = _train(_mesh(MeshConfig(**axes), math.prod(axes.values())))
-    expected_states, expected_ema, expected_metrics = _train(_mesh(MeshConfig(), 1))
+@pytest.mark.parametrize(('system', 'axes'), STRATEGIES, ids=str)
+def test_many_devices_train_as_one(system, axes):
+    states, ema, metrics = _train(system, _mesh(MeshConfig(**axes), math.prod(axes.values())))
+    expected_states, expected_ema, expected_metrics = _train(system, _mesh(MeshConfig(), 1))
     _assert_close(metrics, expected_metrics)
     _assert_close(states, expected_states)
     _assert_close(ema, expected_ema)

@@ -16,6 +16,7 @@ LAYOUTS = {
     'kl16': ldm.layouts(levels=5),
     'cosmos_cv8x8x8': cosmos.layouts(levels=3),
     'cosmos_cv4x8x8': cosmos.layouts(levels=2),
+    'cosmos_cv8x16x16': cosmos.layouts(levels=3),
     'omni': (omni.LAYOUT,),
 }
 SIDE = 64  # frame side in pixels that every kind accepts

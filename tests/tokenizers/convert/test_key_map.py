@@ -55,6 +55,7 @@ def _renamed(kind, layout, prefix=''):
         ('sd_vae', 'latent diffusion', 'encoder.mid.attn_1.proj_out.weight'),
         ('kl16', 'latent diffusion', 'encoder.down.4.attn.1.q.weight'),
         ('cosmos_cv8x8x8', 'NVIDIA', 'decoder.up.1.upsample.conv3.conv3d.bias'),
+        ('cosmos_cv8x16x16', 'NVIDIA', 'encoder.down.1.downsample.conv1.conv3d.weight'),
         ('cosmos_cv4x8x8', 'NVIDIA', 'encoder.mid.attn_1.1.norm.norm.weight'),
     ],
 )
