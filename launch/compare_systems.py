@@ -2,7 +2,7 @@
 
 python -m launch.compare_systems --config configs/compare_systems.py --workdir runs/compare
 
-Each system has its own folder, WORKDIR/VARIANT. After an interruption the same command resumes; finished parts are kept.
+Each system has its own folder, WORKDIR/VARIANT. After an interruption the same command resumes, part by part.
 WORKDIR/systems.json and systems.md are written at the end.
 """
 
