@@ -1,4 +1,14 @@
-"""The quickstart of VideoMAR: a small text-to-video model on `bouncing_objects/captions`, sized for 2 CPU cores."""
+"""The quickstart of VideoMAR: a small text-to-video model on `bouncing_objects/captions`, sized for 2 CPU cores.
+
+    python -m launch.train --config configs/quickstart_autoencoder.py --workdir runs/quickstart/autoencoder
+    python -m launch.encode_text --dataset bouncing_objects/captions --encoder words --length 16 --width 64
+    python -m launch.train --config configs/quickstart_videomar.py --workdir runs/quickstart_videomar/videomar
+    python -m launch.sample --workdir runs/quickstart_videomar/videomar --prompt 'a red disc moves up and left' --out red
+    python -m launch.evaluate --workdir runs/quickstart_videomar/videomar --protocol captions_text --out runs/captions
+
+By default every frame is a target, as in MAGI's complete teacher forcing. `:single` masks one frame of each clip, as in
+the VideoMAR paper, which learns more slowly. `:runlocal` runs a few steps; it reads the encoded text as well.
+"""
 
 from ml_collections import ConfigDict
 

@@ -8,11 +8,10 @@ WORKDIR/systems.json and systems.md are written at the end.
 
 import json
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 
-from magi_jax.benchmarks.system_table import format_table
+from magi_jax.benchmarks.system_table import format_table, read_results
 from magi_jax.benchmarks.system_times import time_systems
 from magi_jax.config import from_config_dict
 from magi_jax.config_files import find_config_file, import_config
@@ -68,14 +67,6 @@ def train_and_evaluate(root: Path, variant: str, config: str, small: bool) -> No
             sizes = SMALL[protocol] if small else sizes
             flag = f'--protocol={protocol}'
             execute(root, f'{__package__}.evaluate', f'--workdir={root / variant}', flag, f'--out={out}', *sizes)
-
-
-def read_results(folder: Path) -> dict[str, Any]:
-    """Return the numbers of a system from the metrics.json of its protocols."""
-    prediction, rollout = json.loads((folder / 'bouncing_shapes/metrics.json').read_text())
-    score = json.loads((folder / 'shapes_five_frame/metrics.json').read_text())
-    numbers = prediction['numbers'] | rollout['numbers']
-    return {'numbers': numbers, 'frechet': score['frechet']}
 
 
 if __name__ == '__main__':

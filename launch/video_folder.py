@@ -1,4 +1,7 @@
-"""The output folder of launch.sample: files of another call are never overwritten, and two calls are never mixed."""
+"""The output folder of launch.sample and launch.sample_prompts.
+
+Files of another call are never overwritten, and two calls are never mixed.
+"""
 
 import contextlib
 import dataclasses
@@ -15,6 +18,7 @@ from magi_jax.config import ConfigError, MagiSamplerConfig
 LOCK, DRAFT, SETTINGS = '.sampling.lock', '.unfinished', 'settings.json'
 OUTPUT_NAMES = re.compile(r'\d+\.(mp4|gif)|videos\.npz|settings\.json')
 BATCH_OUTPUT_NAMES = re.compile(r'\d{6,}\.mp4|settings\.json')
+PROMPT_OUTPUT_NAMES = re.compile(r'.+-\d+\.mp4|settings\.json')  # of launch.sample_prompts
 
 
 @contextlib.contextmanager
@@ -66,15 +70,20 @@ def write_together(folder: Path) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def write_settings(folder: Path, settings: dict[str, Any]) -> None:
+def write_settings(folder: Path, settings: dict[str, Any], names: re.Pattern[str] = BATCH_OUTPUT_NAMES) -> None:
     """Write the settings of the videos in a folder, and remove partial files of an interrupted call.
 
+    Args:
+      folder: an existing folder.
+      settings: what the videos depend on, with workdir, seed and frames.
+      names: names of the files that this kind of call writes.
+
     Raises:
-      ConfigError: the folder holds videos with other settings, or videos written without --batch and --stream.
+      ConfigError: the folder holds videos with other settings, or videos that another kind of call wrote.
     """
-    path, files = folder / SETTINGS, _output_files(folder)
+    path, files = folder / SETTINGS, _output_files(folder, names)
     videos = [name for name in files if name != SETTINGS]
-    if any(not BATCH_OUTPUT_NAMES.fullmatch(name) for name in files) or (videos and SETTINGS not in files):
+    if any(not names.fullmatch(name) for name in files) or (videos and SETTINGS not in files):
         raise ConfigError(f'{folder} holds files of another call ({_first_names(files)}): give another --out')
     if SETTINGS in files:
         before = _defaults() | _read(path)
@@ -106,9 +115,10 @@ def _defaults() -> dict[str, Any]:
     return {f'sampler.{name}': value for name, value in sampler.items()} | {'prompt': None, 'size': None}
 
 
-def _output_files(folder: Path) -> list[str]:
-    """Return the names of the files in `folder` that launch.sample could have written, sorted."""
-    return sorted(path.name for path in folder.iterdir() if OUTPUT_NAMES.fullmatch(path.name))
+def _output_files(folder: Path, names: re.Pattern[str] = OUTPUT_NAMES) -> list[str]:
+    """Return the names of the files in `folder` that launch.sample could have written, and of `names`, sorted."""
+    found = [path.name for path in folder.iterdir()]
+    return sorted(name for name in found if OUTPUT_NAMES.fullmatch(name) or names.fullmatch(name))
 
 
 def _first_names(names: list[str]) -> str:

@@ -21,6 +21,7 @@ COMMANDS = [command for page in PAGES for command in commands(page)]
 # The test file that runs each command. The commands of launch/tpu run here, with --dry-run.
 TESTS = {
     'benchmark': 'tests/launch/test_benchmark.py',
+    'compare_systems': 'tests/launch/test_compare_systems.py',
     'compile': 'tests/launch/test_compile.py',
     'convert_weights': 'tests/launch/test_convert_weights.py',
     'encode_latents': 'tests/launch/test_own_videos.py',
@@ -31,6 +32,7 @@ TESTS = {
     'preflight': 'tests/launch/test_preflight.py',
     'prepare_data': 'tests/launch/test_prepare_data.py',
     'sample': 'tests/test_readme.py',
+    'sample_prompts': 'tests/launch/test_sample_prompts.py',
     'study': 'tests/launch/test_study.py',
     'tables': 'tests/test_pages.py',
     'train': 'tests/launch/test_train.py',

@@ -1,13 +1,14 @@
 """The table of `launch.compare_systems`: one column for each system."""
 
+import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from magi_jax.evaluation.report import markdown_table
 
-Result = Mapping[
-    str, Any
-]  # 'numbers' of bouncing_shapes, 'frechet' of shapes_five_frame, 'parameters', 'step', 'frame'
+# 'numbers' of bouncing_shapes, 'frechet' of shapes_five_frame, 'parameters', 'step', 'frame'
+Result = Mapping[str, Any]
 
 NAMES = {'magi': 'MAGI', 'videomar': 'VideoMAR'}
 ROWS: dict[str, Callable[[Result], str]] = {
@@ -28,3 +29,11 @@ def format_table(results: Mapping[str, Result]) -> str:
     """Return the Markdown table of {system: result}."""
     rows = [[name, *(cell(result) for result in results.values())] for name, cell in ROWS.items()]
     return markdown_table(['', *(NAMES[system] for system in results)], rows)
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """Return the numbers of a system from the metrics.json of its protocols."""
+    prediction, rollout = json.loads((folder / 'bouncing_shapes/metrics.json').read_text())
+    score = json.loads((folder / 'shapes_five_frame/metrics.json').read_text())
+    numbers = prediction['numbers'] | rollout['numbers']
+    return {'numbers': numbers, 'frechet': score['frechet']}

@@ -182,7 +182,7 @@ def _check_files(folder: Path) -> int:
     try:
         manifest = json.loads(path.read_text())
         version, hashes, step = manifest['version'], manifest['sha256'], manifest['facts']['step']
-        complete = set(MODEL_FILES) <= set(hashes) <= {*MODEL_FILES, *TOKENIZER_FILES, CURVES}
+        complete = set(MODEL_FILES) <= set(hashes) <= {*MODEL_FILES, *TOKENIZER_FILES, CURVES, DESCRIPTION}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f'{path} is damaged ({error!r}): copy the folder again') from error
     if version != VERSION:

@@ -4,7 +4,7 @@ Dimension key: B clips, c context frames, H W pixels.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,7 +55,7 @@ class VideoRequest:
             raise ConfigError(f'{len(numbers)} numbers do not fit {count} clips of context: give one for each clip')
         if self.num not in (1, count):
             advice = 'leave num out, or repeat the context with np.repeat(context, num, axis=0)'
-            raise ConfigError(f'num = {self.num} does not fit {count} clips of context or numbers: {advice}')
+            raise ConfigError(f'num = {self.num} does not fit {count} clips of context, numbers or prompts: {advice}')
         if prompts is not None and len(prompts) not in (1, count):
             raise ConfigError(f'{len(prompts)} prompts do not fit {count} videos: give one prompt, or one for each')
         if prompts is not None:
@@ -67,7 +67,8 @@ class VideoRequest:
             return None
         if not config.text.encoder:
             raise ConfigError(f'prompt = {_shorten(self.prompt)}: this run was trained without text, leave prompt out')
-        prompts = [self.prompt] if isinstance(self.prompt, str) else list(self.prompt)
+        prompts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
+        prompts = list(prompts) if isinstance(prompts, Iterable) else []
         if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
             raise ConfigError(f'prompt = {_shorten(self.prompt)} is not a text: give a string, or a list of strings')
         return prompts

@@ -51,6 +51,15 @@ def test_errors_are_one_line(data, environment, more, words):
     assert_one_line(run_forked(command(data.path, *more), environment), *words)
 
 
+def test_training_without_texts_says_the_command(tmp_path, environment):
+    """Also with :runlocal, on a machine that has the videos only."""
+    tiny_captions.build(tmp_path / 'data', train=8, validation=2, test=2)
+    quickstart = ['--config=configs/quickstart_videomar.py:runlocal', f'--config.data.path={tmp_path / "data"}']
+    said = run_forked([*module('launch.train'), *quickstart, f'--workdir={tmp_path / "run"}'], environment)
+    words = f'--dataset {tiny_captions.NAME} --data_path {tmp_path / "data"} --encoder words --length 16 --width 64'
+    assert_one_line(said, f'are not encoded by words: run launch.encode_text {words}')
+
+
 @pytest.mark.slow
 def test_killed_it_goes_on_to_the_same_bytes(tmp_path, environment):
     counts = {'train': 200, 'validation': 3, 'test': 5}

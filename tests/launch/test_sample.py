@@ -230,7 +230,7 @@ def test_library_continues_arrays_of_the_right_kind(generator):
     ('arguments', 'message'),
     [
         ({'num': 0}, 'num = 0 is out of range: give a whole number, 1 or more'),
-        ({'num': 3, 'context': GREY}, 'num = 3 does not fit 2 clips of context or numbers: leave num out'),
+        ({'num': 3, 'context': GREY}, 'num = 3 does not fit 2 clips of context, numbers or prompts: leave num out'),
         ({'frames': 0}, 'frames = 0 is out of range'),
         ({'frames': 1, 'context': GREY}, '2 context frames are more than the 1 frames requested: raise frames'),
         ({'context': list(GREY)}, 'context is a list: give an array'),
@@ -241,6 +241,7 @@ def test_library_continues_arrays_of_the_right_kind(generator):
         ({'numbers': [1, 2, 3], 'context': GREY}, '3 numbers do not fit 2 clips of context: give one for each clip'),
         ({'seed': 2**32}, 'seed = 4294967296 is out of range: .* 0 to 4294967295'),
         ({'seed': -1}, 'seed = -1 is out of range'),
+        ({'prompt': 'a disc'}, "prompt = 'a disc': this run was trained without text, leave prompt out"),
         ({'temprature': 0.9}, "'temprature' is not a sampler field: did you mean 'temperature'"),
         ({'frame': 9}, "'frame' is not a sampler field: did you mean 'frames'"),
         ({'denoise_steps': 'ten'}, "denoise_steps = 'ten'"),
@@ -260,6 +261,12 @@ def test_library_refuses_parts_of_no_clips_and_videos_that_are_none(generator):
         generator.reconstruct(GREY, per_device_batch=0)
     with pytest.raises(ConfigError, match='video is a list'):
         generator.reconstruct(list(GREY))
+
+
+def test_a_model_with_position_tables_keeps_its_size(generator):
+    with pytest.raises(ConfigError, match='magi samples only its trained size 32x32, not 32x64'):
+        generator.with_size(32, 64)
+    assert generator.with_size(32, 32).config == generator.config
 
 
 def test_sampler_fields_are_keywords_of_one_call(generator):
@@ -315,7 +322,8 @@ def test_parts_are_the_same_bits_on_any_number_of_devices(workdir, monkeypatch):
             seen.append(len(inputs['context']))
             return make(**inputs)
 
-        monkeypatch.setattr(magi_jax.generator, '_mesh', lambda mesh=mesh: mesh)
+        for user in magi_jax.generator, magi_jax.reconstruction:
+            monkeypatch.setattr(user, 'all_devices', lambda mesh=mesh: mesh)
         monkeypatch.setattr(magi_jax.generator, 'sample_clips', counted)
         run = magi_jax.load(workdir)
         made[devices] = run.sample(video[:, :1], 3, per_device_batch=2), run.reconstruct(video, per_device_batch=2)

@@ -8,14 +8,20 @@ import numpy as np
 from magi_jax.checkpoint import Checkpoints, save_config
 from magi_jax.config import (
     DataConfig,
+    HeadConfig,
     MagiConfig,
     MagiHeadConfig,
     MagiModelConfig,
     MagiSamplerConfig,
+    TextConfig,
     TokenizerConfig,
     TrainConfig,
+    VideomarConfig,
+    VideomarModelConfig,
+    VideomarSamplerConfig,
 )
 from magi_jax.objectives.api import make_objective
+from magi_jax.text_encoders.api import describe, keep_description, make_encoder
 from magi_jax.tokenizers.api import create_tokenizer
 from magi_jax.tokenizers.folder import save_tokenizer
 from tests.random_params import random_params
@@ -29,10 +35,21 @@ CONFIG = MagiConfig(
     train=TrainConfig(compute_dtype='bfloat16'),
     sampler=MagiSamplerConfig(mask_steps=2, denoise_steps=3, keep_frames=2),
 )
+# Reads text.
+VIDEOMAR = VideomarConfig(
+    data=DataConfig(source='bouncing_objects/captions', height=16, width=16, frames=4, max_interval=1, batch_size=8),
+    text=TextConfig(encoder='words', length=10, width=16),
+    tokenizer=TokenizerConfig(kind='identity', channels=48, downsample=4),
+    model=VideomarModelConfig(
+        width=16, blocks=1, heads=2, mlp_width=16, patch=2, rope_split=(4, 2, 2), head=HeadConfig(width=16, blocks=1)
+    ),
+    train=TrainConfig(compute_dtype='float32'),
+    sampler=VideomarSamplerConfig(mask_steps=2, denoise_steps=3),
+)
 
 
 def make_run(folder, config=CONFIG):
-    """Checkpoint, tokenizer, metrics and config; returns the EMA parameters."""
+    """Checkpoint, tokenizer, metrics, config and text encoder; returns the EMA parameters."""
     if config.tokenizer.kind == 'identity':
         tokenizer = create_tokenizer(config.tokenizer, jax.random.key(0), config.data.height, config.data.width)
     else:
@@ -42,6 +59,8 @@ def make_run(folder, config=CONFIG):
         tokenizer = blank.replace(params=params, latent_std=blank.latent_std * 0.6)
         save_tokenizer(tokenizer, folder / 'tokenizer', {'dataset': 'noise', 'clips': 17})
     save_config(folder, config)
+    if config.text.encoder:
+        keep_description(folder, describe(make_encoder(config.text.encoder, config.text.length, config.text.width)))
     params = random_params(make_objective(config, tokenizer).init, scale=0.2)
     with Checkpoints(folder, keep=1) as checkpoints:
         checkpoints.save(STEP, {'ema': params})
