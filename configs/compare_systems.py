@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 from magi_jax.config import ConfigError
 from magi_jax.config_files import import_config
 
-VARIANTS = ('magi', 'videomar')
+VARIANTS = ('videomar',)
+SYSTEMS = {'magi': '', 'videomar': 'videomar'}  # system -> its variants
 
 
 def get_config(arg: str = '') -> ConfigDict:
