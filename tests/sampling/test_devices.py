@@ -58,8 +58,8 @@ CONFIGS = {'magi': _magi, 'videomar': _videomar}
 
 
 def _conditions(config):
-    text, settings, rng = None, config.text_settings, np.random.default_rng(1)
-    if settings is not None:
+    text, settings, rng = None, config.text, np.random.default_rng(1)
+    if settings.encoder:
         states = rng.normal(size=(CLIPS, settings.length, settings.width)).astype(np.float32)
         mask = np.arange(settings.length)[None] < rng.integers(1, settings.length + 1, (CLIPS, 1))
         text = TextStates(states, mask, np.ones(CLIPS, bool))

@@ -75,11 +75,11 @@ def _mesh(config, count):
 
 
 def _batch(config, number, rng):
-    data, settings = config.data, config.text_settings
+    data, settings = config.data, config.text
     batch = {'video': rng.integers(0, 256, (BATCH, data.frames, data.height, data.width, 3), np.uint8)}
     batch['interval'] = rng.integers(1, data.max_interval + 1, BATCH, np.int32)
     batch['example'] = np.arange(BATCH, dtype=np.int32) + number * BATCH
-    if settings is not None:
+    if settings.encoder:
         batch['text'] = rng.normal(size=(BATCH, settings.length, settings.width)).astype(np.float32)
         batch['text_mask'] = np.arange(settings.length)[None] < rng.integers(1, settings.length + 1, (BATCH, 1))
     return batch
