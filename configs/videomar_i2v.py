@@ -47,7 +47,7 @@ STAGES = (
 BATCH, CHIPS = 256, 16
 # Slice -> (train.remat, clips per chip and micro-batch) of the stages at 256 x 256, and of the one at 480 x 768.
 SLICES = {
-    'v5p': (('dots', 4), ('dots', 1)),
+    'v5p': (('dots', 4), ('dots', 4)),
     'v5e': (('dots', 1), ('named', 1)),
     'v6e': (('dots', 4), ('dots', 1)),
 }
