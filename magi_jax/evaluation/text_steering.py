@@ -3,7 +3,7 @@
 Captions of the test split put known words together in combinations that training never shows. Objects are found by
 colour, so the measures need no network.
 
-Dimension key: B clips, T frames, H W pixels.
+Dimension key: B clips, T frames, H W pixels, S shapes.
 """
 
 import dataclasses
@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from magi_jax.config import ConfigError
 from magi_jax.data.builders.captions import DIRECTIONS
+from magi_jax.data.builders.drawing import SHAPES
 from magi_jax.evaluation.objects import find_objects
 
 MEASURES = ('colour', 'shape', 'direction')
@@ -46,8 +48,9 @@ class SteeringResult:
 def shown(video: np.ndarray, labels: np.ndarray, colours: np.ndarray, directions: np.ndarray) -> dict[str, np.ndarray]:
     """Return which videos show the named colour, shape and direction: bool [B] each.
 
-    The colour is shown if an object of it is found in half of the frames; the shape, if it fits the object best in most
-    of these frames; the direction, if the way from its first to its last place is nearest to it.
+    The colour is shown if an object of it is found in half of the frames, whatever its shape. The shape is shown if it
+    fits this object best in most of these frames; the direction, if it is nearest to the way from the first to the last
+    place of this object.
 
     Args:
       video: uint8 [B,T,H,W,3].
@@ -55,11 +58,15 @@ def shown(video: np.ndarray, labels: np.ndarray, colours: np.ndarray, directions
       colours: int [B], named colours, indices into PALETTE.
       directions: int [B], named directions, indices into DIRECTIONS.
     """
-    objects = find_objects(video, labels[:, None], colours[:, None])
-    found, shape, centre = objects.found[..., 0], objects.shape[..., 0], objects.centre[..., 0, :]
-    seen = found.mean(axis=1) >= 0.5
-    fits = (found & (shape == labels[:, None])).sum(axis=1) > found.sum(axis=1) / 2
-    moved = np.array([_direction(*clip) for clip in zip(found, centre)])
+    # One slot for each shape: an object is found in the slot of the shape that fits it best.
+    slots = np.broadcast_to(np.arange(len(SHAPES)), (len(video), len(SHAPES)))
+    objects = find_objects(video, slots, np.broadcast_to(colours[:, None], slots.shape))
+    found = objects.found & (objects.shape == slots[:, None])  # [B,T,S]
+    frames = found.any(axis=-1)
+    seen = frames.mean(axis=1) >= 0.5
+    named = np.take_along_axis(found, labels[:, None, None], axis=-1)[..., 0]
+    fits = named.sum(axis=1) > frames.sum(axis=1) / 2
+    moved = np.array([_direction(*clip) for clip in zip(found, objects.centre)])
     return {'colour': seen, 'shape': seen & fits, 'direction': seen & (moved == directions)}
 
 
@@ -88,7 +95,7 @@ def other_rows(labels: np.ndarray, colours: np.ndarray, directions: np.ndarray) 
     """Return for each clip the number of the next clip that differs in colour, shape and direction, int [B].
 
     Raises:
-      ValueError: a clip has no such other clip.
+      ConfigError: a clip has no such other clip.
     """
     count, rows = len(labels), []
     for row in range(count):
@@ -96,7 +103,7 @@ def other_rows(labels: np.ndarray, colours: np.ndarray, directions: np.ndarray) 
         differ = (labels[others] != labels[row]) & (colours[others] != colours[row])
         differ &= directions[others] != directions[row]
         if not differ.any():
-            raise ValueError(f'clip {row} has no clip with another colour, shape and direction: evaluate more clips')
+            raise ConfigError(f'clip {row} has no clip with another colour, shape and direction: evaluate more clips')
         rows.append(others[differ.argmax()])
     return np.array(rows)
 
@@ -105,8 +112,8 @@ def _direction(found: np.ndarray, centre: np.ndarray) -> int:
     """Return the direction from the first to the last place of an object, an index into DIRECTIONS, or -1 at rest.
 
     Args:
-      found: bool [T].
-      centre: float [T, 2], (x, y); y grows downwards.
+      found: bool [T,S], at most one shape in each frame.
+      centre: float [T,S,2], (x, y); y grows downwards.
     """
     places = centre[found]
     if len(places) < 2 or np.hypot(*(places[-1] - places[0])) < MIN_TRAVEL:
