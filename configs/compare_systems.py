@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 from magi_jax.config import ConfigError
 from magi_jax.config_files import import_config
 
-VARIANTS = ('magi', 'videomar')
+VARIANTS = ('videomar',)
+SYSTEMS = {'magi': '', 'videomar': 'videomar'}  # system -> its variants
 
 
 def get_config(arg: str = '') -> ConfigDict:
@@ -21,6 +22,7 @@ def get_config(arg: str = '') -> ConfigDict:
         raise ConfigError(f'no variant {sorted(unknown)}; there are: {", ".join(VARIANTS)}, runlocal')
     local = 'runlocal' if 'runlocal' in names else ''
     magi = import_config('quickstart').get_config(local)
+    magi.sampler.opening_temperature = magi.sampler.temperature
     config = magi
     if 'videomar' in names:
         config = import_config('quickstart_videomar').get_config(local)
@@ -28,11 +30,9 @@ def get_config(arg: str = '') -> ConfigDict:
         for group in ('data', 'tokenizer', 'optim', 'train'):
             setattr(config, group, getattr(magi, group))
         config.train.unroll = config.model.blocks
-        config.sampler.opening_temperature = magi.sampler.opening_temperature
         config.sampler.x0_clip, config.sampler.token_clip = magi.sampler.x0_clip, float('inf')
         config.sampler.long_video, config.sampler.keep_frames = magi.sampler.long_video, magi.sampler.keep_frames
         config.sampler.guidance = magi.sampler.guidance
-    config.sampler.opening_temperature = config.sampler.temperature
     if not local:
         config.train.steps = 1_600
     return config

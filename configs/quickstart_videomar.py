@@ -63,7 +63,7 @@ def get_config(arg: str = '') -> ConfigDict:
     config.sampler.mask_steps = 4
     config.sampler.denoise_steps = 10
     config.sampler.temperature = 0.5
-    config.sampler.temperature_decay = 0.0
+    config.sampler.temperature_decay = 5.0
     config.sampler.token_clip = 3.0
     if 'runlocal' in names:
         config.tokenizer.kind = 'identity'

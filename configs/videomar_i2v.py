@@ -28,6 +28,8 @@ Variants:
     v5e, v6e     set up for 16 chips of v5e or v6e; the default is 16 chips of v5p.
     runlocal     a few steps on a CPU.
 
+Stage 3 on v5p was compiled (launch/tpu/README.md). The settings of stage 4, v5e and v6e follow from it by arithmetic.
+
 All stages take 6.1e20 model FLOPs. At an assumed 40 % of the peak rate this is 58 hours on v5p:2x2x4, 134 on v5e:4x4,
 29 on v6e:4x4 and 53 on 8 H200. It was not trained yet.
 """
@@ -47,7 +49,7 @@ STAGES = (
 BATCH, CHIPS = 256, 16
 # Slice -> (train.remat, clips per chip and micro-batch) of the stages at 256 x 256, and of the one at 480 x 768.
 SLICES = {
-    'v5p': (('dots', 4), ('dots', 1)),
+    'v5p': (('dots', 4), ('dots', 4)),
     'v5e': (('dots', 1), ('named', 1)),
     'v6e': (('dots', 4), ('dots', 1)),
 }

@@ -2,7 +2,7 @@
 
 python -m launch.compare_systems --config configs/compare_systems.py --workdir runs/compare
 
-Each system has its own folder, WORKDIR/VARIANT. After an interruption the same command resumes, part by part.
+Each system has its own folder, WORKDIR/SYSTEM. After an interruption the same command resumes, part by part.
 WORKDIR/systems.json and systems.md are written at the end.
 """
 
@@ -35,18 +35,19 @@ def main() -> int:
     """Return 0, or the exit status of the command that failed or was stopped by a signal."""
     name, _, extra = CONFIG.value.partition(':')
     path, root = str(find_config_file(name)), Path(WORKDIR.value)
-    variants = import_config(path).VARIANTS
+    module = import_config(path)
     root.mkdir(parents=True, exist_ok=True)
     try:
-        for variant in variants:
-            train_and_evaluate(root, variant, f'{path}:{",".join(filter(None, (variant, extra)))}', extra == 'runlocal')
+        for system, variants in module.SYSTEMS.items():
+            train_and_evaluate(root / system, f'{path}:{variants},{extra}', root, small=extra == 'runlocal')
     except CommandFailed as stopped:
         return stopped.args[0]
-    module = import_config(path)
-    configs = {variant: from_config_dict(module.get_config(f'{variant},{extra}')) for variant in variants}
+    configs = {
+        name: from_config_dict(module.get_config(f'{variants},{extra}')) for name, variants in module.SYSTEMS.items()
+    }
     times = time_systems(configs, REPEATS.value)
-    results = {variant: read_results(root / variant) | times[variant] for variant in variants}
-    steps = {variant: config.train.steps for variant, config in configs.items()}
+    results = {system: read_results(root / system) | times[system] for system in configs}
+    steps = {system: config.train.steps for system, config in configs.items()}
     facts = {'command': f'python -m {__package__}.compare_systems --config {CONFIG.value}', 'steps': steps}
     (root / 'systems.json').write_text(json.dumps(facts | {'systems': results}, indent=1) + '\n')
     (root / 'systems.md').write_text(format_table(results) + '\n')
@@ -54,19 +55,19 @@ def main() -> int:
     return 0
 
 
-def train_and_evaluate(root: Path, variant: str, config: str, small: bool) -> None:
+def train_and_evaluate(folder: Path, config: str, root: Path, small: bool) -> None:
     """Train a system and evaluate it under every protocol. Raise CommandFailed if a command fails."""
     tokenizer = root / 'autoencoder'
     if not small and not (tokenizer / 'tokenizer').exists():
         execute(root, f'{__package__}.train', f'--config={TOKENIZER}', f'--workdir={tokenizer}')
     overrides = () if small else (f'--config.tokenizer.path={tokenizer / "tokenizer"}',)
-    execute(root, f'{__package__}.train', f'--config={config}', f'--workdir={root / variant}', *overrides)
+    execute(root, f'{__package__}.train', f'--config={config}', f'--workdir={folder}', *overrides)
     for protocol, sizes in PROTOCOLS.items():
-        out = root / variant / protocol
+        out = folder / protocol
         if not (out / 'metrics.json').exists():
             sizes = SMALL[protocol] if small else sizes
             flag = f'--protocol={protocol}'
-            execute(root, f'{__package__}.evaluate', f'--workdir={root / variant}', flag, f'--out={out}', *sizes)
+            execute(root, f'{__package__}.evaluate', f'--workdir={folder}', flag, f'--out={out}', *sizes)
 
 
 if __name__ == '__main__':

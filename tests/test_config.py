@@ -152,7 +152,9 @@ def test_configs_saved_before_systems_are_of_magi():
     restored = leaves(json.loads(json.dumps(dataclasses.asdict(from_config_dict(saved)))))
     assert leaves(saved).items() <= restored.items()
     new = restored.keys() - leaves(saved).keys()
-    assert {path: restored[path] for path in new} == {path: PATHS['magi'][path] for path in new}
+    assert new and {'system', 'stages'} <= new
+    defaults = leaves(json.loads(json.dumps(dataclasses.asdict(MagiConfig()))))
+    assert {path: restored[path] for path in new} == {path: defaults[path] for path in new}
 
 
 def test_guidance_of_videomar_needs_text_dropout():

@@ -239,8 +239,8 @@ def compiled_steps() -> str:
 def compiled_videomar() -> str:
     """Return memory, traffic and estimated time of VideoMAR's compiled train steps, and the part of its kernels."""
     rows = []
-    for size in ('256x256', '480x768'):
-        report = read(f'compile/train_v5p_2x2x4_videomar_{size}')
+    for path in sorted((RESULTS / 'compile').glob('train_*_videomar_*.json')):
+        report, size = json.loads(path.read_text()), path.stem.rpartition('_')[2]
         settings = f'`{report["remat"]}`', f'{report["clips"] // report["chips"] // report["accumulate"]}'
         rows.append([size.replace('x', ' x '), *settings, *_compiled(report)])
     return markdown_table(['frames', 'remat', 'clips a chip at once', *COMPILED], rows)

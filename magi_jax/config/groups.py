@@ -182,8 +182,6 @@ class SamplerConfig:
     temperature_decay: Annotated[float, Range(0, 100)] = 0.0
     # temperature falls by this much, linearly over the generated frames
     temperature_drop: Annotated[float, Range(0, 100)] = 0.0
-    # temperature of a video's first two frames, which decide content and motion
-    opening_temperature: Annotated[float, Range(0, 100)] = 1.0
     guidance: Annotated[float, Range(0, 100)] = 1.0  # 1 = off
     guidance_schedule: Literal['linear', 'constant'] = 'linear'  # linear: grows with the revealed fraction (MAR)
     # bound on predicted clean tokens, in standard deviations of the latents; inf = none
@@ -206,6 +204,11 @@ class SamplerConfig:
     def context_noise(self) -> bool:
         """True if the noise of that level is added to finished frames."""
         return False
+
+    @property
+    def opening_temperature(self) -> float | None:
+        """Temperature of a video's first two frames; None = as `temperature` says."""
+        return None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -49,6 +49,8 @@ class MagiSamplerConfig(SamplerConfig):
     """The sampling loop, and how the model observes finished frames."""
 
     long_video: Literal['slide', 'interpolate'] = 'slide'  # A12
+    # temperature of a video's first two frames, which decide content and motion
+    opening_temperature: Annotated[float, Range(0, 100)] = 1.0
     context_level: Annotated[int, Range(0, 999)] = 0  # A2: noise level embedded with finished frames
     context_noise: bool = False  # A2: add the noise of that level to finished frames
 

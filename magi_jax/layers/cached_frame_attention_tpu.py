@@ -17,6 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from magi_jax.layers import frame_attention_tpu as kernels
+from magi_jax.layers.kernel_sizes import LANES, LARGEST_BLOCK, SUBLANES, Blocks, Sizes
 from magi_jax.layers.kv_cache import KVCache
 
 Array = jax.Array
@@ -69,23 +70,21 @@ def cached_frame_attention(
     return run(steps, jnp.reshape(block, (1,)).astype(jnp.int32), q, k, v, cache.k, cache.v)
 
 
-def _sizes(queries: int, keys: int, heads: int, width: int) -> kernels.Sizes:
+def _sizes(queries: int, keys: int, heads: int, width: int) -> Sizes:
     """Return sizes without padding, because a cache cannot be padded in place."""
-    together = kernels.LANES // width if kernels.LANES % width == 0 else heads
+    together = LANES // width if LANES % width == 0 else heads
     together = together if heads % together == 0 else heads
-    return kernels.Sizes(_whole_blocks(queries), _whole_blocks(keys), heads, width, width, together, ())
+    return Sizes(_whole_blocks(queries), _whole_blocks(keys), heads, width, width, together, ())
 
 
-def _whole_blocks(tokens: int) -> kernels.Blocks:
+def _whole_blocks(tokens: int) -> Blocks:
     """Return the largest equal blocks of whole registers; one block where the tokens cannot be cut."""
-    blocks = [
-        size for size in range(kernels.SUBLANES, kernels.LARGEST_BLOCK + 1, kernels.SUBLANES) if tokens % size == 0
-    ]
-    size = tokens if tokens <= kernels.LARGEST_BLOCK or not blocks else blocks[-1]
-    return kernels.Blocks(tokens, tokens // size, size)
+    blocks = [size for size in range(SUBLANES, LARGEST_BLOCK + 1, SUBLANES) if tokens % size == 0]
+    size = tokens if tokens <= LARGEST_BLOCK or not blocks else blocks[-1]
+    return Blocks(tokens, tokens // size, size)
 
 
-def _steps(sizes: kernels.Sizes, rows: int, capacity: int, mask: Array) -> Array:
+def _steps(sizes: Sizes, rows: int, capacity: int, mask: Array) -> Array:
     """List the steps of one clip and group, int32 [9, T]: for each block of queries new frames, then cache slots."""
     frames = [(NEW, frame) for frame in range(rows)] + [(CACHED, slot) for slot in range(capacity)]
     blocks = range(rows), range(sizes.queries.count), frames, range(sizes.keys.count)
@@ -112,7 +111,7 @@ def _cost(q: Array, k: Array, cache: KVCache, heads: int) -> pl.CostEstimate:
     return pl.CostEstimate(flops=4 * pairs * width, transcendentals=pairs * heads, bytes_accessed=bytes_of_frames)
 
 
-def _kernel(sizes: kernels.Sizes, steps: Any, refs: dict[str, Any]) -> None:
+def _kernel(sizes: Sizes, steps: Any, refs: dict[str, Any]) -> None:
     step = pl.program_id(2)
     pl.when(steps[FIRST, step] == 1)(lambda: kernels.start_sums(refs))
 

@@ -13,7 +13,6 @@ head width, G groups of heads, e heads of a group, W lanes of a group, T steps; 
 """
 
 import dataclasses
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -24,97 +23,22 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-Array = jax.Array
-Seen = tuple[tuple[int, ...], ...]  # for each query frame, the key frames that it sees
+from magi_jax.layers.kernel_sizes import (
+    FIRST,
+    KEY_BLOCK,
+    KEY_FRAME,
+    LAST,
+    QUERY_BLOCK,
+    QUERY_FRAME,
+    Seen,
+    Sizes,
+)
 
-LANES, SUBLANES = 128, 16  # of a register of 16-bit values
-LARGEST_BLOCK = 512
+Array = jax.Array
+
 VMEM_BYTES = 64 * 2**20
 QUERY_GRADIENT_BYTES = 40 * 2**20  # of VMEM
 LOWEST = float(np.finfo(np.float32).min)
-# Rows of the list of steps. FIRST and LAST mark the first and the last of the steps that add to one result.
-QUERY_FRAME, QUERY_BLOCK, KEY_FRAME, KEY_BLOCK, FIRST, LAST = range(6)
-
-
-@dataclasses.dataclass(frozen=True)
-class Blocks:
-    """The cut of `tokens` into `count` blocks of `size` tokens; the last one may end in padding."""
-
-    tokens: int
-    count: int
-    size: int
-
-    @classmethod
-    def of(cls, tokens: int) -> 'Blocks':
-        count = pl.cdiv(tokens, LARGEST_BLOCK)
-        return cls(tokens, count, pl.cdiv(pl.cdiv(tokens, count), SUBLANES) * SUBLANES)
-
-    @property
-    def padded(self) -> int:
-        return self.count * self.size
-
-
-@dataclasses.dataclass(frozen=True)
-class Sizes:
-    """Static sizes of a kernel.
-
-    Attributes:
-      queries: blocks of n.
-      keys: blocks of N.
-      heads: H.
-      width: d.
-      lanes_of_head: d with padding.
-      together: e.
-      seen: the key frames that each query frame sees.
-    """
-
-    queries: Blocks
-    keys: Blocks
-    heads: int
-    width: int
-    lanes_of_head: int
-    together: int
-    seen: Seen
-
-    @classmethod
-    def of(cls, q: Array, k: Array, seen: Seen) -> 'Sizes':
-        heads, width = q.shape[3:]
-        lanes = pl.next_power_of_2(width) if width <= LANES else pl.cdiv(width, LANES) * LANES
-        return cls(Blocks.of(q.shape[2]), Blocks.of(k.shape[2]), heads, width, lanes, max(1, LANES // lanes), seen)
-
-    @property
-    def groups(self) -> int:
-        return pl.cdiv(self.heads, self.together)
-
-    @property
-    def lanes(self) -> int:
-        return self.together * self.lanes_of_head
-
-    def merge(self, x: Array, blocks: Blocks) -> Array:
-        """Merge [B, R, n, H, d] to [B, R, n, G W], with zeros as padding of tokens, heads and channels."""
-        tokens, heads = blocks.padded - blocks.tokens, self.groups * self.together - self.heads
-        x = jnp.pad(x, [(0, 0), (0, 0), (0, tokens), (0, heads), (0, self.lanes_of_head - self.width)])
-        return einops.rearrange(x, 'b r n h d -> b r n (h d)')
-
-    def split(self, x: Array, blocks: Blocks) -> Array:
-        """Invert `merge`."""
-        x = einops.rearrange(x, 'b r n (h d) -> b r n h d', d=self.lanes_of_head)
-        return x[:, :, : blocks.tokens, : self.heads, : self.width]
-
-    def sums(self, like: Array) -> jax.ShapeDtypeStruct:
-        """Return the shape of one float32 value for each query and head of `like` [B, R, ...]."""
-        shape = (*like.shape[:2], self.groups, self.queries.count, self.together, self.queries.size)
-        return jax.ShapeDtypeStruct(shape, jnp.float32)
-
-    def steps(self, by_keys: bool) -> np.ndarray:
-        """List the steps of one clip and group, int32 [6, T], in the order of their query (or key) blocks."""
-        pairs = [(row, frame) for row, frames in enumerate(self.seen) for frame in frames]
-        blocks = itertools.product(range(self.queries.count), range(self.keys.count))
-        steps = [(row, i, frame, j) for (row, frame), (i, j) in itertools.product(pairs, blocks)]
-        steps = np.array(sorted(steps, key=lambda step: step[2:] + step[:2] if by_keys else step)).T
-        changes = np.any(np.diff(steps[2:] if by_keys else steps[:2]), axis=0)
-        ends = [np.pad(changes, pad, constant_values=True) for pad in ((1, 0), (0, 1))]
-        return np.int32([*steps, *ends])
 
 
 def forward(q: Array, k: Array, v: Array, seen: Seen, interpret: bool = False) -> tuple[Array, Array]:
@@ -171,11 +95,6 @@ def _backward_of_rows(
     interpret: bool,
 ) -> tuple[Array, Array, Array]:
     """Compute the gradients that come from some query frames; those of keys and values in `dtype`."""
-    # The softmax gradient subtracts the weighted mean over keys, which equals sum_d(output * its gradient).
-    mean = jnp.einsum('brnhd,brnhd->brhn', gradient, out, preferred_element_type=jnp.float32)
-    padding = [(0, 0), (0, 0), (0, sizes.groups * sizes.together - sizes.heads)]
-    mean = jnp.pad(mean, [*padding, (0, sizes.queries.padded - sizes.queries.tokens)])
-    mean = einops.rearrange(mean, 'b r (g e) (c q) -> b r g c e q', e=sizes.together, q=sizes.queries.size)
     inputs = {name: sizes.merge(x, sizes.queries) for name, x in {'q': q, 'gradient': gradient}.items()}
     inputs |= {name: sizes.merge(x, sizes.keys) for name, x in {'k': k, 'v': v}.items()}
     of_keys = jax.ShapeDtypeStruct(inputs['k'].shape, dtype)
@@ -185,12 +104,31 @@ def _backward_of_rows(
         'dk_sum': (sizes.keys.size, sizes.lanes),
         'dv_sum': (sizes.keys.size, sizes.lanes),
     }
+    mean = _mean(sizes, sizes.merge(out, sizes.queries), inputs['gradient'])
     inputs |= {'denominator': denominator, 'mean': mean}
     dq, dk, dv = _call(_backward_kernel, sizes, inputs, outputs, scratch, interpret)
     unseen = np.setdiff1d(np.arange(k.shape[1]), np.concatenate(sizes.seen))
     if unseen.size:  # no step writes the gradients of these frames
         dk, dv = (x.at[:, unseen].set(0) for x in (dk, dv))
     return sizes.split(dq, sizes.queries), sizes.split(dk, sizes.keys), sizes.split(dv, sizes.keys)
+
+
+def _mean(sizes: Sizes, out: Array, gradient: Array) -> Array:
+    """Return what the softmax gradient subtracts, the mean over keys weighted by attention: sum_d(output * gradient).
+
+    Args:
+      sizes: sizes of the kernel.
+      out: output with merged heads, [B, R, n, G W].
+      gradient: its gradient, same shape.
+
+    Returns:
+      float32 [B, R, G, blocks of queries, e, q].
+    """
+    product = out.astype(jnp.float32) * gradient.astype(jnp.float32)
+    # A product with a 0/1 matrix sums each head. A sum over an axis of channels would copy both factors.
+    of_head = np.repeat(np.eye(sizes.groups * sizes.together, dtype=np.float32), sizes.lanes_of_head, axis=0)
+    mean = jnp.einsum('brnw,wh->brhn', product, of_head, precision=jax.lax.Precision.HIGHEST)
+    return einops.rearrange(mean, 'b r (g e) (c q) -> b r g c e q', e=sizes.together, q=sizes.queries.size)
 
 
 def _call(

@@ -79,7 +79,8 @@ class JointAttention(nn.Module):
             out = _merge(out)
         else:
             heads = q.shape[-1] // head_width
-            out = cached_frame_attention(q, k, v, inputs.cache, number, inputs.mask, heads)
+            past = inputs.cache, number, inputs.mask
+            out = cached_frame_attention(q, k, v, *past, heads, layout.frame_attention)
         out = layout.from_attention(out)
         project = Linear(
             config.width, ('heads', 'embed'), self.dtype, then=layout.sum_over_tensor, use_bias=False, name='out'

@@ -181,7 +181,8 @@ class VideoSampler:
         if sampler.temperature_drop:
             done = (state.frame - state.context) / jnp.maximum(state.frames - state.context, 1)
             temperature = jnp.maximum(temperature - sampler.temperature_drop * done, 0.0)
-        temperature = jnp.where(state.frame < OPENING_FRAMES, sampler.opening_temperature, temperature)
+        if sampler.opening_temperature is not None:
+            temperature = jnp.where(state.frame < OPENING_FRAMES, sampler.opening_temperature, temperature)
         process = respaced_process(head.timesteps, sampler.denoise_steps, sampler.start, sampler.spacing)
         return RevealRecipe(
             mask_steps=sampler.mask_steps,

@@ -17,8 +17,15 @@ def _split(x):
     return x.reshape(*x.shape[:-1], HEADS, -1)
 
 
-@pytest.mark.parametrize(('implementation', 'chunked'), [('xla', False), ('xla', True), ('interpret', False)])
-@pytest.mark.parametrize(('slots', 'lengths'), [(1, (0, 1)), (5, (0, 3, 5)), (6, (0, 1, 3, 4, 6))])
+@pytest.mark.parametrize(
+    ('slots', 'lengths', 'implementation', 'chunked'),
+    [
+        (1, (0, 1), 'xla', False),
+        (5, (0, 3, 5), 'xla', False),
+        (6, (0, 1, 3, 4, 6), 'xla', True),
+        (6, (0, 1, 3, 4, 6), 'interpret', False),
+    ],
+)
 def test_new_frames_attend_as_in_the_whole_clip(slots, lengths, implementation, chunked, monkeypatch):
     """Slots are read in parts of three of six or all of five; slots that are not read hold no numbers."""
     monkeypatch.setattr(module, 'KEYS_AT_ONCE', 5 * TOKENS if slots == 5 else 3 * TOKENS)
@@ -50,7 +57,8 @@ def test_each_frame_sees_what_the_mask_says(implementation):
     joined = [_split(jnp.concatenate([old[i, 0], new], axis=1)) for i, new in enumerate((k, v))]
     expected = frame_attention(_split(q[:, :, :4]), *joined, mask, 'xla')
     cache = KVCache(*old, jnp.int32(3))
-    out = cached_frame_attention(q[:, :, :4], k, v, cache, jnp.int32(0), jnp.asarray(mask), HEADS, implementation)
+    attend = jax.jit(cached_frame_attention, static_argnums=(6, 7))
+    out = attend(q[:, :, :4], k, v, cache, jnp.int32(0), jnp.asarray(mask), HEADS, implementation)
     np.testing.assert_allclose(_split(out), expected, atol=1e-5)
 
 
@@ -59,6 +67,7 @@ def test_softmax_stays_in_float32():
     cache = KVCache(*jnp.zeros((2, 1, 1, 300, 1, 8), jnp.bfloat16), jnp.int32(300))
     cache = cache.replace(v=jnp.ones_like(cache.v))
     q = jnp.zeros((1, 1, 1, 8), jnp.bfloat16)
-    out = cached_frame_attention(q, q, q, cache, jnp.int32(0), jnp.ones((1, 301), bool), 1, 'xla')
+    attend = jax.jit(cached_frame_attention, static_argnums=(6, 7))
+    out = attend(q, q, q, cache, jnp.int32(0), jnp.ones((1, 301), bool), 1, 'xla')
     assert out.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.float32(out), 300 / 301, rtol=8e-3)

@@ -36,7 +36,7 @@ FRAMES, TOKENS = 4, 6
 TOKENIZER = TokenizerConfig(kind='identity', downsample=2, channels=12)
 SHAPE = ClipShape(frames=FRAMES, rows=2, columns=3, token_width=12, intervals=1, noise_levels=1)
 HEAD = HeadConfig(width=16, blocks=1, repeats=3)
-MODEL = VideomarModelConfig(width=16, blocks=1, heads=2, mlp_width=24, rope_split=(4, 2, 2), head=HEAD)
+MODEL = VideomarModelConfig(width=16, blocks=2, heads=2, mlp_width=24, rope_split=(4, 2, 2), head=HEAD)
 TEXT = TextConfig(encoder='words', length=4, width=5, dropout=0.4)
 
 

@@ -23,7 +23,7 @@ from magi_jax.models.clip_shape import ClipShape
 from magi_jax.models.conditions import Conditions, TextStates
 from magi_jax.objectives.masked_diffusion import MaskedDiffusion
 from magi_jax.sampling.stream import clip_keys, sample_clips, stream_clips
-from magi_jax.sampling.video import OPENING_FRAMES, VideoSampler, sampling_weights
+from magi_jax.sampling.video import VideoSampler, sampling_weights
 from magi_jax.tokenizers.api import create_tokenizer
 from tests.random_params import random_params
 
@@ -125,7 +125,7 @@ class Uncached:
             z = [np.take_along_axis(np.asarray(x), revealed[..., None], 1) for x in z]
             weight = 1 + (GUIDANCE - 1) * (tokens - max(remaining[step + 1], 1)) / tokens
             step_keys = [jax.random.fold_in(key, step + 1) for key in keys]
-            temperature = 1.0 if number < OPENING_FRAMES else 0.9 + 10.0 ** -(number - self.context + 1)
+            temperature = 0.9 + 10.0 ** -(number - self.context + 1)
             drawn = self._denoised(*z, weight, temperature, step_keys, bucket)
             for clip in range(CLIPS):
                 clips[clip, number, revealed[clip]] = drawn[clip]
@@ -234,7 +234,7 @@ def test_temperature_rules():
     """The paper's constant and 0.9 + 10^-(n + 1), n = 0 for the first generated frame, and the code's linear rule."""
 
     def temperatures(**fields):
-        states = (SimpleNamespace(frame=jnp.int32(j), context=jnp.int32(2), frames=jnp.int32(7)) for j in range(2, 7))
+        states = (SimpleNamespace(frame=jnp.int32(j), context=jnp.int32(1), frames=jnp.int32(6)) for j in range(1, 6))
         return [float(_sampler(**fields)._recipe(state).temperature) for state in states]
 
     n = np.arange(5)
