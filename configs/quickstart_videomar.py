@@ -3,7 +3,7 @@
     python -m launch.train --config configs/quickstart_autoencoder.py --workdir runs/quickstart/autoencoder
     python -m launch.encode_text --dataset bouncing_objects/captions --encoder words --length 16 --width 64
     python -m launch.train --config configs/quickstart_videomar.py --workdir runs/quickstart_videomar/videomar
-    python -m launch.sample --workdir runs/quickstart_videomar/videomar --prompt 'a red disc moves up and left' --out red
+    python -m launch.sample --workdir runs/quickstart_videomar/videomar --prompt 'a red disc moves up' --out runs/red
     python -m launch.evaluate --workdir runs/quickstart_videomar/videomar --protocol captions_text --out runs/captions
 
 By default every frame is a target, as in MAGI's complete teacher forcing. `:single` masks one frame of each clip, as in
@@ -40,7 +40,7 @@ def get_config(arg: str = '') -> ConfigDict:
         config.masking.target_frames = 'every'
     config.masking.first_frame_loss = True
     config.masking.posterior_noise = False
-    # Few tokens of the first frame show what the text names, so the model must also learn to place the last hidden ones.
+    # Few tokens of the first frame show what the text names, so the model must learn the last hidden ones as well.
     config.masking.ratio_min, config.masking.ratio_std = 0.05, 0.6
     config.model.head.width = 96
     config.model.head.blocks = 2
@@ -78,7 +78,7 @@ def get_config(arg: str = '') -> ConfigDict:
         config.model.heads, config.model.rope_split = 2, (8, 4, 4)
         config.model.head.width = 16
         config.data.frames, config.data.batch_size = 4, 8
-        config.sampler.mask_steps, config.sampler.denoise_steps = 2, 4
+        config.sampler.mask_steps, config.sampler.denoise_steps, config.sampler.keep_frames = 2, 4, 2
         config.train.steps, config.train.unroll = 4, 1
         config.train.eval_every = config.train.sample_every = config.train.checkpoint_every = 2
     return config
