@@ -51,6 +51,7 @@ def test_streamed_frames_are_the_same(generator, steered):
     np.testing.assert_allclose(streamed.astype(int), steered, atol=1)
 
 
+@pytest.mark.slow
 def test_guidance_of_one_is_one_pass_without_the_null_text(generator, steered):
     """The program of one pass agrees with the doubled one in the limit; larger guidance does not."""
     once = generator.sample(prompt=[RED, BLUE], guidance=1.0, **SAME_NOISE).astype(int)

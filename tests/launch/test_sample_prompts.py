@@ -127,7 +127,7 @@ def test_videos_are_named_by_prompt_and_number_and_kept(sample, images, workdir,
     first = read_video(images / f'{DISC}.png', 16, 16)
     expected = magi_jax.load(workdir).sample(np.stack(2 * [first]), FRAMES, prompt=DISC, numbers=[0, 1], progress=False)
     for video, own, other in zip(videos, expected, expected[::-1]):
-        assert abs(video[0] - first[0]).mean() < 8  # mp4 halves the resolution of colours
+        assert abs(video[0] - first[0]).mean() < 12  # mp4 halves the resolution of colours
         assert abs(video - own).mean() < 0.5 * abs(video - other).mean()
 
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.iterdir()}
@@ -143,6 +143,7 @@ def test_videos_are_named_by_prompt_and_number_and_kept(sample, images, workdir,
         assert_one_line(sample('launch.sample_prompts', *listed, other), *words)
 
 
+@pytest.mark.slow
 def test_a_prompt_an_image_and_a_size(sample, images, tmp_path):
     context = images / f'{DISC}.png'
     result = sample('launch.sample', f'--prompt={DISC}', f'--context={context}', '--size=8,24', '--num=2')
@@ -153,6 +154,7 @@ def test_a_prompt_an_image_and_a_size(sample, images, tmp_path):
     assert settings['prompt'] == DISC and settings['size'] == ['8', '24']
 
 
+@pytest.mark.slow
 def test_another_prompt_does_not_go_on_in_the_same_folder(sample, tmp_path):
     assert sample('launch.sample', f'--prompt={DISC}', '--batch=1').returncode == 0
     said = f'{tmp_path / "out"} holds videos sampled with prompt = {DISC!r}, not {SQUARE!r}: give another --out'

@@ -51,9 +51,25 @@ def test_batches_go_on_with_their_own_settings_and_those_that_are_newer_than_the
     _fill(tmp_path, '000000.mp4', '.000001.mp4.x2k')
     video_folder.write_settings(tmp_path, SETTINGS | {'sampler.spacing': 'even'})
     assert not (tmp_path / '.000001.mp4.x2k').exists()
-    for changed in ({'seed': 1}, {'sampler.spacing': 'trailing'}):
+    video_folder.write_settings(tmp_path, SETTINGS | {'prompt': None, 'size': None})
+    for changed in ({'seed': 1}, {'sampler.spacing': 'trailing'}, {'prompt': 'a disc'}, {'size': ['8', '24']}):
         with pytest.raises(ConfigError, match=f'sampled with {next(iter(changed))} = .*: give another --out'):
             video_folder.write_settings(tmp_path, SETTINGS | changed)
+
+
+def test_videos_of_prompts_go_on_with_their_own_settings_only(tmp_path):
+    names = video_folder.PROMPT_OUTPUT_NAMES
+    _fill(tmp_path, 'a disc.mp4', 'disc-a.mp4')  # not of a call
+    video_folder.write_settings(tmp_path, SETTINGS | {'num': 2}, names)
+    video_folder.write_settings(tmp_path, SETTINGS | {'num': 3}, names)  # there is no video yet
+    _fill(tmp_path, 'a disc-0.mp4', '.a disc-1.mp4.x2k')
+    video_folder.write_settings(tmp_path, SETTINGS | {'num': 3}, names)
+    assert not (tmp_path / '.a disc-1.mp4.x2k').exists()
+    with pytest.raises(ConfigError, match='sampled with num = 3, not 2: give another --out'):
+        video_folder.write_settings(tmp_path, SETTINGS | {'num': 2}, names)
+    (tmp_path / 'settings.json').unlink()
+    with pytest.raises(ConfigError, match=r'holds files of another call .a disc-0\.mp4.: give another --out'):
+        video_folder.write_settings(tmp_path, SETTINGS, names)
 
 
 def test_files_of_one_call_appear_together_or_not_at_all(tmp_path):
