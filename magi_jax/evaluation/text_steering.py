@@ -91,6 +91,21 @@ def score_steering(batch: dict[str, np.ndarray], generate: Generate, seeds: int,
     return SteeringResult(results['own'], results['swapped'], real, len(captions))
 
 
+def table_rows(result: SteeringResult) -> tuple[list[str], list[list[str]]]:
+    """Return headings and rows: each measure with its own, swapped and real fraction of videos and its goal."""
+
+    def percent(values: list[float]) -> str:
+        spread = f' ± {100 * np.std(values, ddof=1):.1f}' if len(values) > 1 else ''
+        return f'{100 * np.mean(values):.1f}{spread} %'
+
+    headings = ['shown in the video', 'own caption', 'swapped caption', 'real videos', 'goal']
+    rows = [
+        [name, percent(result.own[name]), percent(result.swapped[name]), percent([result.real[name]]), f'{goal:.0%}']
+        for name, goal in GOALS.items()
+    ]
+    return headings, rows
+
+
 def other_rows(labels: np.ndarray, colours: np.ndarray, directions: np.ndarray) -> np.ndarray:
     """Return for each clip the number of the next clip that differs in colour, shape and direction, int [B].
 
