@@ -71,14 +71,18 @@ def get_config(arg: str = '') -> ConfigDict:
     config.sampler.long_video, config.sampler.keep_frames = 'slide', 4
     config.sampler.token_clip = 3.0
     if 'runlocal' in names:
-        config.tokenizer.kind = 'identity'
-        config.tokenizer.path = ''
-        config.tokenizer.channels = 3 * config.tokenizer.downsample**2
-        config.model.width, config.model.blocks, config.model.mlp_width = 32, 2, 32
-        config.model.heads, config.model.rope_split = 2, (8, 4, 4)
-        config.model.head.width = 16
-        config.data.frames, config.data.batch_size = 4, 8
-        config.sampler.mask_steps, config.sampler.denoise_steps, config.sampler.keep_frames = 2, 4, 2
-        config.train.steps, config.train.unroll = 4, 1
-        config.train.eval_every = config.train.sample_every = config.train.checkpoint_every = 2
+        run_locally(config)
     return config
+
+
+def run_locally(config: ConfigDict) -> None:
+    config.tokenizer.kind = 'identity'
+    config.tokenizer.path = ''
+    config.tokenizer.channels = 3 * config.tokenizer.downsample**2
+    config.model.width, config.model.blocks, config.model.mlp_width = 32, 2, 32
+    config.model.heads, config.model.rope_split = 2, (8, 4, 4)
+    config.model.head.width = 16
+    config.data.frames, config.data.batch_size = 4, 8
+    config.sampler.mask_steps, config.sampler.denoise_steps, config.sampler.keep_frames = 2, 4, 2
+    config.train.steps, config.train.unroll = 4, 1
+    config.train.eval_every = config.train.sample_every = config.train.checkpoint_every = 2

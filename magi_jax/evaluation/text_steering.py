@@ -49,8 +49,8 @@ def shown(video: np.ndarray, labels: np.ndarray, colours: np.ndarray, directions
     """Return which videos show the named colour, shape and direction: bool [B] each.
 
     The colour is shown if an object of it is found in half of the frames, whatever its shape. The shape is shown if it
-    fits this object best in most of these frames; the direction, if it is nearest to the way from the first to the last
-    place of this object.
+    fits this object best in most of these frames. The direction is shown if it is nearest to the way from the first to
+    the last place of this object.
 
     Args:
       video: uint8 [B,T,H,W,3].
