@@ -30,9 +30,10 @@ def get_config(arg: str = '') -> ConfigDict:
         for group in ('data', 'tokenizer', 'optim', 'train'):
             setattr(config, group, getattr(magi, group))
         config.train.unroll = config.model.blocks
-        config.sampler.x0_clip, config.sampler.token_clip = magi.sampler.x0_clip, float('inf')
-        config.sampler.long_video, config.sampler.keep_frames = magi.sampler.long_video, magi.sampler.keep_frames
-        config.sampler.guidance = magi.sampler.guidance
+        for field in ('ratio_mean', 'ratio_std', 'ratio_min', 'ratio_max', 'first_frame_loss', 'posterior_noise'):
+            config.masking[field] = magi.masking[field]
+        for field in config.sampler:
+            config.sampler[field] = magi.sampler[field]
     if not local:
-        config.train.steps = 1_600
+        config.train.steps = 1_000
     return config

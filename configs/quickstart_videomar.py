@@ -3,7 +3,7 @@
     python -m launch.train --config configs/quickstart_autoencoder.py --workdir runs/quickstart/autoencoder
     python -m launch.encode_text --dataset bouncing_objects/captions --encoder words --length 16 --width 64
     python -m launch.train --config configs/quickstart_videomar.py --workdir runs/quickstart_videomar/videomar
-    python -m launch.sample --workdir runs/quickstart_videomar/videomar --prompt 'a red disc moves up and left' --out red
+    python -m launch.sample --workdir runs/quickstart_videomar/videomar --prompt 'a red disc moves up' --out runs/red
     python -m launch.evaluate --workdir runs/quickstart_videomar/videomar --protocol captions_text --out runs/captions
 
 By default every frame is a target, as in MAGI's complete teacher forcing. `:single` masks one frame of each clip, as in
@@ -25,7 +25,8 @@ def get_config(arg: str = '') -> ConfigDict:
     config.data.source = 'bouncing_objects/captions'
     config.text.encoder, config.text.length, config.text.width = 'words', 16, 64
     config.data.max_interval = 1
-    config.data.batch_size = 4
+    config.data.batch_size = 8
+    config.data.frames = 8
     config.data.flip_horizontal = False
     config.tokenizer.path = 'runs/quickstart/autoencoder/tokenizer'
     config.model.width = 96
@@ -39,6 +40,8 @@ def get_config(arg: str = '') -> ConfigDict:
         config.masking.target_frames = 'every'
     config.masking.first_frame_loss = True
     config.masking.posterior_noise = False
+    # Few tokens of the first frame show what the text names, so the model must learn the last hidden ones as well.
+    config.masking.ratio_min, config.masking.ratio_std = 0.05, 0.6
     config.model.head.width = 96
     config.model.head.blocks = 2
     config.model.head.repeats = 2
@@ -52,28 +55,34 @@ def get_config(arg: str = '') -> ConfigDict:
     config.optim.decay_fraction = 0.5
     config.optim.ema_decay = 0.998
     config.optim.ema_warmup = True
-    config.train.steps = 3_200
-    config.train.eval_every = 1_600
+    config.train.steps = 2_400
+    config.train.eval_every = 1_200
     config.train.eval_batches = 16
-    config.train.sample_every = 1_600
+    config.train.sample_every = 1_200
     config.train.checkpoint_every = 400
     config.train.keep_checkpoints = 2
     config.train.compute_dtype = 'float32'
     config.train.unroll = config.model.blocks
-    config.sampler.mask_steps = 4
+    config.sampler.mask_steps = 8
     config.sampler.denoise_steps = 10
-    config.sampler.temperature = 0.5
-    config.sampler.temperature_decay = 5.0
+    config.sampler.temperature = 0.7
+    config.sampler.temperature_decay = 3.0
+    config.sampler.guidance = 4.0
+    config.sampler.long_video, config.sampler.keep_frames = 'slide', 4
     config.sampler.token_clip = 3.0
     if 'runlocal' in names:
-        config.tokenizer.kind = 'identity'
-        config.tokenizer.path = ''
-        config.tokenizer.channels = 3 * config.tokenizer.downsample**2
-        config.model.width, config.model.blocks, config.model.mlp_width = 32, 2, 32
-        config.model.heads, config.model.rope_split = 2, (8, 4, 4)
-        config.model.head.width = 16
-        config.data.frames, config.data.batch_size = 4, 8
-        config.sampler.mask_steps, config.sampler.denoise_steps = 2, 4
-        config.train.steps, config.train.unroll = 4, 1
-        config.train.eval_every = config.train.sample_every = config.train.checkpoint_every = 2
+        run_locally(config)
     return config
+
+
+def run_locally(config: ConfigDict) -> None:
+    config.tokenizer.kind = 'identity'
+    config.tokenizer.path = ''
+    config.tokenizer.channels = 3 * config.tokenizer.downsample**2
+    config.model.width, config.model.blocks, config.model.mlp_width = 32, 2, 32
+    config.model.heads, config.model.rope_split = 2, (8, 4, 4)
+    config.model.head.width = 16
+    config.data.frames, config.data.batch_size = 4, 8
+    config.sampler.mask_steps, config.sampler.denoise_steps, config.sampler.keep_frames = 2, 4, 2
+    config.train.steps, config.train.unroll = 4, 1
+    config.train.eval_every = config.train.sample_every = config.train.checkpoint_every = 2

@@ -7,7 +7,7 @@ from magi_jax.config import ConfigError
 from magi_jax.data.pipeline import eval_batches
 from magi_jax.evaluation import report
 from magi_jax.evaluation.protocols import CaptionedVideos
-from magi_jax.evaluation.text_steering import GOALS, MEASURES, SteeringResult, score_steering
+from magi_jax.evaluation.text_steering import score_steering, table_rows
 
 from . import console
 from .evaluations import Call, call_facts, frame_progress, per_device_batch
@@ -28,6 +28,7 @@ def measure_text_steering(call: Call, protocol: CaptionedVideos) -> None:
     with Stages(kinds) as stages:
 
         def generate(captions: list[str], seed: int) -> np.ndarray:
+            stages.next()
             options = {'seed': seed, 'prompt': captions, 'per_device_batch': per_device_batch()}
             options['numbers'] = np.arange(len(captions))
             return generator.sample(frames=protocol.frames, **options, progress=frame_progress(stages, len(captions)))
@@ -35,26 +36,5 @@ def measure_text_steering(call: Call, protocol: CaptionedVideos) -> None:
         result = score_steering(batch, generate, protocol.seeds, call.seed)
     if console.is_first():
         print(f'\nprotocol {call.protocol}: {result.clips} captions of combinations that training does not show')
-        print(report.markdown_table(*table(result)))
+        print(report.markdown_table(*table_rows(result)))
         call.write({'protocol': call.protocol, 'text_steering': result.to_json()} | call_facts(call))
-
-
-def table(result: SteeringResult) -> tuple[list[str], list[list[str]]]:
-    """Return headings and rows: each measure with its own, swapped and real fraction of videos and its goal."""
-
-    def percent(values: list[float]) -> str:
-        spread = f' ± {100 * np.std(values, ddof=1):.1f}' if len(values) > 1 else ''
-        return f'{100 * np.mean(values):.1f}{spread} %'
-
-    headings = ['shown in the video', 'own caption', 'swapped caption', 'real videos', 'goal']
-    rows = [
-        [
-            name,
-            percent(result.own[name]),
-            percent(result.swapped[name]),
-            percent([result.real[name]]),
-            f'{100 * GOALS[name]:.0f} %',
-        ]
-        for name in MEASURES
-    ]
-    return headings, rows

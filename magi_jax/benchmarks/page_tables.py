@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from magi_jax.benchmarks import quality, table
+from magi_jax.benchmarks.system_table import format_table
 from magi_jax.config import ConfigError
 from magi_jax.evaluation import study
 from magi_jax.evaluation.report import markdown_table
+from magi_jax.evaluation.text_steering import SteeringResult, table_rows
 
 RESULTS = Path(__file__).with_name('results')
 MARKED = re.compile(r'(<!-- table: ([\w-]+) -->\n).*?(<!-- /table -->)', re.DOTALL)
@@ -263,6 +265,16 @@ def _compiled(report: dict[str, Any]) -> list[str]:
     ]
 
 
+def captions_text() -> str:
+    """Return how often videos show what their captions name."""
+    return markdown_table(*table_rows(SteeringResult(**read('captions_text_cpu')['text_steering'])))
+
+
+def compare_systems() -> str:
+    """Return MAGI and VideoMAR on equal terms."""
+    return format_table(read('systems_cpu')['systems'])
+
+
 TABLES: dict[str, Callable[[], str]] = {
     'quickstart-short': quickstart_short,
     'quickstart-prediction': quickstart_prediction,
@@ -280,4 +292,6 @@ TABLES: dict[str, Callable[[], str]] = {
     'h200-all': h200_all,
     'compiled-steps': compiled_steps,
     'compiled-videomar': compiled_videomar,
+    'captions-text': captions_text,
+    'compare-systems': compare_systems,
 }

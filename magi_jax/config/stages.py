@@ -8,6 +8,7 @@ Stages are counted from 1, as their folders `stage_1`, `stage_2`, ... in the wor
 import contextlib
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,7 @@ def stage_config(config: Config, number: int) -> Config:
 
     Its seed differs from those of other stages, so that no stage repeats the data order and the noise of another.
     """
-    stage, groups = config.stages[number - 1], {}
+    stage, groups = config.stages[number - 1], dict[str, dict[str, Any]]()
     for name, path in STAGE_FIELDS.items():
         group, field = path.split('.')
         if value := getattr(stage, name):

@@ -49,8 +49,8 @@ def shown(video: np.ndarray, labels: np.ndarray, colours: np.ndarray, directions
     """Return which videos show the named colour, shape and direction: bool [B] each.
 
     The colour is shown if an object of it is found in half of the frames, whatever its shape. The shape is shown if it
-    fits this object best in most of these frames; the direction, if it is nearest to the way from the first to the last
-    place of this object.
+    fits this object best in most of these frames. The direction is shown if it is nearest to the way from the first to
+    the last place of this object.
 
     Args:
       video: uint8 [B,T,H,W,3].
@@ -89,6 +89,21 @@ def score_steering(batch: dict[str, np.ndarray], generate: Generate, seeds: int,
                 results[kind][name].append(float(values.mean()))
     real = {name: float(values.mean()) for name, values in shown(batch['video'], *named).items()}
     return SteeringResult(results['own'], results['swapped'], real, len(captions))
+
+
+def table_rows(result: SteeringResult) -> tuple[list[str], list[list[str]]]:
+    """Return headings and rows: each measure with its own, swapped and real fraction of videos and its goal."""
+
+    def percent(values: list[float]) -> str:
+        spread = f' ± {100 * np.std(values, ddof=1):.1f}' if len(values) > 1 else ''
+        return f'{100 * np.mean(values):.1f}{spread} %'
+
+    headings = ['shown in the video', 'own caption', 'swapped caption', 'real videos', 'goal']
+    rows = [
+        [name, percent(result.own[name]), percent(result.swapped[name]), percent([result.real[name]]), f'{goal:.0%}']
+        for name, goal in GOALS.items()
+    ]
+    return headings, rows
 
 
 def other_rows(labels: np.ndarray, colours: np.ndarray, directions: np.ndarray) -> np.ndarray:

@@ -8,7 +8,8 @@ d head width.
 """
 
 import functools
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import einops
 import jax
@@ -26,7 +27,7 @@ Implementation = Literal['xla', 'mosaic', 'interpret', 'cudnn']
 SMALL = 2**18  # (query, key) pairs of a clip and head up to which one masked product beats a loop over frames
 
 # Forward and backward pass of the implementations that are differentiated by hand.
-PASSES = {
+PASSES: dict[str, tuple[Callable[..., Any], ...]] = {
     'xla': (frame_attention_xla.forward, frame_attention_xla.backward),
     'mosaic': (frame_attention_tpu.forward, frame_attention_tpu.backward),
     'interpret': tuple(

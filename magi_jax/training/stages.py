@@ -51,9 +51,11 @@ def _progress(config: Config, workdir: str) -> tuple[int, int]:
     """
     numbers = range(1, len(config.stages) + 1)
     steps = [latest_step(stage_folder(workdir, number)) for number in numbers]
-    started = [step is not None for step in steps]
-    finished = [step is not None and step >= stage_config(config, n).train.steps for n, step in zip(numbers, steps)]
-    started, finished = hosts.broadcast_from_first_host([started, finished])
+    needed = [stage_config(config, number).train.steps for number in numbers]
+    started = hosts.broadcast_from_first_host([step is not None for step in steps])
+    finished = hosts.broadcast_from_first_host(
+        [step is not None and step >= count for step, count in zip(steps, needed)]
+    )
     newest = max((number for number in numbers if started[number - 1]), default=1)
     return newest, newest + int(finished[newest - 1])
 

@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 
-from launch.text_evaluation import table
 from magi_jax.config import ConfigError
 from magi_jax.data.builders import captions
 from magi_jax.data.builders.drawing import PALETTE, SHAPES, draw_example, make_shape
 from magi_jax.evaluation import text_steering
-from magi_jax.evaluation.text_steering import SteeringResult, other_rows, score_steering, shown
+from magi_jax.evaluation.text_steering import SteeringResult, other_rows, score_steering, shown, table_rows
 
 CLIPS = 12  # each combination once
 ALL = {'colour': 1.0, 'shape': 1.0, 'direction': 1.0}
@@ -128,7 +127,7 @@ def test_the_swapped_caption_is_of_a_clip_that_differs_in_every_word(named):
 def test_the_table_has_a_row_for_each_measure():
     own = {'colour': [1.0, 0.9], 'shape': [0.5, 0.5], 'direction': [0.25, 0.75]}
     result = SteeringResult(own, {name: [0.0, 0.1] for name in ALL}, ALL, clips=10)
-    headings, rows = table(result)
+    headings, rows = table_rows(result)
     assert headings == ['shown in the video', 'own caption', 'swapped caption', 'real videos', 'goal']
     assert rows == [
         ['colour', '95.0 ± 7.1 %', '5.0 ± 7.1 %', '100.0 %', '90 %'],
@@ -136,5 +135,5 @@ def test_the_table_has_a_row_for_each_measure():
         ['direction', '50.0 ± 35.4 %', '5.0 ± 7.1 %', '100.0 %', '80 %'],
     ]
     once = SteeringResult({name: [0.5] for name in ALL}, {name: [0.5] for name in ALL}, ALL, clips=10)
-    assert [row[1] for row in table(once)[1]] == ['50.0 %'] * 3  # one seed has no spread
+    assert [row[1] for row in table_rows(once)[1]] == ['50.0 %'] * 3  # one seed has no spread
     assert result.to_json()['own'] == own and set(text_steering.GOALS) == set(text_steering.MEASURES)
