@@ -45,7 +45,7 @@ def changed(system, path, value):
     for name in path[:-1]:
         group = group[name]
     is_tuple = typing.get_origin(FIELDS[system][path].__origin__) is tuple
-    group[path[-1]] = (value,) * len(group[path[-1]]) if is_tuple else value
+    group[path[-1]] = (value,) * max(1, len(group[path[-1]])) if is_tuple else value
     return values
 
 

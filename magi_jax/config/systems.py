@@ -39,6 +39,8 @@ def from_config_dict(values: ConfigDict | dict) -> Config:
         range.
     """
     plain = values.to_dict() if isinstance(values, ConfigDict) else values
+    if not isinstance(plain, dict):
+        raise ConfigError(f'config = {plain!r} is not a group of fields: set config.FIELD')
     name = plain.get('system', 'magi')
     if name not in SYSTEMS:
         raise ConfigError(f'config.system = {name!r} is unknown: choose one of {", ".join(map(repr, SYSTEMS))}')

@@ -43,10 +43,14 @@ class Costs:
     def total(self) -> Counter:
         """Costs of one run of the program on one chip.
 
-        Keys: 'flops' of matrix products, convolutions and kernels; 'kernel_flops', the part that kernels state.
-        'hbm_bytes' read and written. 'cycles', the sum of the compiler's `estimated_cycles` without collectives and
-        kernels; 'move_cycles', the part that moves values.
-        ('count', kind) and ('bytes', kind) of each kind of collective, as bytes that a chip sends in a ring.
+        The result has these keys:
+
+            flops                               of matrix products, convolutions and kernels
+            kernel_flops                        the part that kernels state
+            hbm_bytes                           read and written
+            cycles                              estimates of the compiler, without collectives and kernels
+            move_cycles                         the part that moves values
+            ('count', kind), ('bytes', kind)    of each kind of collective, as bytes that a chip sends in a ring
         """
         return self._of(self.module.entry)
 

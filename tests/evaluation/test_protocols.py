@@ -85,7 +85,7 @@ def pairwise(flags):
 
 
 def test_every_name_of_earlier_versions_is_known():
-    assert len(OLDER_NAMES) + len(PROTOCOLS) == 38 + 1  # continuation is new
+    assert len(OLDER_NAMES) + len(PROTOCOLS) == 38 + 2  # continuation and captions_text are new
     assert all(find_protocol(name) for name in OLDER_NAMES)
     assert find_protocol('bouncing_shapes_runlocal').long_frames == 12
 

@@ -21,7 +21,7 @@ from tests.launch.forked import CONTEXT, run_forked
 COMMANDS = sorted(path.stem for path in (ROOT / 'launch').glob('*.py') if '__main__' in path.read_text())
 # Text flags that name no file of this machine.
 NOT_PATHS = {'against', 'codec', 'coordinator', 'dataset', 'license', 'made_by', 'protocol', 'push', 'sampler', 'shard'}
-NOT_PATHS |= {'topology', 'weights_sha256'}
+NOT_PATHS |= {'device', 'prompt', 'size', 'system_prompt', 'topology', 'weights_sha256'}
 NO_HOME = {'HOME': '/dev/null/home'}
 HOLD_LOCK = """
 import pathlib, sys

@@ -95,9 +95,11 @@ def _uncached(sampler, weights, video, frame):
     level = np.zeros((CLIPS, TRAINED), np.int32)
     remaining = [TOKENS, *masked_counts(TOKENS, MASK_STEPS)]
     bucket = int(-np.diff(remaining).min())
+    complete = sampler.config.model.teacher_forcing == 'complete'
     for step in range(MASK_STEPS):
         revealed = order[:, remaining[step + 1] : remaining[step]]
-        z = np.asarray(trunk(weights['trunk'], clips, clips, hidden, Conditions(INTERVAL, level)))[:, frame]
+        observed = clips if complete else None
+        z = np.asarray(trunk(weights['trunk'], observed, clips, hidden, Conditions(INTERVAL, level)))[:, frame]
         step_keys = [jax.random.fold_in(key, step + 1) for key in keys]
         drawn = _denoised(head, weights['head'], np.take_along_axis(z, revealed[..., None], 1), step_keys, bucket)
         for clip in range(CLIPS):
@@ -201,9 +203,9 @@ def test_clips_do_not_depend_on_their_batch(sampler, weights):
 
 
 def test_arguments_survive_the_donated_state(sampler, weights):
-    context, interval, keys = jnp.asarray(VIDEO[:, :4]), Conditions(jnp.asarray(INTERVAL)), _keys()
+    context, conditions, keys = jnp.asarray(VIDEO[:, :4]), Conditions(jnp.asarray(INTERVAL)), _keys()
     videos = [
-        np.stack(list(sampler.frames(weights, sampler.start(weights, context, 5, Conditions(interval), keys), 1)))
+        np.stack(list(sampler.frames(weights, sampler.start(weights, context, 5, conditions, keys), 1)))
         for _ in range(2)
     ]
     np.testing.assert_array_equal(*videos)
