@@ -63,11 +63,11 @@ def get_config(arg: str = '') -> ConfigDict:
     config.train.keep_checkpoints = 2
     config.train.compute_dtype = 'float32'
     config.train.unroll = config.model.blocks
-    config.sampler.mask_steps = 8
+    config.sampler.mask_steps = 16
     config.sampler.denoise_steps = 10
     config.sampler.temperature = 0.7
     config.sampler.temperature_decay = 3.0
-    config.sampler.guidance = 4.0
+    config.sampler.guidance, config.sampler.guidance_schedule = 5.0, 'constant'
     config.sampler.long_video, config.sampler.keep_frames = 'slide', 4
     config.sampler.token_clip = 3.0
     if 'runlocal' in names:
