@@ -28,7 +28,7 @@ Variants:
     v5e, v6e     set up for 16 chips of v5e or v6e; the default is 16 chips of v5p.
     runlocal     a few steps on a CPU.
 
-Stage 3 on v5p was compiled (launch/tpu/README.md). The settings of stage 4, v5e and v6e follow from it by arithmetic.
+Stages 3 and 4 on v5p were compiled (launch/tpu/README.md). The settings of v5e and v6e follow by arithmetic.
 
 All stages take 6.1e20 model FLOPs. At an assumed 40 % of the peak rate this is 58 hours on v5p:2x2x4, 134 on v5e:4x4,
 29 on v6e:4x4 and 53 on 8 H200. It was not trained yet.
