@@ -83,7 +83,9 @@ class Generator:
         if size != (data.height, data.width):
             if not make_model(self.config, clip_shape(self.config, self.tokenizer)).resizable:
                 trained = f'{data.height}x{data.width}'
-                raise ConfigError(f'{self.config.system} samples only its trained size {trained}, not {height}x{width}')
+                raise ConfigError(
+                    f'{height}x{width} is not the trained size of this {self.config.system}: give {trained}'
+                )
             data = dataclasses.replace(data, height=height, width=width)
         resized = dataclasses.replace(self, config=dataclasses.replace(self.config, data=data))
         clip_shape(resized.config, self.tokenizer)

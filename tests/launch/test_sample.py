@@ -264,7 +264,7 @@ def test_library_refuses_parts_of_no_clips_and_videos_that_are_none(generator):
 
 
 def test_a_model_with_position_tables_keeps_its_size(generator):
-    with pytest.raises(ConfigError, match='magi samples only its trained size 32x32, not 32x64'):
+    with pytest.raises(ConfigError, match='32x64 is not the trained size of this magi: give 32x32'):
         generator.with_size(32, 64)
     assert generator.with_size(32, 32).config == generator.config
 
