@@ -100,7 +100,13 @@ def table_rows(result: SteeringResult) -> tuple[list[str], list[list[str]]]:
 
     headings = ['shown in the video', 'own caption', 'swapped caption', 'real videos', 'goal']
     rows = [
-        [name, percent(result.own[name]), percent(result.swapped[name]), percent([result.real[name]]), f'{goal:.0%}']
+        [
+            name,
+            percent(result.own[name]),
+            percent(result.swapped[name]),
+            percent([result.real[name]]),
+            f'{100 * goal:.0f} %',
+        ]
         for name, goal in GOALS.items()
     ]
     return headings, rows
