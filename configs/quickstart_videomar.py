@@ -13,6 +13,7 @@ the VideoMAR paper, which learns more slowly. `:runlocal` runs a few steps; it r
 from ml_collections import ConfigDict
 
 from magi_jax.config import ConfigError, default
+from magi_jax.config_files import import_config
 
 VARIANTS = ('single',)
 
@@ -21,10 +22,10 @@ def get_config(arg: str = '') -> ConfigDict:
     names = [name for name in arg.split(',') if name]
     if unknown := set(names) - {*VARIANTS, 'runlocal'}:
         raise ConfigError(f'no variant {sorted(unknown)}; there are: {", ".join(VARIANTS)}, runlocal')
+    quickstart = import_config('quickstart').get_config()
     config = default('videomar')
     config.data.source = 'bouncing_objects/captions'
     config.text.encoder, config.text.length, config.text.width = 'words', 16, 64
-    config.data.max_interval = 1
     config.data.batch_size = 8
     config.data.frames = 8
     config.data.flip_horizontal = False
@@ -42,29 +43,14 @@ def get_config(arg: str = '') -> ConfigDict:
     config.masking.posterior_noise = False
     # Few tokens of the first frame show what the text names, so the model must learn the last hidden ones as well.
     config.masking.ratio_min, config.masking.ratio_std = 0.05, 0.6
-    config.model.head.width = 96
-    config.model.head.blocks = 2
-    config.model.head.repeats = 2
-    config.model.head.prediction = 'clean'
-    config.model.head.readout = True
-    config.model.head.bound_weight = 0.01
-    config.optim.name = 'muon'
-    config.optim.learning_rate = 5e-3
-    config.optim.warmup_steps = 100
-    config.optim.schedule = 'linear'
-    config.optim.decay_fraction = 0.5
-    config.optim.ema_decay = 0.998
-    config.optim.ema_warmup = True
+    config.optim, config.train = quickstart.optim, quickstart.train
+    for field in config.model.head:
+        config.model.head[field] = quickstart.model.head[field]
     config.train.steps = 2_400
-    config.train.eval_every = 1_200
-    config.train.eval_batches = 16
-    config.train.sample_every = 1_200
-    config.train.checkpoint_every = 400
-    config.train.keep_checkpoints = 2
-    config.train.compute_dtype = 'float32'
+    config.train.eval_every = config.train.sample_every = 1_200
     config.train.unroll = config.model.blocks
+    config.sampler.denoise_steps = quickstart.sampler.denoise_steps
     config.sampler.mask_steps = 16
-    config.sampler.denoise_steps = 10
     config.sampler.temperature = 0.7
     config.sampler.temperature_decay = 3.0
     config.sampler.guidance, config.sampler.guidance_schedule = 5.0, 'constant'

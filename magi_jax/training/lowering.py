@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, Sharding
 
 from magi_jax.config import Config
+from magi_jax.data import texts
 from magi_jax.data.latents import batch_shapes
 from magi_jax.models.conditions import Conditions, TextStates
 from magi_jax.objectives.api import clip_shape, make_objective
@@ -40,10 +41,7 @@ def abstract_batch(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct
     """
     data, number = config.data, ((), jnp.int32)
     clip = batch_shapes(data) or {'video': ((data.frames, data.height, data.width, 3), jnp.uint8)}
-    rows = clip | {'interval': number, 'example': number}
-    if config.text.encoder:
-        states = (config.text.length, config.text.width)
-        rows |= {'text': (states, jnp.float32), 'text_mask': (states[:1], jnp.bool_)}
+    rows = clip | {'interval': number, 'example': number} | texts.batch_shapes(config.text)
     shapes = {name: jax.ShapeDtypeStruct((data.batch_size, *shape), dtype) for name, (shape, dtype) in rows.items()}
     return place(shapes, batch_sharding(mesh))
 
